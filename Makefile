@@ -1,0 +1,31 @@
+# `make quickstart` and `make test` set everything up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+# nothing phones home by default
+export DO_NOT_TRACK = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: setup quickstart test lint clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) and "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[s3,dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/python -m flows.quickstart
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadfile
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,157 @@
+"""Every table the project writes: one schema each, with a sentence of meaning and a unit for each column."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from data_schemas.schema import Column, TableSchema
+
+STATUSES = ("ok", "error", "skipped")
+SPLITS = ("train", "test")
+DECISIONS = ("kept", "rejected", "undecided", "error")
+FAULTS = ("none", "missing", "swapped", "colour")
+
+_text, _int, _float = pa.string(), pa.int32(), pa.float64()
+_box = pa.list_(pa.float64(), 4)
+
+SAMPLE_ID = Column("sample_id", _text, "Content-derived name of the sample, the same in every table.", "id")
+
+STATUS_COLUMNS = (
+    Column("status", _text, "ok, error (this stage failed on it), skipped (an earlier one did).", "code",
+           one_of=STATUSES),
+    Column("error_code", _text, "Kind of failure, for counting.", "code", nullable=True),
+    Column("error_message", _text, "The failure in one line, for reading.", "text", nullable=True),
+)  # fmt: skip
+
+REFERENCES = TableSchema(
+    "references",
+    1,
+    (
+        Column("reference_id", _text, "Content-derived name of the reference picture.", "id"),
+        *STATUS_COLUMNS,
+        Column("subject_id", _text, "Who or what it shows; pictures of one subject share it.", "id"),
+        Column("name", _text, "What a prompt calls the subject.", "text"),
+        Column("category", _text, "Class of the subject; a sample pairs two different ones.", "text"),
+        Column("source", _text, "File it came from, relative to its pool.", "path"),
+        Column("source_sha256", _text, "Digest of that file's bytes.", "hex digits"),
+        Column("box", _box, "Part of the file it was cut from: left, top, right, bottom.", "fraction", nullable=True),
+        Column("width", _int, "Width of the stored cut-out.", "pixels", nullable=True, low=1),
+        Column("height", _int, "Height of the stored cut-out.", "pixels", nullable=True, low=1),
+        Column("area_share", _float, "Share of the stored cut-out that is subject.", "fraction", nullable=True,
+               low=0, high=1),
+    ),
+    key="reference_id",
+)  # fmt: skip
+
+PLAN = TableSchema(
+    "plan",
+    1,
+    (
+        SAMPLE_ID,
+        Column("index", _int, "Position in the plan.", "count from 0", low=0),
+        Column("split", _text, "train or test; no subject is in both.", "code", one_of=SPLITS),
+        Column("seed", pa.int64(), "Seed of everything random about this sample.", "integer", low=0),
+        Column("reference_0_id", _text, "First reference.", "id"),
+        Column("reference_1_id", _text, "Second reference.", "id"),
+        Column("reference_0_name", _text, "What the prompt calls the first subject.", "text"),
+        Column("reference_1_name", _text, "What the prompt calls the second subject.", "text"),
+        Column("reference_0_category", _text, "Class of the first subject.", "text"),
+        Column("reference_1_category", _text, "Class of the second subject.", "text"),
+        Column("subject_0_id", _text, "The first subject.", "id"),
+        Column("subject_1_id", _text, "The second subject.", "id"),
+        Column("relation", _text, "What the first subject does with the second.", "code"),
+        Column("layout", _text, "Layout class of the relation: where the boxes are.", "code"),
+        Column("box_0", _box, "Where the first subject goes: left, top, right, bottom.", "fraction"),
+        Column("box_1", _box, "Where the second subject goes: left, top, right, bottom.", "fraction"),
+        Column("prompt", _text, "Description of the picture to be made.", "text"),
+    ),
+    key="sample_id",
+)
+
+
+def verdict_schema(stage: str, version: int, columns: tuple[Column, ...]) -> TableSchema:
+    """The rows a stage writes: one a sample it saw, with status, its own columns, and the model that made them."""
+    model = Column("model", _text, "Model and revision that made the row, or the method.", "text")
+    own = tuple(
+        Column(c.name, c.type, c.meaning, c.unit, True, c.low, c.high, c.one_of) for c in columns
+    )  # a failed sample has no scores, so every score may be null
+    return TableSchema(stage, version, (SAMPLE_ID, *STATUS_COLUMNS, *own, model), key="sample_id")
+
+
+SYNTHESIS = (
+    Column("planted_fault", _text, "Fault planted on purpose, to measure the filters; 'none' for a clean sample.",
+           "code", one_of=FAULTS),
+    Column("planted_subject", _int, "Which subject the fault hit (0 or 1); null if the whole picture or none.",
+           "index", low=0, high=1),
+)  # fmt: skip
+
+MATTING = (
+    Column("area_share", _float, "Share of the picture that is foreground.", "fraction", low=0, high=1),
+    Column("border_share", _float, "Share of the picture's border that is foreground.", "fraction", low=0, high=1),
+    Column("components", _int, "Connected foreground pieces larger than 1 % of the picture.", "count", low=0),
+    Column("box_0_share", _float, "Share of the first planned box that is foreground.", "fraction", low=0, high=1),
+    Column("box_1_share", _float, "Share of the second planned box that is foreground.", "fraction", low=0, high=1),
+    Column("true_iou", _float, "Overlap with the matte known from the synthesis, where it is known.", "IoU",
+           low=0, high=1),
+)  # fmt: skip
+
+SEMANTICS = (
+    Column("subject_0_present", _float, "How well the first region's labels agree with its reference's.",
+           "fraction", low=0, high=1),
+    Column("subject_1_present", _float, "How well the second region's labels agree with its reference's.",
+           "fraction", low=0, high=1),
+    Column("present_min", _float, "The smaller of the two agreements.", "fraction", low=0, high=1),
+    Column("subject_0_label", _text, "Most probable label of the first region.", "ImageNet class"),
+    Column("subject_1_label", _text, "Most probable label of the second region.", "ImageNet class"),
+    Column("colour_extremity", _float, "How far the colours are from natural: 0 natural, 1 extreme.",
+           "fraction", low=0, high=1),
+)  # fmt: skip
+
+IDENTITY = (
+    Column("similarity_0_0", _float, "First region against the first reference.", "cosine", low=-1, high=1),
+    Column("similarity_0_1", _float, "First region against the second reference.", "cosine", low=-1, high=1),
+    Column("similarity_1_0", _float, "Second region against the first reference.", "cosine", low=-1, high=1),
+    Column("similarity_1_1", _float, "Second region against the second reference.", "cosine", low=-1, high=1),
+    Column("similarity_min", _float, "The smaller of the two right pairs: the paper's rule.", "cosine",
+           low=-1, high=1),
+    Column("swap_margin", _float, "Right pairs less wrong pairs, mean; negative when identities are swapped.",
+           "cosine", low=-2, high=2),
+)  # fmt: skip
+
+DECIDE = TableSchema(
+    "decide",
+    1,
+    (
+        SAMPLE_ID,
+        Column("decision", _text, "kept, rejected, undecided (a score is missing) or error.", "code",
+               one_of=DECISIONS),
+        Column("reasons", pa.list_(_text), "Why it was not kept: one code for each rule that it broke.", "codes"),
+        Column("error_stage", _text, "The stage that failed on it.", "code", nullable=True),
+        Column("error_code", _text, "Kind of failure.", "code", nullable=True),
+        Column("error_message", _text, "The failure in one line.", "text", nullable=True),
+    ),
+    key="sample_id",
+)  # fmt: skip
+
+SHARD_INDEX = TableSchema(
+    "shards",
+    1,
+    (
+        SAMPLE_ID,
+        Column("shard", _text, "File name of the shard that holds the sample.", "file name"),
+        Column("split", _text, "train or test.", "code", one_of=SPLITS),
+    ),
+    key="sample_id",
+)
+
+MANIFEST = TableSchema(
+    "manifest",
+    1,
+    (
+        *PLAN.columns,
+        *DECIDE.columns[1:],
+        Column("shard", _text, "Shard that holds the sample; null if it was not kept.", "file name", nullable=True),
+    ),
+    key="sample_id",
+    open=True,  # every stage's own columns follow, each with its meaning and unit in the field's metadata
+)

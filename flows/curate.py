@@ -1,0 +1,41 @@
+"""The flows of the curation: the whole road, and one stage again with what follows it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.engine import prefect_engine
+from pipeline.config import CurationConfig
+from pipeline.curate import CurationResult, curate
+from pipeline.results import funnel_rows, picture_strip, write_results
+
+
+@flow(name="curate-instructar", log_prints=True, validate_parameters=True)
+def curate_instructar(config: CurationConfig = CurationConfig(), retry_errors: bool = False) -> dict:
+    """Plan, synthesise, matte, judge, compare, decide, shard and report one dataset.
+
+    ``retry_errors`` makes the samples again that failed in an earlier run. Returns where everything is.
+    """
+    return _finish(curate(config, prefect_engine, retry_errors=retry_errors))
+
+
+@flow(name="rerun-stage", log_prints=True)
+def rerun_stage(
+    stage: Literal["references", "plan", "synthesis", "matting", "semantics", "identity", "decide", "shards"] | str,
+    config: CurationConfig = CurationConfig(),
+) -> dict:
+    """Make one stage of a run again, and everything that follows it, whatever the cache holds."""
+    return _finish(curate(config, prefect_engine, again=stage))
+
+
+def _finish(result: CurationResult) -> dict:
+    """Report, artifacts and the paths that users look for."""
+    places = write_results(result)
+    create_table_artifact(funnel_rows(result), key="funnel", description="What became of the planned samples")
+    create_markdown_artifact(picture_strip(result), key="pictures", description="Kept and rejected samples")
+    for name, place in places.items():
+        print(f"{name:<10} {place}")
+    return places

@@ -1,0 +1,78 @@
+"""The Prefect engine of the curation: one task a part, cached on the part's fingerprint and input.
+
+The cache key holds nothing of the flow run, and results lie with the run's parts, so a lost Prefect database costs
+nothing. A part that is missing or damaged on disk is made again whatever Prefect remembers of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import split_protocol
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+from prefect.futures import as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from pipeline.curate import PartSummary, make_part
+from pipeline.progress import Progress
+from pipeline.run import PartJob
+
+
+def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
+    """Stage, fingerprint, part, and a digest of what the part was made from."""
+    job: PartJob = parameters["job"]
+    return f"{job.stage}-{dict(job.run.fingerprints)[job.stage]}-{job.part}-{job.made_from[:16]}"
+
+
+@task(
+    task_run_name="{job.stage} {job.part}",
+    cache_key_fn=cache_key,
+    persist_result=True,
+    result_serializer="json",
+    retries=1,
+    retry_delay_seconds=2,
+    retry_condition_fn=lambda task, run, state: _is_transient(state),
+)
+def make_part_task(job: PartJob) -> dict:
+    """Make one part, or find it whole; returns its summary as plain values."""
+    return asdict(make_part(job))
+
+
+def _is_transient(state: Any) -> bool:
+    """Only trouble with disks and networks is worth a second try; a user's mistake is not."""
+    try:
+        state.result()
+    except OSError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def prefect_engine(jobs: Sequence[PartJob], progress: Progress) -> list[PartSummary]:
+    """Make the parts of one stage as Prefect tasks, ``config.workers`` at a time; results in the jobs' order."""
+    if not jobs:
+        return []
+    config = jobs[0].run.config
+    bar = create_progress_artifact(0.0, key=f"{jobs[0].stage}-progress", description=f"stage {jobs[0].stage}")
+    with ThreadPoolTaskRunner(max_workers=config.workers) as runner:  # type: ignore[var-annotated]
+        futures = {}
+        for job in jobs:
+            options: dict[str, Any] = {"refresh_cache": not job.whole()}
+            if split_protocol(config.run_url)[0] is None:  # on a bucket: Prefect's own result storage
+                options["result_storage"] = Path(config.run_url).absolute() / "prefect"
+            futures[runner.submit(make_part_task.with_options(**options), {"job": job})] = job.part
+        summaries = {}
+        for future in as_completed(list(futures)):
+            summary = PartSummary(**future.result())
+            if future.state.name == "Cached":
+                summary = replace(summary, cached=True)
+            summaries[futures[future]] = summary
+            progress.advance(summary)
+            update_progress_artifact(bar, 100.0 * len(summaries) / len(jobs))
+    return [summaries[job.part] for job in jobs]

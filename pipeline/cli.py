@@ -1,0 +1,83 @@
+"""``instructar``: the curation from a shell, without Prefect."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from data_schemas.errors import UserError
+from pipeline.config import CurationConfig
+from pipeline.curate import curate
+from pipeline.results import write_results
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Profile = Annotated[str, typer.Option(help="Named settings to start from (pipeline/profiles)")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file laid on top of the profile")]
+Name = Annotated[str | None, typer.Option(help="Name of the run: the folder under --root")]
+Root = Annotated[str | None, typer.Option(help="Folder or bucket URL that holds the runs")]
+Samples = Annotated[int | None, typer.Option(help="Samples to plan")]
+Pool = Annotated[str | None, typer.Option(help="'packaged', or a folder of pictures (a sub-folder a category)")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. decide.thresholds.identity_low=0.6")]
+
+
+def _config(
+    profile: str, file: str | None, name: str | None, root: str | None, samples: int | None, pool: str | None,
+    overrides: list[str] | None,
+) -> CurationConfig:  # fmt: skip
+    given = {"name": name, "root": root, "samples": samples, "references.pool": pool}
+    return CurationConfig.load(
+        profile, file, [f"{k}={v}" for k, v in given.items() if v is not None] + (overrides or [])
+    )
+
+
+def _show(places: dict[str, str]) -> None:
+    for what, place in places.items():
+        typer.echo(f"{what:<12} {place}")
+
+
+@app.command("curate")
+def curate_command(
+    profile: Profile = "embedded",
+    config: ConfigFile = None,
+    name: Name = None,
+    root: Root = None,
+    samples: Samples = None,
+    pool: Pool = None,
+    overrides: Overrides = None,
+    retry_errors: Annotated[bool, typer.Option(help="Make the samples again that failed before")] = False,
+) -> None:
+    """Plan, make, cut out, judge, compare, decide, shard and report; what is there already is not made again."""
+    settings = _config(profile, config, name, root, samples, pool, overrides)
+    _show(write_results(curate(settings, retry_errors=retry_errors)))
+
+
+@app.command("rerun")
+def rerun_command(
+    stage: Annotated[str, typer.Argument(help="references, plan, synthesis, matting, semantics, identity, ...")],
+    profile: Profile = "embedded",
+    config: ConfigFile = None,
+    name: Name = None,
+    root: Root = None,
+    samples: Samples = None,
+    pool: Pool = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make one stage of a run again, and what follows it, whatever the cache holds."""
+    settings = _config(profile, config, name, root, samples, pool, overrides)
+    _show(write_results(curate(settings, again=stage)))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

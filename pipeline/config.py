@@ -1,0 +1,139 @@
+"""The whole curation in one pydantic model: what the command line, the YAML profiles and Prefect's form fill in."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from data_schemas.errors import UserError
+from pipeline.identity.compare import IdentityConfig
+from pipeline.matting.grabcut import GrabCutConfig
+from pipeline.parts import check_name
+from pipeline.planning import PlanningConfig
+from pipeline.references import ReferencesConfig
+from pipeline.semantics.imagenet import ImageNetConfig
+from pipeline.stage import StageConfig
+from pipeline.synthesis.collage import CollageConfig
+
+
+class FilterConfig(StageConfig):
+    """A filter of the user's own: ``use`` is module:Class of a pipeline.stage.Stage, ``config`` its settings."""
+
+    use: str
+    config: dict[str, Any] = {}
+
+
+class DecideConfig(StageConfig):
+    """Thresholds by reason code; a reason that is not named here keeps its stage's default."""
+
+    thresholds: dict[str, float] = {}
+
+
+class ShardsConfig(StageConfig):
+    """How the kept samples are cut into shards."""
+
+    samples_per_shard: int = Field(64, ge=1, le=100_000)
+
+
+class CurationConfig(BaseModel):
+    """One curation run. Everything has a default, so an empty config is the embedded quickstart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "quickstart"
+    root: str = Field("runs", description="Folder or bucket URL that holds the runs")
+    seed: int = Field(0, ge=0, lt=2**31)
+    samples: int = Field(96, ge=1, le=10_000_000, description="Samples to plan")
+    part_size: int = Field(16, ge=1, le=10_000, description="Samples in a part, the unit of caching")
+    workers: int = Field(2, ge=1, le=256, description="Parts made at the same time")
+    references: ReferencesConfig = ReferencesConfig()
+    planning: PlanningConfig = PlanningConfig()
+    synthesis: CollageConfig = CollageConfig()
+    matting: GrabCutConfig = GrabCutConfig()
+    semantics: ImageNetConfig = ImageNetConfig()
+    identity: IdentityConfig = IdentityConfig()
+    filters: list[FilterConfig] = []
+    decide: DecideConfig = DecideConfig()
+    shards: ShardsConfig = ShardsConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_path_component(cls, name: str) -> str:
+        return check_name(name)
+
+    @property
+    def run_url(self) -> str:
+        return f"{self.root.rstrip('/')}/{self.name}"
+
+    @classmethod
+    def load(cls, profile: str = "embedded", file: str | None = None, overrides: list[str] | None = None) -> Self:
+        """Profile, then the YAML file on top of it, then ``key.key=value`` overrides; UserError on any mistake."""
+        values = _read_yaml(_profile(profile))
+        if file is not None:
+            values = _merge(values, _read_yaml(Path(file)))
+        for override in overrides or []:
+            key, equals, text = override.partition("=")
+            if not equals or not key:
+                raise UserError(f"--set {override}: expected key=value, such as decide.thresholds.identity_low=0.6")
+            value: Any = _parse(text, f"--set {override}")
+            for name in reversed(key.split(".")):
+                value = {name: value}
+            values = _merge(values, value)
+        return cls.parse(values, file or profile)
+
+    @classmethod
+    def parse(cls, values: dict, source: str) -> Self:
+        """Validate plain values; the first mistake becomes one line naming the key."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(f"config {source}: {first_mistake(error)}") from error
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first of a validation error's complaints as ``key: what is wrong``."""
+    mistake = error.errors()[0]
+    key = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        return f"{key}: there is no such key; check its spelling"
+    return f"{key}: {mistake['msg']} (given: {mistake['input']!r})"
+
+
+def _profile(name: str) -> Path:
+    folder = Path(str(files("pipeline") / "profiles"))
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"profile {name!r} does not exist; there is: {known}")
+    return path
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} cannot be read ({error})") from error
+    values = _parse(text, f"config file {path}") or {}
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path}: expected keys with values, as in pipeline/profiles/embedded.yaml")
+    return values
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def _merge(base: dict, over: dict) -> dict:
+    """``over`` laid on ``base``, key by key, into nested keys."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,170 @@
+"""The curation: every stage in order, each stage's parts handed to an engine, whole parts not made again.
+
+The plain engine here makes parts in threads; the Prefect flow brings its own. A part is made by ``make_part``, which
+needs nothing but the job (config and fingerprints, picklable) and so can run in any process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from data_schemas.errors import UserError
+from pipeline import dataset, planning, references
+from pipeline.config import CurationConfig
+from pipeline.decide import decide, resolve_rules
+from pipeline.parts import Part, PartStore, join_digests
+from pipeline.progress import Progress
+from pipeline.run import PartJob, Run, need_part, reference_files
+from pipeline.stage import Inputs
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """What came of one part; small, so that engines can pass it between processes and store it."""
+
+    stage: str
+    part: str
+    digest: str
+    cached: bool
+    counts: dict[str, int]
+    seconds: float
+
+
+def make_part(job: PartJob) -> PartSummary:
+    """Return the part if it is whole, else make and commit it. Importable, picklable arguments: any engine can call."""
+    store = job.run.store(job.stage)
+    found = store.read(job.part, job.made_from)
+    if found is not None and job.whole():
+        return _summary(job, found, cached=True)
+    makers: dict[str, Callable[[PartJob, PartStore], Part]] = {
+        "references": _make_references, "plan": _make_plan, "decide": _make_decisions, "shards": dataset.make_shard,
+    }  # fmt: skip
+    if job.stage in makers:
+        return _summary(job, makers[job.stage](job, store), cached=False)
+    return _summary(job, _make_scores(job, store, found), cached=False)
+
+
+def _make_references(job: PartJob, store: PartStore) -> Part:
+    config = job.run.config
+    sources = references.list_pool(config.references)
+    rows, members, seconds = references.make_references(sources, config.references)
+    return store.commit(job.part, rows, members, job.made_from, {"samples": seconds})
+
+
+def _make_plan(job: PartJob, store: PartStore) -> Part:
+    """All parts of the plan at once, since pairs and splits need the whole; returns the one asked for."""
+    config = job.run.config
+    pool = need_part(job.run, "references", "pool").rows()
+    rows = planning.make_plan(pool, config.planning, config.samples, config.seed)
+    k = job.run.parts().index(job.part)
+    return store.commit(job.part, rows[k * config.part_size : (k + 1) * config.part_size], None, job.made_from)
+
+
+def _make_scores(job: PartJob, store: PartStore, found: Part | None) -> Part:
+    stage = job.run.stage(job.stage)
+    inputs = stage_inputs(job.run, stage.reads, job.part)
+    samples, failed = inputs.samples(job.part)
+    kept_rows: dict[str, dict] = {}
+    kept_files: dict[str, dict[str, bytes]] = {}
+    if found is not None and job.retry_errors:  # only what failed is done again
+        kept_rows = {r["sample_id"]: r for r in found.rows() if r["status"] == "ok"}
+        kept_files = store.members(job.part) if stage.saves_pictures else {}
+    todo = [s for s in samples if s.sample_id not in kept_rows]
+    rows, files, seconds = stage.run(todo, {i: f for i, f in failed.items() if i not in kept_rows})
+    made = {row["sample_id"]: row for row in rows} | kept_rows
+    all_files = files | {i: kept_files[i] for i in kept_rows if i in kept_files}
+    order = [s.sample_id for s in samples]
+    members = {i: all_files[i] for i in order if i in all_files} if stage.saves_pictures else None
+    return store.commit(job.part, [made[i] for i in order], members, job.made_from, {"samples": seconds})
+
+
+def _make_decisions(job: PartJob, store: PartStore) -> Part:
+    stages = job.run.stages()
+    parts = {s.name: need_part(job.run, s.name, job.part) for s in stages}
+    frames = {name: part.table.to_pandas() for name, part in parts.items()}
+    rows = decide(frames, resolve_rules(stages, job.run.config.decide.thresholds))
+    return store.commit(job.part, rows, None, job.made_from)
+
+
+def stage_inputs(run: Run, reads: Sequence[str], part: str) -> Inputs:
+    own = [name for name in reads if name != "references"]
+    cutouts = reference_files(run)
+    return Inputs(
+        {name: need_part(run, name, part) for name in own},
+        {name: run.store(name) for name in own},
+        lambda reference_id: cutouts[reference_id]["cutout.png"],
+    )
+
+
+def _summary(job: PartJob, part: Part, cached: bool) -> PartSummary:
+    column = next((c for c in ("status", "decision") if c in part.table.column_names), None)
+    counts = Counter(part.table.column(column).to_pylist()) if column else Counter({"ok": part.table.num_rows})
+    seconds = sum(job.run.store(job.stage).timing(job.part).get("samples", {}).values())
+    return PartSummary(job.stage, job.part, part.digest, cached, dict(counts), round(seconds, 3))
+
+
+Engine = Callable[[Sequence[PartJob], Progress], list[PartSummary]]
+
+
+def thread_engine(jobs: Sequence[PartJob], progress: Progress) -> list[PartSummary]:
+    """Make the parts of one stage in threads; results in the order of the jobs."""
+    with ThreadPoolExecutor(jobs[0].run.config.workers if jobs else 1) as pool:
+        futures = [pool.submit(make_part, job) for job in jobs]
+        for future in as_completed(futures):
+            progress.advance(future.result())
+        return [future.result() for future in futures]
+
+
+@dataclass(frozen=True)
+class CurationResult:
+    """Where a run's results are, and what came of every part."""
+
+    run: Run
+    summaries: dict[str, list[PartSummary]]
+    dataset_url: str
+    manifest_url: str
+
+
+def curate(
+    config: CurationConfig,
+    engine: Engine = thread_engine,
+    again: str | None = None,
+    retry_errors: bool = False,
+) -> CurationResult:
+    """Run every stage; parts that are whole are not made again.
+
+    ``again`` names a stage that is made again, with all that follows it; ``retry_errors`` makes the samples again
+    that failed. Raises UserError for what the user can mend.
+    """
+    run = Run.of(config)
+    order = run.order()
+    if again is not None and again not in order:
+        raise UserError(f"stage {again!r} does not exist; there is: {', '.join(order)}")
+    forced = set(order[order.index(again) :]) if again else set()
+    digests: dict[tuple[str, str], str] = {}
+    summaries: dict[str, list[PartSummary]] = {}
+
+    def step(stage: str, made_from: Mapping[str, str]) -> None:
+        jobs = [PartJob(run, stage, p, m, stage in forced, retry_errors) for p, m in made_from.items()]
+        with Progress(stage, len(jobs)) as progress:
+            summaries[stage] = engine(jobs, progress)
+        digests.update({(stage, s.part): s.digest for s in summaries[stage]})
+
+    step("references", {"pool": dict(run.fingerprints)["references"]})
+    references.check_pool(need_part(run, "references", "pool").rows())
+    pool_digest = digests["references", "pool"]
+    step("plan", dict.fromkeys(run.parts(), pool_digest))
+    for stage in run.stages():
+        step(stage.name, {p: _made_from(stage.reads, p, digests, pool_digest) for p in run.parts()})
+    scored = [s.name for s in run.stages()]
+    step("decide", {p: join_digests(digests[name, p] for name in scored) for p in run.parts()})
+    step("shards", dataset.shard_inputs(run))
+    manifest_url = dataset.write_manifest(run)
+    return CurationResult(run, summaries, dataset.publish(run), manifest_url)
+
+
+def _made_from(reads: Sequence[str], part: str, digests: Mapping, pool_digest: str) -> str:
+    return join_digests(pool_digest if name == "references" else digests[name, part] for name in reads)

@@ -1,0 +1,129 @@
+"""The dataset a run ends in: shards made part by part, the manifest over all samples, and a stable place for both."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+
+import pandas as pd
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+
+from data_schemas import pictures
+from data_schemas.tables import SAMPLE_ID
+from pipeline.parts import Part, PartStore, content_digest, join_digests, write_atomically
+from pipeline.run import PartJob, Run, need_part, read_all, reference_files
+from pipeline.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
+
+def shard_plan(run: Run) -> dict[str, list[dict]]:
+    """Shard name -> plan rows of the kept samples it will hold."""
+    plan = read_all(run, "plan").to_pylist()
+    decisions = read_all(run, "decide")
+    by_id = dict(zip(decisions["sample_id"].to_pylist(), decisions["decision"].to_pylist(), strict=True))
+    return assign(plan, by_id, run.config.shards.samples_per_shard)
+
+
+def shard_inputs(run: Run) -> dict[str, str]:
+    """Shard name -> digest of what goes in: the parts its samples come from, and which samples they are."""
+    reads = [stage for stage in run.order() if stage not in ("references", "shards")]
+    part_of = {}
+    digest_of = {}
+    for part in run.parts():
+        parts = {stage: need_part(run, stage, part) for stage in reads}
+        digest_of[part] = join_digests(p.digest for p in parts.values())
+        part_of.update(dict.fromkeys(parts["plan"].table["sample_id"].to_pylist(), part))
+    pool = need_part(run, "references", "pool").digest
+    return {
+        name: join_digests([pool, *(f"{r['sample_id']} {digest_of[part_of[r['sample_id']]]}" for r in rows)])
+        for name, rows in shard_plan(run).items()
+    }
+
+
+def make_shard(job: PartJob, store: PartStore) -> Part:
+    """Write one shard (the part's tar) and its index rows (the part's Parquet file)."""
+    run, split = job.run, job.part.rpartition("-")[0]
+    plan_rows = shard_plan(run)[job.part]
+    scores = scores_frame(run).to_dict("index")
+    cutouts = reference_files(run)
+    members, reader = {}, PictureReader(run)
+    for plan in plan_rows:
+        sample_id = plan["sample_id"]
+        members[sample_id] = shard_members(
+            plan,
+            sample_info(plan, {k: v for k, v in scores[sample_id].items() if v == v and v is not None}),
+            reader.files("synthesis", sample_id),
+            reader.files("matting", sample_id),
+            [cutouts[plan[f"reference_{i}_id"]]["cutout.png"] for i in range(2)],
+        )
+    rows = [{"sample_id": p["sample_id"], "shard": f"{job.part}.tar", "split": split} for p in plan_rows]
+    return store.commit(job.part, rows, members, job.made_from)
+
+
+def scores_frame(run: Run) -> pd.DataFrame:
+    """Every stage's own columns, indexed by sample id."""
+    tables = {s.name: read_all(run, s.name) for s in run.stages()}
+    columns = score_columns(tables, {s.name: s.columns for s in run.stages()})
+    ids = read_all(run, "plan").column("sample_id")
+    return pa.table({SAMPLE_ID.name: ids, **columns}).to_pandas().set_index("sample_id")
+
+
+def write_manifest(run: Run) -> str:
+    """Write manifest.parquet and dataset card beside the shards; returns the manifest's URL."""
+    store = run.store("shards")
+    tables = {s.name: read_all(run, s.name) for s in run.stages()}
+    scores = score_columns(tables, {s.name: s.columns for s in run.stages()})
+    fields = {c.name: s.schema().arrow().field(c.name) for s in run.stages() for c in s.columns}
+    shard_of = {row["sample_id"]: f"{name}.tar" for name, rows in shard_plan(run).items() for row in rows}
+    data = manifest_bytes(read_all(run, "plan"), read_all(run, "decide"), shard_of, scores, fields)
+    write_atomically(store.fs, f"{store.root}/manifest.parquet", data)
+    facts = {
+        "config": run.config.model_dump(mode="json"),
+        "fingerprints": dict(run.fingerprints),
+        "manifest_sha256": content_digest(data),
+    }
+    write_atomically(store.fs, f"{store.root}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
+    return f"{dataset_url(run)}/manifest.parquet"
+
+
+def dataset_url(run: Run) -> str:
+    """``<run>/dataset`` on a disk (a link to the newest shards), the shards' own folder on a bucket."""
+    store = run.store("shards")
+    if isinstance(store.fs, LocalFileSystem):
+        return f"{run.config.run_url}/dataset"
+    return store.fs.unstrip_protocol(store.root)
+
+
+def publish(run: Run) -> str:
+    """Point ``<run>/dataset`` at the shards of this run; older ones stay where they are. Returns its URL."""
+    store = run.store("shards")
+    if isinstance(store.fs, LocalFileSystem):
+        link = dataset_url(run)
+        temporary = f"{link}.{os.getpid()}.tmp"
+        os.symlink(os.path.relpath(store.root, os.path.dirname(os.path.abspath(link))), temporary)
+        os.replace(temporary, link)
+    return dataset_url(run)
+
+
+class PictureReader:
+    """Pictures of any sample by stage; keeps the members of the last few parts."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        rows = {part: need_part(run, "plan", part).rows() for part in run.parts()}
+        self.part_of = {row["sample_id"]: part for part in rows for row in rows[part]}
+        self.plan = {row["sample_id"]: row for part in rows for row in rows[part]}
+        self._members = lru_cache(maxsize=8)(lambda stage, part: run.store(stage).members(part))
+
+    def files(self, stage: str, sample_id: str) -> dict[str, bytes]:
+        return self._members(stage, self.part_of[sample_id]).get(sample_id, {})
+
+    def picture(self, sample_id: str, name: str) -> Image.Image | None:
+        """"reference_0", "reference_1", "target", "foreground", "background" or "alpha"; None if never made."""
+        if name.startswith("reference_"):
+            row = self.plan[sample_id]
+            data = reference_files(self.run)[row[f"{name}_id"]].get("cutout.png")
+        else:
+            data = self.files("synthesis" if name == "target" else "matting", sample_id).get(f"{name}.png")
+        return None if data is None else pictures.decode(data, name)

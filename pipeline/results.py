@@ -1,0 +1,143 @@
+"""What a finished curation is worth: metrics computed from its tables, and the report that shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.curate import CurationResult
+from pipeline.dataset import PictureReader
+from pipeline.decide import resolve_rules
+from pipeline.parts import write_atomically
+from pipeline.report import ReportData, RuleLine, Training, write_report
+from pipeline.run import Run, need_part
+
+
+def read_manifest(result: CurationResult) -> pd.DataFrame:
+    with fsspec.open(result.manifest_url, "rb") as file:
+        return pq.read_table(file).to_pandas()
+
+
+def metrics_of(result: CurationResult) -> dict[str, Any]:
+    """Funnel, splits, the filters' precision and recall on planted faults, and each stage's cost."""
+    manifest = read_manifest(result)
+    return {
+        "name": result.run.config.name,
+        "funnel": funnel(manifest, result.run),
+        "splits": {s: int(n) for s, n in manifest[manifest.decision == "kept"].split.value_counts().items()},
+        "planted": planted(manifest),
+        "matting_true_iou": _mean(manifest[manifest.planted_fault == "none"].true_iou),
+        "stages": {
+            stage: {
+                "seconds": round(sum(s.seconds for s in summaries), 3),
+                "parts": len(summaries),
+                "cached_parts": sum(s.cached for s in summaries),
+            }
+            for stage, summaries in result.summaries.items()
+        },
+    }
+
+
+def funnel(manifest: pd.DataFrame, run: Run) -> dict[str, Any]:
+    """How many were planned, made, lost to errors, rejected by which reason (a sample can have several), kept."""
+    decisions = manifest.decision.value_counts()
+    rejected = manifest[manifest.decision == "rejected"]
+    return {
+        "planned": len(manifest),
+        "made": int(manifest.planted_fault.notna().sum()),
+        "errors": int(decisions.get("error", 0)),
+        "undecided": int(decisions.get("undecided", 0)),
+        "rejected": int(decisions.get("rejected", 0)),
+        "kept": int(decisions.get("kept", 0)),
+        "rejected_by_reason": {str(k): int(n) for k, n in rejected.reasons.explode().value_counts().items()},
+        "reference_errors": _reference_errors(run),
+    }
+
+
+def _reference_errors(run: Run) -> int:
+    return need_part(run, "references", "pool").table.column("status").to_pylist().count("error")
+
+
+def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
+    """How well the filters find planted faults: caught means not kept. None if no fault was planted."""
+    made = manifest[manifest.planted_fault.notna()]
+    faulty, clean = made[made.planted_fault != "none"], made[made.planted_fault == "none"]
+    if faulty.empty:
+        return None
+    lost = made[made.decision != "kept"]
+    caught = faulty[faulty.decision != "kept"]
+    return {
+        "planted": len(faulty),
+        "caught": len(caught),
+        "recall": round(len(caught) / len(faulty), 4),
+        "precision": round(len(caught) / len(lost), 4) if len(lost) else None,
+        "clean": len(clean),
+        "clean_kept_share": round(float((clean.decision == "kept").mean()), 4) if len(clean) else None,
+        "by_fault": {
+            str(fault): {"planted": len(rows), "caught": int((rows.decision != "kept").sum())}
+            for fault, rows in faulty.groupby("planted_fault")
+        },
+    }
+
+
+def write_results(result: CurationResult, training: Training | None = None) -> dict[str, str]:
+    """Write metrics.json and the report; returns the places a user looks for, by name."""
+    run = result.run
+    metrics = metrics_of(result)
+    fs, root = fsspec.core.url_to_fs(run.config.run_url)
+    write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2, sort_keys=True).encode())
+    data = ReportData(
+        name=run.config.name,
+        manifest=read_manifest(result),
+        rules=[
+            RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
+            for stage, r in resolve_rules(run.stages(), run.config.decide.thresholds)
+        ],
+        metrics=metrics,
+        picture=PictureReader(run).picture,
+        config=run.config.model_dump(mode="json"),
+        training=training,
+    )
+    return {
+        "report": write_report(data, f"{run.config.run_url}/report/index.html"),
+        "metrics": f"{run.config.run_url}/metrics.json",
+        "manifest": result.manifest_url,
+        "shards": f"{result.dataset_url}/train-*.tar",
+        "test_shards": f"{result.dataset_url}/test-*.tar",
+    }
+
+
+def funnel_rows(result: CurationResult) -> list[dict[str, Any]]:
+    """The funnel as rows of a table."""
+    numbers = metrics_of(result)["funnel"]
+    reasons = numbers.pop("rejected_by_reason")
+    rows = [{"what": what, "samples": count} for what, count in numbers.items()]
+    return rows + [{"what": f"rejected: {reason}", "samples": count} for reason, count in reasons.items()]
+
+
+def picture_strip(result: CurationResult, count: int = 4, side: int = 128) -> str:
+    """Markdown with one strip of kept and one of rejected targets, pictures inlined."""
+    manifest, reader = read_manifest(result), PictureReader(result.run)
+    lines = []
+    for decision in ("kept", "rejected"):
+        ids = manifest[manifest.decision == decision].sample_id.head(count)
+        shown = [p for p in (reader.picture(i, "target") for i in ids) if p is not None]
+        strip = Image.new("RGB", (side * max(len(shown), 1), side), "white")
+        for k, picture in enumerate(shown):
+            strip.paste(picture.convert("RGB").resize((side, side)), (k * side, 0))
+        buffer = io.BytesIO()
+        strip.save(buffer, "JPEG", quality=80)
+        inlined = base64.b64encode(buffer.getvalue()).decode()
+        lines.append(f"**{decision}**\n\n![{decision}](data:image/jpeg;base64,{inlined})\n")
+    return "\n".join(lines)
+
+
+def _mean(values: pd.Series) -> float | None:
+    return round(float(values.mean()), 4) if values.notna().any() else None

@@ -1,0 +1,173 @@
+"""What a run is: a config, the fingerprint of each stage under it, and where each stage's parts are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+
+from data_schemas.errors import UserError
+from data_schemas.schema import TableSchema
+from data_schemas.tables import DECIDE, PLAN, REFERENCES, SHARD_INDEX
+from pipeline import references
+from pipeline.config import CurationConfig
+from pipeline.decide import resolve_rules
+from pipeline.identity.compare import Identity
+from pipeline.matting.grabcut import GrabCut
+from pipeline.parts import Part, PartStore, fingerprint, part_names
+from pipeline.semantics.imagenet import ImageNetJudge
+from pipeline.stage import Stage
+from pipeline.synthesis.collage import Collage
+
+PLAN_VERSION = 1
+DECIDE_VERSION = 1
+SHARDS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config and the fingerprint of each stage under it; everything else follows from these two."""
+
+    config: CurationConfig
+    fingerprints: tuple[tuple[str, str], ...]
+
+    def __hash__(self) -> int:  # the config holds lists and cannot be hashed itself
+        return hash((self.config.run_url, self.fingerprints))
+
+    @classmethod
+    def of(cls, config: CurationConfig) -> Run:
+        """Fingerprint every stage. Reads the reference pool's files (for their digests), loads no model."""
+        sources = references.list_pool(config.references)
+        known = {
+            "references": fingerprint(
+                stage="references",
+                version=references.VERSION,
+                config=config.references.model_dump(mode="json"),
+                part_size=config.part_size,
+                sources=[s.reference_id for s in sources],
+            )
+        }
+        known["plan"] = fingerprint(
+            stage="plan",
+            version=PLAN_VERSION,
+            config=config.planning.model_dump(mode="json"),
+            shape=[config.samples, config.seed, config.part_size],
+            inputs=known["references"],
+        )
+        stages = build_stages(config)
+        for stage in stages:
+            known[stage.name] = stage.fingerprint({name: known[name] for name in stage.reads})
+        known["decide"] = fingerprint(
+            stage="decide",
+            version=DECIDE_VERSION,
+            rules=[[name, rule.column, rule.bound, rule.threshold, rule.reason]
+                   for name, rule in resolve_rules(stages, config.decide.thresholds)],
+            inputs={s.name: known[s.name] for s in stages},
+        )  # fmt: skip
+        known["shards"] = fingerprint(
+            stage="shards",
+            version=SHARDS_VERSION,
+            config=config.shards.model_dump(mode="json"),
+            inputs=known["decide"],
+        )
+        return cls(config, tuple(known.items()))
+
+    def store(self, stage: str) -> PartStore:
+        schemas: dict[str, TableSchema] = {
+            "references": REFERENCES, "plan": PLAN, "decide": DECIDE, "shards": SHARD_INDEX,
+        }  # fmt: skip
+        schema = schemas.get(stage) or self.stage(stage).schema()
+        return PartStore(self.config.run_url, stage, dict(self.fingerprints)[stage], schema)
+
+    def stages(self) -> list[Stage]:
+        return _stages_of(self)
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages() if stage.name == name)
+
+    def order(self) -> list[str]:
+        """Every stage's name, first to last."""
+        return ["references", "plan", *(s.name for s in self.stages()), "decide", "shards"]
+
+    def parts(self) -> list[str]:
+        return part_names(-(-self.config.samples // self.config.part_size))
+
+
+def build_stages(config: CurationConfig) -> list[Stage]:
+    """The per-sample stages in order: synthesis, matting, semantics, identity, then the user's filters."""
+    stages: list[Stage] = [
+        Collage(config.synthesis),
+        GrabCut(config.matting),
+        ImageNetJudge(config.semantics),
+        Identity(config.identity),
+    ]
+    taken = {s.name for s in stages} | {"references", "plan", "decide", "shards", "report", "training"}
+    for entry in config.filters:
+        stage = _load_filter(entry.use, entry.config)
+        if stage.name in taken:
+            raise UserError(f"filter {entry.use}: a stage named {stage.name!r} exists already; rename it")
+        taken.add(stage.name)
+        stages.append(stage)
+    return stages
+
+
+def _load_filter(use: str, values: Mapping) -> Stage:
+    module, colon, name = use.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name) if colon else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"filter {use!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        raise UserError(f"filter {use!r}: expected module:Class of a pipeline.stage.Stage")
+    try:
+        return found(found.Config(**values))
+    except ValueError as error:
+        raise UserError(f"filter {use!r}: {' '.join(str(error).split())}") from error
+
+
+@lru_cache(maxsize=8)
+def _stages_of(run: Run) -> list[Stage]:
+    """Kept for the life of the process, so that a model is loaded once however many parts are made."""
+    return build_stages(run.config)
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """One part to be made, or found whole. ``made_from`` is the digest of everything it reads."""
+
+    run: Run
+    stage: str
+    part: str
+    made_from: str
+    force: bool = False
+    retry_errors: bool = False
+
+    def whole(self) -> bool:
+        """Is the part on disk, undamaged, made from this input, and not asked for again?"""
+        part = None if self.force else self.run.store(self.stage).read(self.part, self.made_from)
+        return part is not None and not (self.retry_errors and _has_errors(part))
+
+
+def _has_errors(part: Part) -> bool:
+    return "status" in part.table.column_names and "error" in part.table.column("status").to_pylist()
+
+
+def need_part(run: Run, stage: str, part: str) -> Part:
+    found = run.store(stage).read(part)
+    if found is None:
+        raise UserError(f"{run.store(stage).url(part, 'parquet')} is missing or damaged; run the curation again")
+    return found
+
+
+def read_all(run: Run, stage: str) -> pa.Table:
+    """All parts of a stage in plan order, as one table."""
+    return pa.concat_tables([need_part(run, stage, part).table.replace_schema_metadata() for part in run.parts()])
+
+
+@lru_cache(maxsize=2)
+def reference_files(run: Run) -> dict[str, dict[str, bytes]]:
+    """Every cut-out of the pool by reference id, read once a process."""
+    return run.store("references").members("pool")

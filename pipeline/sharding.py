@@ -1,0 +1,95 @@
+"""Kept samples to WebDataset shards, and every planned sample to one row of the manifest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas import pictures
+from data_schemas.schema import Column, validate
+from data_schemas.shards import ShardSample, encode_sample
+from data_schemas.tables import MANIFEST, SPLITS, STATUS_COLUMNS
+
+
+def assign(plan: Sequence[dict], decisions: Mapping[str, str], samples_per_shard: int) -> dict[str, list[dict]]:
+    """Shard name (train-00000) -> plan rows of the kept samples it holds, in plan order, without gaps."""
+    shards: dict[str, list[dict]] = {}
+    for split in SPLITS:
+        kept = [r for r in plan if r["split"] == split and decisions[r["sample_id"]] == "kept"]
+        for number, start in enumerate(range(0, len(kept), samples_per_shard)):
+            shards[f"{split}-{number:05d}"] = kept[start : start + samples_per_shard]
+    return shards
+
+
+def shard_members(
+    plan: dict, info: dict, synthesis: Mapping[str, bytes], matting: Mapping[str, bytes], cutouts: Sequence[bytes]
+) -> dict[str, bytes]:
+    """The members of one kept sample, as data_schemas.shards describes them."""
+    rgba = [pictures.decode(data, "reference").convert("RGBA") for data in cutouts]
+    sample = ShardSample(
+        sample_id=plan["sample_id"],
+        references=[pictures.on_white(picture) for picture in rgba],
+        references_rgba=rgba,
+        background=pictures.decode(matting["background.png"], "background"),
+        foreground=pictures.decode(matting["foreground.png"], "foreground"),
+        target=pictures.decode(synthesis["target.png"], "target"),
+        alpha=pictures.decode(matting["alpha.png"], "alpha"),
+        prompt=plan["prompt"],
+        info=info,
+    )
+    return encode_sample(sample)
+
+
+def sample_info(plan: dict, scores: Mapping[str, object]) -> dict:
+    """What a sample's JSON member says: who is in it, where, with which seed and scores."""
+    subjects = [
+        {key: plan[f"{prefix}_{i}_{key}"] for prefix, key in (("subject", "id"), ("reference", "name"),
+                                                             ("reference", "category"))}
+        for i in range(2)
+    ]  # fmt: skip
+    return {
+        "sample_id": plan["sample_id"],
+        "split": plan["split"],
+        "relation": plan["relation"],
+        "prompt": plan["prompt"],
+        "seed": plan["seed"],
+        "subjects": subjects,
+        "boxes": [list(plan["box_0"]), list(plan["box_1"])],
+        "scores": dict(scores),
+    }
+
+
+def score_columns(tables: Mapping[str, pa.Table], columns: Mapping[str, Sequence[Column]]) -> dict[str, pa.ChunkedArray]:
+    """Every stage's own columns by name, for the manifest; stages use different names, which is checked."""
+    gathered: dict[str, pa.ChunkedArray] = {}
+    for stage, own in columns.items():
+        for column in own:
+            if column.name in gathered or column.name in {c.name for c in (*MANIFEST.columns, *STATUS_COLUMNS)}:
+                raise ValueError(f"stage {stage}: column {column.name!r} is already taken; give it another name")
+            gathered[column.name] = tables[stage].column(column.name)
+    return gathered
+
+
+def manifest_bytes(
+    plan: pa.Table,
+    decisions: pa.Table,
+    shard_of: Mapping[str, str],
+    scores: Mapping[str, pa.ChunkedArray],
+    fields: Mapping[str, pa.Field],
+) -> bytes:
+    """The manifest as Parquet: a row for every planned sample, kept or not, with split, shard, scores, reasons."""
+    table = plan
+    for name in decisions.column_names[1:]:
+        table = table.append_column(decisions.schema.field(name), decisions.column(name))
+    shards = pa.array([shard_of.get(i) for i in plan.column("sample_id").to_pylist()], pa.string())
+    table = table.append_column(MANIFEST.arrow().field("shard"), shards)
+    for name, values in scores.items():
+        table = table.append_column(fields[name], values)
+    table = table.replace_schema_metadata(MANIFEST.arrow().metadata)
+    validate(table, MANIFEST, "manifest.parquet")
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,215 @@
+"""What a stage author writes, and what the base does for it.
+
+A stage gives a name, a version, the columns it scores, the rules by which ``decide`` may reject, and ``process``.
+The base loads the model once a process, captures the error of a single sample in that sample's row, times it,
+reads the parts before it and commits its own atomically (design, decisions 1 to 4).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from data_schemas import pictures
+from data_schemas.errors import UserError
+from data_schemas.schema import Column, TableSchema
+from data_schemas.tables import verdict_schema
+from pipeline.parts import Part, PartStore, fingerprint
+
+
+class StageConfig(BaseModel):
+    """Settings of one stage; a misspelt key is refused. All of them enter the stage's fingerprint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to reject: ``column`` must be at least (bound "min") or at most ("max") the threshold.
+
+    ``threshold`` is the default; ``decide.thresholds`` in the config overrides it under the name ``reason``.
+    """
+
+    column: str
+    bound: str
+    threshold: float
+    reason: str
+    meaning: str
+
+
+class SampleError(Exception):
+    """A stage's own word that it cannot do this sample; ``code`` goes to the row for counting."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class Sample:
+    """One sample as ``process`` sees it: its plan row, the rows and pictures of the stages it reads."""
+
+    sample_id: str
+    rows: Mapping[str, dict]
+    files: Callable[[str], Mapping[str, bytes]]
+    reference_file: Callable[[str], bytes]
+    saved: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> dict:
+        return self.rows["plan"]
+
+    def picture(self, stage: str, name: str) -> Image.Image:
+        """A picture an earlier stage saved, by the name it was saved under."""
+        return pictures.decode(self.files(stage)[f"{name}.png"], f"{stage} {self.sample_id} {name}")
+
+    def reference(self, index: int) -> Image.Image:
+        """Reference 0 or 1 as RGBA, cut out."""
+        reference_id = self.plan[f"reference_{index}_id"]
+        return pictures.decode(self.reference_file(reference_id), f"reference {reference_id}").convert("RGBA")
+
+    def save(self, name: str, picture: Image.Image) -> None:
+        """Keep a picture of this sample in the part's tar as ``<sample_id>.<name>.png``."""
+        self.saved[f"{name}.png"] = pictures.encode_png(picture)
+
+
+class Stage(ABC):
+    """Base of every per-sample stage. Subclasses set the class variables and write ``process``."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ("references", "plan", "synthesis", "matting")
+    columns: ClassVar[tuple[Column, ...]]
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    saves_pictures: ClassVar[bool] = False
+    model: ClassVar[str] = "none"
+    Config: ClassVar[type[StageConfig]] = StageConfig
+    batch_size: ClassVar[int] = 1
+
+    def __init__(self, config: Any = None):
+        self.config: Any = self.Config() if config is None else config
+        self._ready = False
+        self._lock = threading.Lock()
+
+    def setup(self) -> None:
+        """Load the model; called once a process, and only when a sample has to be made."""
+
+    @abstractmethod
+    def process(self, sample: Sample) -> dict:
+        """Scores of one sample by column name; pictures through ``sample.save``."""
+
+    def process_batch(self, samples: Sequence[Sample]) -> list[dict]:
+        """Scores of several samples; a stage whose model gains from batches overrides this and batch_size."""
+        return [self.process(sample) for sample in samples]
+
+    def fingerprint(self, inputs: Mapping[str, str]) -> str:
+        """Changes with anything that may change the output: code version, config, model, what it reads."""
+        return fingerprint(
+            stage=self.name,
+            version=self.version,
+            config=self.config.model_dump(mode="json"),
+            model=self.model,
+            inputs=dict(inputs),
+        )
+
+    @classmethod
+    def schema(cls) -> TableSchema:
+        return verdict_schema(cls.name, cls.version, cls.columns)
+
+    def ready(self) -> None:
+        with self._lock:
+            if not self._ready:
+                self.setup()
+                self._ready = True
+
+    def run(self, samples: Sequence[Sample], failed: Mapping[str, str]) -> tuple[list[dict], dict, dict]:
+        """Rows, pictures and seconds of one part; ``failed`` maps samples an earlier stage failed on to its name."""
+        rows: dict[str, dict] = {}
+        seconds: dict[str, float] = {}
+        for sample_id, stage in failed.items():
+            rows[sample_id] = self._row(sample_id, "skipped", f"{stage}_failed", f"stage {stage} failed on it")
+        todo = [s for s in samples if s.sample_id not in failed]
+        if todo:
+            self.ready()
+        for start in range(0, len(todo), self.batch_size):
+            batch = todo[start : start + self.batch_size]
+            began = time.perf_counter()
+            for sample, row in zip(batch, self._attempt(batch), strict=True):
+                rows[sample.sample_id] = row
+                seconds[sample.sample_id] = round((time.perf_counter() - began) / len(batch), 4)
+        order = [s.sample_id for s in samples]
+        saved = {s.sample_id: s.saved for s in samples if s.saved and rows[s.sample_id]["status"] == "ok"}
+        return [rows[i] for i in order], saved, seconds
+
+    def _attempt(self, batch: Sequence[Sample]) -> list[dict]:
+        """Rows of a batch. If it fails, each sample is tried alone, so that only the bad one gets the error."""
+        try:
+            scores = self.process_batch(batch)
+            return [
+                self._row(s.sample_id, "ok", None, None, values) for s, values in zip(batch, scores, strict=True)
+            ]
+        except Exception as error:
+            if len(batch) > 1:
+                return [self._attempt([sample])[0] for sample in batch]
+            return [self._row(batch[0].sample_id, "error", *describe_error(error))]
+
+    def _row(
+        self, sample_id: str, status: str, code: str | None, message: str | None, scores: dict | None = None
+    ) -> dict:
+        return {
+            "sample_id": sample_id,
+            "status": status,
+            "error_code": code,
+            "error_message": message,
+            "model": self.model,
+            **(scores or {}),
+        }
+
+
+def describe_error(error: Exception) -> tuple[str, str]:
+    """(code, one line) for an error row."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, SampleError):
+        return error.code, message[:500]
+    if isinstance(error, UserError):
+        return "bad_input", message[:500]
+    return type(error).__name__, message[:500]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the parts before this one hold, ready to be handed to samples."""
+
+    parts: Mapping[str, Part]
+    stores: Mapping[str, PartStore]
+    reference_file: Callable[[str], bytes]
+
+    def samples(self, part: str) -> tuple[list[Sample], dict[str, str]]:
+        """The samples of a part in plan order, and those that an earlier stage failed on (id -> stage)."""
+        rows = {stage: {r["sample_id"]: r for r in p.rows()} for stage, p in self.parts.items()}
+        members: dict[str, dict[str, dict[str, bytes]]] = {}
+        failed: dict[str, str] = {}
+
+        def files_of(sample_id: str) -> Callable[[str], Mapping[str, bytes]]:
+            def files(stage: str) -> Mapping[str, bytes]:
+                if stage not in members:  # opened once a part, and only if someone asks
+                    members[stage] = self.stores[stage].members(part)
+                return members[stage][sample_id]
+
+            return files
+
+        samples = []
+        for sample_id in rows["plan"]:
+            for stage in self.parts:
+                if rows[stage][sample_id].get("status", "ok") == "error":
+                    failed.setdefault(sample_id, stage)
+            own = {stage: rows[stage][sample_id] for stage in self.parts}
+            samples.append(Sample(sample_id, own, files_of(sample_id), self.reference_file))
+        return samples, failed

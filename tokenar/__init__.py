@@ -1,0 +1,1 @@
+"""TokenAR: an autoregressive transformer over image tokens that draws several given subjects into one picture."""
