@@ -41,9 +41,7 @@ class TableSchema:
 
     def arrow(self) -> pa.Schema:
         """The Arrow schema, with meaning and unit in each field's metadata and the version in its own."""
-        fields = [
-            pa.field(c.name, c.type, c.nullable, {"meaning": c.meaning, "unit": c.unit}) for c in self.columns
-        ]
+        fields = [pa.field(c.name, c.type, c.nullable, {"meaning": c.meaning, "unit": c.unit}) for c in self.columns]
         return pa.schema(fields, {"table": self.name, "schema_version": str(self.version)})
 
     def table(self, rows: Sequence[dict]) -> pa.Table:

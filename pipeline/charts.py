@@ -39,10 +39,10 @@ Points = Sequence[tuple[float, float]]
 
 
 def number(value: float) -> str:
-    """Three significant digits without an exponent for everyday sizes; an en dash for no number."""
+    """Three significant digits, whole from 100 on; an en dash for no number."""
     if not math.isfinite(value):
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
 def bound_text(bound: str, threshold: float) -> str:
@@ -62,10 +62,11 @@ def histogram(
     scores = np.concatenate(shown)
     if not scores.size:
         return None
-    low, high = _span([*scores.tolist(), *(threshold for _, threshold in bounds)])
-    edges = np.linspace(low, high, BINS + 1)
+    thresholds = [threshold for _, threshold in bounds]
+    edges = _bin_edges([*scores.tolist(), *thresholds], thresholds[0] if thresholds else None)
+    low, high = float(edges[0]), float(edges[-1])
     figure, axes = _axes(4.1, 2.15, left=0.1, right=0.98, bottom=0.13, top=0.86)
-    base = np.zeros(BINS)
+    base = np.zeros(len(edges) - 1)
     for values, colour in zip(shown, (KEPT, REJECTED), strict=True):
         counts, _ = np.histogram(values, edges)
         full = counts > 0
@@ -75,7 +76,8 @@ def histogram(
     axes.set_xlim(low, high)
     axes.set_ylim(0, float(base.max()) * 1.05)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    for row, (bound, threshold) in enumerate(bounds):
+    lines: list[float] = []
+    for bound, threshold in bounds:
         failing = (low, threshold) if bound == "min" else (threshold, high)
         axes.axvspan(*failing, color=REJECTED, alpha=0.07, linewidth=0)
         axes.axvline(threshold, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
@@ -83,8 +85,10 @@ def histogram(
         side = "left" if place < 0.1 else "right" if place > 0.9 else "center"
         place_x = low if side == "left" else high if side == "right" else threshold
         transform = axes.get_xaxis_transform()
+        above = sum(abs(place - other) < 0.25 for other in lines)  # labels of close lines are stacked
         text = bound_text(bound, threshold)
-        axes.text(place_x, 1.03 + 0.09 * row, text, color=INK, ha=side, transform=transform)
+        axes.text(place_x, 1.03 + 0.09 * above, text, color=INK, ha=side, transform=transform)
+        lines.append(place)
     return _svg(figure, name, f"Histogram of {name}: kept and rejected samples, with the threshold")
 
 
@@ -121,11 +125,15 @@ def training_curve(loss: Points, val_loss: Points, unigram_entropy: float | None
     return _svg(figure, name, "Training and validation loss over steps")
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of an axis that shows all values with a little air, and is never empty."""
+def _bin_edges(values: Sequence[float], threshold: float | None) -> np.ndarray:
+    """Equal bins over all values with a little air; the threshold is an edge, so that no bin straddles it."""
     low, high = min(values), max(values)
-    air = (high - low) * 0.04 or abs(high) * 0.1 or 0.5
-    return low - air, high + air
+    air = (high - low) * 0.02 or abs(high) * 0.1 or 0.5
+    step = (high - low + 2 * air) / BINS
+    start = low - air
+    if threshold is not None:
+        start = threshold - step * math.ceil((threshold - start) / step)
+    return start + step * np.arange(BINS + 2)
 
 
 def _thin(points: Points) -> list[tuple[float, float]]:
@@ -144,7 +152,7 @@ def _running_mean(values: np.ndarray) -> list[float]:
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return ((total[last] - total[first]) / (last - first)).tolist()
+    return [float(mean) for mean in (total[last] - total[first]) / (last - first)]
 
 
 def _axes(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:

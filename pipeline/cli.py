@@ -10,7 +10,7 @@ import typer
 from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
 from pipeline.curate import curate
-from pipeline.results import write_results
+from pipeline.results import report_run, write_results
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -20,7 +20,7 @@ Name = Annotated[str | None, typer.Option(help="Name of the run: the folder unde
 Root = Annotated[str | None, typer.Option(help="Folder or bucket URL that holds the runs")]
 Samples = Annotated[int | None, typer.Option(help="Samples to plan")]
 Pool = Annotated[str | None, typer.Option(help="'packaged', or a folder of pictures (a sub-folder a category)")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. decide.thresholds.identity_low=0.6")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as decide.thresholds.identity_low=0.6")]
 
 
 def _config(
@@ -68,6 +68,20 @@ def rerun_command(
     """Make one stage of a run again, and what follows it, whatever the cache holds."""
     settings = _config(profile, config, name, root, samples, pool, overrides)
     _show(write_results(curate(settings, again=stage)))
+
+
+@app.command("report")
+def report_command(
+    profile: Profile = "embedded",
+    config: ConfigFile = None,
+    name: Name = None,
+    root: Root = None,
+    samples: Samples = None,
+    pool: Pool = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write the report of a finished run again, with the training beside it if there is one."""
+    typer.echo(report_run(_config(profile, config, name, root, samples, pool, overrides)))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import lru_cache
 
 from data_schemas.errors import UserError
 from pipeline import dataset, planning, references
@@ -55,17 +56,22 @@ def _make_references(job: PartJob, store: PartStore) -> Part:
 
 
 def _make_plan(job: PartJob, store: PartStore) -> Part:
-    """All parts of the plan at once, since pairs and splits need the whole; returns the one asked for."""
-    config = job.run.config
-    pool = need_part(job.run, "references", "pool").rows()
-    rows = planning.make_plan(pool, config.planning, config.samples, config.seed)
+    size = job.run.config.part_size
     k = job.run.parts().index(job.part)
-    return store.commit(job.part, rows[k * config.part_size : (k + 1) * config.part_size], None, job.made_from)
+    rows = _plan_rows(job.run, job.shared)
+    return store.commit(job.part, rows[k * size : (k + 1) * size], None, job.made_from)
+
+
+@lru_cache(maxsize=2)
+def _plan_rows(run: Run, pool_digest: str) -> list[dict]:
+    """The whole plan, made once a process: pairs and splits need all of it."""
+    pool = need_part(run, "references", "pool").rows()
+    return planning.make_plan(pool, run.config.planning, run.config.samples, run.config.seed)
 
 
 def _make_scores(job: PartJob, store: PartStore, found: Part | None) -> Part:
     stage = job.run.stage(job.stage)
-    inputs = stage_inputs(job.run, stage.reads, job.part)
+    inputs = stage_inputs(job, stage.reads)
     samples, failed = inputs.samples(job.part)
     kept_rows: dict[str, dict] = {}
     kept_files: dict[str, dict[str, bytes]] = {}
@@ -89,13 +95,12 @@ def _make_decisions(job: PartJob, store: PartStore) -> Part:
     return store.commit(job.part, rows, None, job.made_from)
 
 
-def stage_inputs(run: Run, reads: Sequence[str], part: str) -> Inputs:
+def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
     own = [name for name in reads if name != "references"]
-    cutouts = reference_files(run)
     return Inputs(
-        {name: need_part(run, name, part) for name in own},
-        {name: run.store(name) for name in own},
-        lambda reference_id: cutouts[reference_id]["cutout.png"],
+        {name: need_part(job.run, name, job.part) for name in own},
+        {name: job.run.store(name) for name in own},
+        lambda reference_id: reference_files(job.run, job.shared)[reference_id]["cutout.png"],
     )
 
 
@@ -124,6 +129,7 @@ class CurationResult:
 
     run: Run
     summaries: dict[str, list[PartSummary]]
+    pool_digest: str
     dataset_url: str
     manifest_url: str
 
@@ -147,23 +153,24 @@ def curate(
     digests: dict[tuple[str, str], str] = {}
     summaries: dict[str, list[PartSummary]] = {}
 
-    def step(stage: str, made_from: Mapping[str, str]) -> None:
-        jobs = [PartJob(run, stage, p, m, stage in forced, retry_errors) for p, m in made_from.items()]
+    def step(stage: str, made_from: Mapping[str, str], shared: str) -> None:
+        jobs = [PartJob(run, stage, p, m, shared, stage in forced, retry_errors) for p, m in made_from.items()]
         with Progress(stage, len(jobs)) as progress:
             summaries[stage] = engine(jobs, progress)
         digests.update({(stage, s.part): s.digest for s in summaries[stage]})
 
-    step("references", {"pool": dict(run.fingerprints)["references"]})
+    step("references", {"pool": dict(run.fingerprints)["references"]}, "")
     references.check_pool(need_part(run, "references", "pool").rows())
-    pool_digest = digests["references", "pool"]
-    step("plan", dict.fromkeys(run.parts(), pool_digest))
+    pool = digests["references", "pool"]
+    step("plan", dict.fromkeys(run.parts(), pool), pool)
     for stage in run.stages():
-        step(stage.name, {p: _made_from(stage.reads, p, digests, pool_digest) for p in run.parts()})
+        step(stage.name, {p: _made_from(stage.reads, p, digests, pool) for p in run.parts()}, pool)
     scored = [s.name for s in run.stages()]
-    step("decide", {p: join_digests(digests[name, p] for name in scored) for p in run.parts()})
-    step("shards", dataset.shard_inputs(run))
+    step("decide", {p: join_digests(digests[name, p] for name in scored) for p in run.parts()}, pool)
+    everything = join_digests(digests.values())
+    step("shards", dataset.shard_inputs(run, digests), everything)
     manifest_url = dataset.write_manifest(run)
-    return CurationResult(run, summaries, dataset.publish(run), manifest_url)
+    return CurationResult(run, summaries, pool, dataset.publish(run), manifest_url)
 
 
 def _made_from(reads: Sequence[str], part: str, digests: Mapping, pool_digest: str) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
-import pandas as pd
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from data_schemas import pictures
-from data_schemas.tables import SAMPLE_ID
 from pipeline.parts import Part, PartStore, content_digest, join_digests, write_atomically
 from pipeline.run import PartJob, Run, need_part, read_all, reference_files
 from pipeline.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
+
 
 def shard_plan(run: Run) -> dict[str, list[dict]]:
     """Shard name -> plan rows of the kept samples it will hold."""
@@ -25,48 +26,52 @@ def shard_plan(run: Run) -> dict[str, list[dict]]:
     return assign(plan, by_id, run.config.shards.samples_per_shard)
 
 
-def shard_inputs(run: Run) -> dict[str, str]:
+def shard_inputs(run: Run, digests: Mapping[tuple[str, str], str]) -> dict[str, str]:
     """Shard name -> digest of what goes in: the parts its samples come from, and which samples they are."""
     reads = [stage for stage in run.order() if stage not in ("references", "shards")]
-    part_of = {}
-    digest_of = {}
-    for part in run.parts():
-        parts = {stage: need_part(run, stage, part) for stage in reads}
-        digest_of[part] = join_digests(p.digest for p in parts.values())
-        part_of.update(dict.fromkeys(parts["plan"].table["sample_id"].to_pylist(), part))
-    pool = need_part(run, "references", "pool").digest
+    pool = digests["references", "pool"]
+    part_of = PictureReader(run, pool).part_of
     return {
-        name: join_digests([pool, *(f"{r['sample_id']} {digest_of[part_of[r['sample_id']]]}" for r in rows)])
+        name: join_digests([pool, *(r["sample_id"] for r in rows),
+                            *(digests[stage, part_of[r["sample_id"]]] for r in rows for stage in reads)])
         for name, rows in shard_plan(run).items()
-    }
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What all shards of a run share; read once a process."""
+
+    shards: dict[str, list[dict]]
+    scores: dict[str, dict]
+    reader: PictureReader
+
+
+@lru_cache(maxsize=1)
+def _kept(run: Run, shared: str) -> _Kept:
+    tables = {s.name: read_all(run, s.name) for s in run.stages()}
+    columns = score_columns(tables, {s.name: s.columns for s in run.stages()})
+    ids = read_all(run, "plan").column("sample_id")
+    scores = {row.pop("sample_id"): row for row in pa.table({"sample_id": ids, **columns}).to_pylist()}
+    return _Kept(shard_plan(run), scores, PictureReader(run, need_part(run, "references", "pool").digest))
 
 
 def make_shard(job: PartJob, store: PartStore) -> Part:
     """Write one shard (the part's tar) and its index rows (the part's Parquet file)."""
-    run, split = job.run, job.part.rpartition("-")[0]
-    plan_rows = shard_plan(run)[job.part]
-    scores = scores_frame(run).to_dict("index")
-    cutouts = reference_files(run)
-    members, reader = {}, PictureReader(run)
+    kept, split = _kept(job.run, job.shared), job.part.rpartition("-")[0]
+    plan_rows = kept.shards[job.part]
+    members = {}
     for plan in plan_rows:
         sample_id = plan["sample_id"]
         members[sample_id] = shard_members(
             plan,
-            sample_info(plan, {k: v for k, v in scores[sample_id].items() if v == v and v is not None}),
-            reader.files("synthesis", sample_id),
-            reader.files("matting", sample_id),
-            [cutouts[plan[f"reference_{i}_id"]]["cutout.png"] for i in range(2)],
+            sample_info(plan, {k: v for k, v in kept.scores[sample_id].items() if v is not None}),
+            kept.reader.files("synthesis", sample_id),
+            kept.reader.files("matting", sample_id),
+            [kept.reader.cutout(plan[f"reference_{i}_id"]) for i in range(2)],
         )
     rows = [{"sample_id": p["sample_id"], "shard": f"{job.part}.tar", "split": split} for p in plan_rows]
     return store.commit(job.part, rows, members, job.made_from)
-
-
-def scores_frame(run: Run) -> pd.DataFrame:
-    """Every stage's own columns, indexed by sample id."""
-    tables = {s.name: read_all(run, s.name) for s in run.stages()}
-    columns = score_columns(tables, {s.name: s.columns for s in run.stages()})
-    ids = read_all(run, "plan").column("sample_id")
-    return pa.table({SAMPLE_ID.name: ids, **columns}).to_pandas().set_index("sample_id")
 
 
 def write_manifest(run: Run) -> str:
@@ -109,8 +114,8 @@ def publish(run: Run) -> str:
 class PictureReader:
     """Pictures of any sample by stage; keeps the members of the last few parts."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, pool_digest: str):
+        self.run, self.pool_digest = run, pool_digest
         rows = {part: need_part(run, "plan", part).rows() for part in run.parts()}
         self.part_of = {row["sample_id"]: part for part in rows for row in rows[part]}
         self.plan = {row["sample_id"]: row for part in rows for row in rows[part]}
@@ -119,11 +124,13 @@ class PictureReader:
     def files(self, stage: str, sample_id: str) -> dict[str, bytes]:
         return self._members(stage, self.part_of[sample_id]).get(sample_id, {})
 
+    def cutout(self, reference_id: str) -> bytes:
+        return reference_files(self.run, self.pool_digest)[reference_id]["cutout.png"]
+
     def picture(self, sample_id: str, name: str) -> Image.Image | None:
-        """"reference_0", "reference_1", "target", "foreground", "background" or "alpha"; None if never made."""
+        """ "reference_0", "reference_1", "target", "foreground", "background" or "alpha"; None if never made."""
         if name.startswith("reference_"):
-            row = self.plan[sample_id]
-            data = reference_files(self.run)[row[f"{name}_id"]].get("cutout.png")
+            data: bytes | None = self.cutout(self.plan[sample_id][f"{name}_id"])
         else:
             data = self.files("synthesis" if name == "target" else "matting", sample_id).get(f"{name}.png")
         return None if data is None else pictures.decode(data, name)

@@ -30,7 +30,7 @@ def resolve_rules(stages: Sequence[Stage], thresholds: Mapping[str, float]) -> l
         low = -math.inf if column.low is None else column.low
         high = math.inf if column.high is None else column.high
         if not low <= value <= high:
-            raise UserError(f"decide.thresholds.{rule.reason}: {value} is outside {rule.column}'s range {low} to {high}")
+            raise UserError(f"decide.thresholds.{rule.reason}: {value} is outside {rule.column}'s {low} to {high}")
         resolved.append((stage_name, Rule(rule.column, rule.bound, value, rule.reason, rule.meaning)))
     return resolved
 

@@ -129,9 +129,7 @@ class PartStore:
         if timing is not None:
             write_atomically(self.fs, self.path(part, "timing.json"), json.dumps(timing, sort_keys=True).encode())
         buffer = io.BytesIO()
-        pq.write_table(
-            table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True
-        )
+        pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True)
         write_atomically(self.fs, self.path(part, "parquet"), buffer.getvalue())
         whole = self.read(part, made_from)
         if whole is None:

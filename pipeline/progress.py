@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,7 @@ class Progress:
     def __init__(self, stage: str, parts: int):
         self.stage, self.parts, self.done = stage, parts, 0
         self.samples = self.failed = self.cached = 0
+        self._began = time.perf_counter()
         self._bar = tqdm(total=parts, desc=f"{stage:<11}", unit="part", disable=not sys.stderr.isatty())
 
     def advance(self, summary: Any) -> None:
@@ -30,7 +32,7 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         if kind is None and not sys.stderr.isatty():
-            seconds = self._bar.format_dict["elapsed"]
+            seconds = time.perf_counter() - self._began
             note = f", {self.failed} failed" if self.failed else ""
             print(
                 f"{self.stage:<11} {self.done}/{self.parts} parts ({self.cached} from the cache), "

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import fsspec
@@ -37,7 +37,7 @@ View = dict[str, Any]
 
 @dataclass(frozen=True)
 class RuleLine:
-    """One filter of ``decide``: ``column`` must be at least (bound "min") or at most ("max") the threshold."""
+    """One filter of ``decide``: ``column`` must be at least ("min") or at most ("max") the threshold."""
 
     stage: str
     column: str
@@ -189,7 +189,7 @@ def tile(data: ReportData, sample_id: str, name: str, caption: str, side: int = 
 
 
 def funnel_view(data: ReportData) -> View:
-    """Bars of the funnel, each with its share of what was planned; a rejected sample may have several reasons."""
+    """Bars of the funnel, each with its share of what was planned."""
     funnel = data.metrics.get("funnel") or {}
     planned = as_float(funnel.get("planned"))
 
@@ -232,7 +232,7 @@ def histogram_views(data: ReportData) -> list[View]:
 
 
 def pill_views(row: Mapping[str, Any], rules: Iterable[RuleLine]) -> list[View]:
-    """Each scored column of a sample against its thresholds: pass, fail, or unknown where there is no score."""
+    """Each scored column of a sample against its thresholds; "unknown" where there is no score."""
     pills = []
     for column, group in rules_by_column(rules).items():
         value = as_float(row.get(column))
@@ -305,7 +305,7 @@ def kept_cards(data: ReportData) -> list[View]:
 
 
 def rejected_cards(data: ReportData) -> list[View]:
-    """Every reason appears, and so does every planted fault (the rarest first, if there are more than fit)."""
+    """Every reason appears, and every planted fault (the rarest first, if there are more than fit)."""
     rejected = decided(data.manifest, "rejected")
     groups = [
         [*reasons_of(row), f"planted: {as_text(row['planted_fault'])}"]
@@ -340,7 +340,7 @@ def stage_views(stages: Mapping[str, Mapping[str, Any]]) -> list[View]:
 
 
 def training_view(data: ReportData) -> View | None:
-    """The curve, its last numbers, the evaluation's plain numbers, and generated pictures beside their targets."""
+    """The curve, its last numbers, the evaluation's numbers, generated pictures beside their targets."""
     if data.training is None:
         return None
     loss, val_loss = series(data.training.log, "loss"), series(data.training.log, "val_loss")
@@ -355,7 +355,7 @@ def training_view(data: ReportData) -> View | None:
         "samples per second": number_text(speeds[len(speeds) // 2] if speeds else None),
     }
     evaluation = {
-        name: number(float(value))
+        name: count_text(value) if isinstance(value, Integral) else number(float(value))
         for name, value in data.training.evaluation.items()
         if isinstance(value, Real) and not isinstance(value, bool)
     }
@@ -366,7 +366,7 @@ def training_view(data: ReportData) -> View | None:
         "svg": Markup(svg) if svg else None,
         "figures": figures,
         "evaluation": evaluation,
-        "cards": [generated_card(data, by_id.get(i, {"sample_id": i}), picture) for i, picture in shown],
+        "cards": [generated_card(data, i, by_id.get(i), picture) for i, picture in shown],
         "more": len(data.training.samples) - len(shown),
     }
 
@@ -377,9 +377,14 @@ def series(log: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, floa
     return [(step, value) for step, value in points if math.isfinite(step) and math.isfinite(value)]
 
 
-def generated_card(data: ReportData, row: Mapping[str, Any], generated: Image.Image) -> View:
-    """One generated picture beside its target, with what the model was given under them."""
-    sample_id = str(row["sample_id"])
+def generated_card(data: ReportData, sample_id: str, row: Mapping[str, Any] | None, generated: Image.Image) -> View:
+    """One generated picture beside its target, with what the model was given; alone if not of this run."""
+    large = [{"caption": "generated", "uri": data_uri(generated, TARGET_SIDE)}]
+    small: list[View] = []
+    if row is not None:
+        large.append(tile(data, sample_id, "target", "target", TARGET_SIDE))
+        small = [*reference_tiles(data, row), tile(data, sample_id, "background", "background")]
+    row = row or {}
     return {
         "sample_id": sample_id,
         "prompt": as_text(row.get("prompt")),
@@ -388,9 +393,6 @@ def generated_card(data: ReportData, row: Mapping[str, Any], generated: Image.Im
         "fault": "",
         "reasons": [],
         "pills": [],
-        "large": [
-            {"caption": "generated", "uri": data_uri(generated, TARGET_SIDE)},
-            tile(data, sample_id, "target", "target", TARGET_SIDE),
-        ],
-        "small": [*reference_tiles(data, row), tile(data, sample_id, "background", "background")],
+        "large": large,
+        "small": small,
     }

@@ -12,8 +12,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
+from data_schemas import pictures
+from data_schemas.errors import UserError
+from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult
-from pipeline.dataset import PictureReader
+from pipeline.dataset import PictureReader, dataset_url
 from pipeline.decide import resolve_rules
 from pipeline.parts import write_atomically
 from pipeline.report import ReportData, RuleLine, Training, write_report
@@ -87,31 +90,57 @@ def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
     }
 
 
-def write_results(result: CurationResult, training: Training | None = None) -> dict[str, str]:
+def write_results(result: CurationResult) -> dict[str, str]:
     """Write metrics.json and the report; returns the places a user looks for, by name."""
-    run = result.run
-    metrics = metrics_of(result)
-    fs, root = fsspec.core.url_to_fs(run.config.run_url)
-    write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2, sort_keys=True).encode())
-    data = ReportData(
-        name=run.config.name,
-        manifest=read_manifest(result),
-        rules=[
-            RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
-            for stage, r in resolve_rules(run.stages(), run.config.decide.thresholds)
-        ],
-        metrics=metrics,
-        picture=PictureReader(run).picture,
-        config=run.config.model_dump(mode="json"),
-        training=training,
-    )
+    config = result.run.config
+    fs, root = fsspec.core.url_to_fs(config.run_url)
+    metrics = json.dumps(metrics_of(result), indent=2, sort_keys=True)
+    write_atomically(fs, f"{root}/metrics.json", metrics.encode())
     return {
-        "report": write_report(data, f"{run.config.run_url}/report/index.html"),
-        "metrics": f"{run.config.run_url}/metrics.json",
+        "report": report_run(config),
+        "metrics": f"{config.run_url}/metrics.json",
         "manifest": result.manifest_url,
         "shards": f"{result.dataset_url}/train-*.tar",
         "test_shards": f"{result.dataset_url}/test-*.tar",
     }
+
+
+def report_run(config: CurationConfig) -> str:
+    """Write the report of a finished run from its files, with the training in it if there is one; returns its URL."""
+    run = Run.of(config)
+    try:
+        with fsspec.open(f"{config.run_url}/metrics.json", "rb") as file:
+            metrics = json.load(file)
+        with fsspec.open(f"{dataset_url(run)}/manifest.parquet", "rb") as file:
+            manifest = pq.read_table(file).to_pandas()
+    except FileNotFoundError as error:
+        raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first") from error
+    rules = [
+        RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
+        for stage, r in resolve_rules(run.stages(), config.decide.thresholds)
+    ]
+    reader = PictureReader(run, need_part(run, "references", "pool").digest)
+    data = ReportData(
+        config.name, manifest, rules, metrics, reader.picture, config.model_dump(mode="json"),
+        read_training(f"{config.run_url}/training"),
+    )  # fmt: skip
+    return write_report(data, f"{config.run_url}/report/index.html")
+
+
+def read_training(folder: str) -> Training | None:
+    """What the trainer (metrics.jsonl), the sampler (samples/) and the evaluator (evaluation/) left, if anything."""
+    fs, root = fsspec.core.url_to_fs(folder)
+    if not fs.exists(f"{root}/metrics.jsonl"):
+        return None
+    log = [json.loads(line) for line in fs.cat_file(f"{root}/metrics.jsonl").decode().splitlines()]
+    evaluation, samples = {}, []
+    if fs.exists(f"{root}/evaluation/metrics.json"):
+        evaluation = json.loads(fs.cat_file(f"{root}/evaluation/metrics.json"))
+    if fs.exists(f"{root}/samples/samples.json"):
+        for entry in json.loads(fs.cat_file(f"{root}/samples/samples.json")):
+            data = fs.cat_file(f"{root}/samples/{entry['file']}")
+            samples.append((entry["sample_id"], pictures.decode(data, entry["file"])))
+    return Training(log, evaluation, samples)
 
 
 def funnel_rows(result: CurationResult) -> list[dict[str, Any]]:
@@ -124,7 +153,7 @@ def funnel_rows(result: CurationResult) -> list[dict[str, Any]]:
 
 def picture_strip(result: CurationResult, count: int = 4, side: int = 128) -> str:
     """Markdown with one strip of kept and one of rejected targets, pictures inlined."""
-    manifest, reader = read_manifest(result), PictureReader(result.run)
+    manifest, reader = read_manifest(result), PictureReader(result.run, result.pool_digest)
     lines = []
     for decision in ("kept", "rejected"):
         ids = manifest[manifest.decision == decision].sample_id.head(count)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_schemas.errors import UserError
 from data_schemas.schema import TableSchema
 from data_schemas.tables import DECIDE, PLAN, REFERENCES, SHARD_INDEX
-from pipeline import references
+from pipeline import planning, references
 from pipeline.config import CurationConfig
 from pipeline.decide import resolve_rules
 from pipeline.identity.compare import Identity
@@ -40,6 +40,7 @@ class Run:
     @classmethod
     def of(cls, config: CurationConfig) -> Run:
         """Fingerprint every stage. Reads the reference pool's files (for their digests), loads no model."""
+        planning.chosen_relations(config.planning)  # a relation that does not exist fails here, before any work
         sources = references.list_pool(config.references)
         known = {
             "references": fingerprint(
@@ -136,12 +137,17 @@ def _stages_of(run: Run) -> list[Stage]:
 
 @dataclass(frozen=True)
 class PartJob:
-    """One part to be made, or found whole. ``made_from`` is the digest of everything it reads."""
+    """One part to be made, or found whole.
+
+    ``made_from`` is the digest of everything it reads, ``shared`` of what all parts of the stage read (the reference
+    pool, or every decision): what a process may keep between parts is kept under it.
+    """
 
     run: Run
     stage: str
     part: str
     made_from: str
+    shared: str
     force: bool = False
     retry_errors: bool = False
 
@@ -168,6 +174,6 @@ def read_all(run: Run, stage: str) -> pa.Table:
 
 
 @lru_cache(maxsize=2)
-def reference_files(run: Run) -> dict[str, dict[str, bytes]]:
-    """Every cut-out of the pool by reference id, read once a process."""
+def reference_files(run: Run, pool_digest: str) -> dict[str, dict[str, bytes]]:
+    """Every cut-out of the pool by reference id, read once a process; the digest tells one pool from the next."""
     return run.store("references").members("pool")

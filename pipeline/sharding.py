@@ -62,7 +62,9 @@ def sample_info(plan: dict, scores: Mapping[str, object]) -> dict:
     }
 
 
-def score_columns(tables: Mapping[str, pa.Table], columns: Mapping[str, Sequence[Column]]) -> dict[str, pa.ChunkedArray]:
+def score_columns(
+    tables: Mapping[str, pa.Table], columns: Mapping[str, Sequence[Column]]
+) -> dict[str, pa.ChunkedArray]:
     """Every stage's own columns by name, for the manifest; stages use different names, which is checked."""
     gathered: dict[str, pa.ChunkedArray] = {}
     for stage, own in columns.items():

@@ -152,9 +152,7 @@ class Stage(ABC):
         """Rows of a batch. If it fails, each sample is tried alone, so that only the bad one gets the error."""
         try:
             scores = self.process_batch(batch)
-            return [
-                self._row(s.sample_id, "ok", None, None, values) for s, values in zip(batch, scores, strict=True)
-            ]
+            return [self._row(s.sample_id, "ok", None, None, values) for s, values in zip(batch, scores, strict=True)]
         except Exception as error:
             if len(batch) > 1:
                 return [self._attempt([sample])[0] for sample in batch]

@@ -33,6 +33,7 @@ class ModelConfig(_Settings):
     rotary_base: float = Field(10000.0, gt=1)
     feed_forward_multiple: int = Field(256, ge=1)
     norm_eps: float = Field(1e-5, gt=0)
+    tied_output: bool = Field(False, description="use the token table as output head; not in published weights")
     dropout: float = Field(0.1, ge=0, lt=1, description="on the attention and the feed-forward output")
     text_dropout: float = Field(0.1, ge=0, lt=1, description="on the projected text")
 
@@ -112,6 +113,7 @@ class TrainConfig(_Settings):
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0)
+    variations: int = Field(0, ge=0, description="varied copies of every sample, see data.vary")
     drops: DropConfig = DropConfig()
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
@@ -142,18 +144,27 @@ class SampleConfig(_Settings):
     batch: int = Field(16, ge=1)
 
 
-def cpu_small(shards: str = "", **overrides: object) -> TrainConfig:
-    """Two and a half minutes on two processor cores: 64-pixel pictures of 16 x 16 tokens."""
-    return with_changes(TrainConfig(shards=shards, model=_CPU_MODEL, **_CPU_TRAIN), **overrides)  # type: ignore[arg-type]
-
-
 _CPU_MODEL = ModelConfig(
-    layers=4, heads=4, width=128, vocabulary=512, grid=16, max_references=2, text_tokens=16, text_width=64,
-    instruct_tokens=8, rotary_base=100.0, dropout=0.0, text_dropout=0.1,
+    layers=2, heads=4, width=128, vocabulary=512, grid=12, max_references=2, text_tokens=16, text_width=64,
+    instruct_tokens=8, rotary_base=100.0, dropout=0.0, text_dropout=0.1, tied_output=True,
 )  # fmt: skip
-_CPU_TRAIN = {
-    "steps": 100, "batch": 8, "lr": 2e-3, "schedule": "cosine", "warmup": 10, "eval_every": 50, "save_every": 50,
+_CPU_TRAIN: dict[str, object] = {
+    "steps": 700, "batch": 4, "lr": 3e-3, "schedule": "cosine", "warmup": 20, "variations": 16,
+    "log_every": 25, "eval_every": 100, "save_every": 200,
 }  # fmt: skip
+
+
+def cpu_small(shards: str = "", **changes: object) -> TrainConfig:
+    """About two and a half minutes on two processor cores: 96-pixel pictures of 12 x 12 tokens.
+
+    What makes so short a training possible: pictures keep their place in the rotary grid with a small base, so that
+    "copy what is there" is one sharp attention pattern; the token table is also the output head, so that a copied
+    token is a right answer for every token at once; and varied copies keep sixty samples from being learned by heart.
+    """
+    tokenizer = TokenizerConfig(image_size=96, patch=8, vocabulary=512)
+    values = {"shards": shards, "model": _CPU_MODEL, "tokenizer": tokenizer, **_CPU_TRAIN}
+    return with_changes(TrainConfig.model_validate(values), **changes)
+
 
 PRESETS = {"cpu_small": cpu_small}
 

@@ -81,6 +81,36 @@ def _pixels(sample: ShardSample, size: int, max_references: int) -> Tensor:
     return ((stacked + 1) * 127.5).round().to(torch.uint8)
 
 
+def vary(sample: Resized, unit: int, seed: int) -> Resized:
+    """The same sample in other colours and at another place: the same bytes for the same seed.
+
+    All pictures of the sample get the same exchange of channels, gain and, half the time, inversion, so that each
+    subject still looks like its reference; references, and target with background, are shifted round by a whole
+    number of tokens (``unit`` pixels). With few samples a model remembers the pictures otherwise; what stays true
+    under all of this is that the target is put together from the sources.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    channels = torch.randperm(3, generator=generator)
+    gain = 0.6 + 0.4 * torch.rand(1, 3, 1, 1, generator=generator)
+    pixels = sample.pixels.float()[:, channels] * gain
+    if torch.rand((), generator=generator) < 0.5:
+        pixels = 255 - pixels
+    places = sample.pixels.shape[-1] // unit
+    shifts = torch.randint(places, (len(pixels) - 1, 2), generator=generator) * unit
+    shifts = torch.cat([shifts, shifts[-1:]])  # background and target, the last two, move together
+    moved = [torch.roll(p, s.tolist(), (1, 2)) for p, s in zip(pixels, shifts, strict=True)]
+    return Resized(sample.sample_id, sample.prompt, torch.stack(moved).round().to(torch.uint8))
+
+
+def variations(samples: Sequence[Resized], count: int, unit: int, seed: int) -> list[list[Resized]]:
+    """The samples as they are, followed by ``count`` varied copies of all of them."""
+    def draw(copy: int, number: int) -> int:
+        return random.Random(f"vary/{seed}/{copy}/{number}").getrandbits(62)
+
+    varied = [[vary(sample, unit, draw(copy, n)) for n, sample in enumerate(samples)] for copy in range(count)]
+    return [list(samples), *varied]
+
+
 def as_float(pixels: Tensor) -> Tensor:
     """uint8 0..255 -> float -1..1."""
     return pixels.float() / 127.5 - 1
@@ -89,9 +119,10 @@ def as_float(pixels: Tensor) -> Tensor:
 def encode(samples: Sequence[Resized], tokenizer: ImageTokenizer, text: TextEncoder) -> list[Encoded]:
     """Codes and text features of every sample."""
     features = text.encode([sample.prompt for sample in samples])
+    lengths = [len(sample.pixels) for sample in samples]
+    coded = tokenizer.encode(as_float(torch.cat([sample.pixels for sample in samples]))).split(lengths)
     encoded = []
-    for sample, row in zip(samples, features, strict=True):
-        codes = tokenizer.encode(as_float(sample.pixels))
+    for sample, row, codes in zip(samples, features, coded, strict=True):
         encoded.append(Encoded(sample.sample_id, sample.prompt, codes[:-1], row, codes[-1]))
     return encoded
 

@@ -158,7 +158,7 @@ class TokenAR(nn.Module):
         )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(d, config.norm_eps)
-        self.output = nn.Linear(d, config.vocabulary, bias=False)
+        self.output = None if config.tied_output else nn.Linear(d, config.vocabulary, bias=False)
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
         self.reset_parameters()
 
@@ -167,7 +167,8 @@ class TokenAR(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(self.output.weight)
+        if self.output is not None:
+            nn.init.zeros_(self.output.weight)
 
     def layout(self, references: int) -> Layout:
         """The sequence layout for samples with ``references`` references."""
@@ -175,7 +176,7 @@ class TokenAR(nn.Module):
 
     def tables(self, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """(rotary table, source ids, null-image rows) on the model's device; computed once a layout."""
-        key = (layout.references, self.output.weight.device)
+        key = (layout.references, self.norm.weight.device)
         if key not in self._tables:
             rotary = rotary_table(grid_coordinates(layout), self.config.head_width, self.config.rotary_base)
             made = (rotary, source_ids(layout), null_rows(layout))
@@ -206,6 +207,11 @@ class TokenAR(nn.Module):
             cache.filled += x.shape[1]
         return self.norm(x)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V] float32."""
+        head = self.tok_embeddings if self.output is None else self.output
+        return F.linear(hidden, head.weight).float()
+
     def target_tokens(self, sources: Tensor, picture: Tensor) -> Tensor:
         """Everything that is predicted, [B, E N]: with disentanglement the references, then the picture [B, N]."""
         if not self.config.identity_disentanglement:
@@ -234,7 +240,7 @@ class TokenAR(nn.Module):
         target = self.tok_embeddings(self.target_tokens(sources, picture)[:, :-1])
         rotary = self.tables(layout)[0][: layout.total - 1]
         hidden = self.hidden(torch.cat([prefix, target], dim=1), rotary)
-        return self.output(hidden[:, layout.prefix - 1 :]).float()
+        return self.logits(hidden[:, layout.prefix - 1 :])
 
     def flops(self, references: int) -> int:
         """Multiply-adds times two of one sample's forward pass, the causal half of attention counted once."""

@@ -1,0 +1,43 @@
+"""The flows of the model: training on a curation's shards, and measuring on held-out subjects."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from tokenar.evaluate import evaluate
+from tokenar.generate import sample
+from tokenar.train import train
+
+from tokenar.config import SampleConfig, cpu_small
+
+
+@flow(name="train-tokenar", log_prints=True)
+def train_tokenar(
+    shards: str = "runs/quickstart/dataset/train-*.tar",
+    val_shards: str = "runs/quickstart/dataset/test-*.tar",
+    out: str = "runs/quickstart/training",
+    steps: int | None = None,
+    resume: bool = False,
+) -> dict:
+    """Train TokenAR on shards; returns the last losses and where the model is."""
+    given = {"out": out, "val_shards": val_shards} | ({"steps": steps} if steps else {})
+    summary = train(cpu_small(shards, **given), resume=resume)
+    create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
+    return summary
+
+
+@flow(name="evaluate-tokenar", log_prints=True)
+def evaluate_tokenar(
+    model: str = "runs/quickstart/training/model",
+    shards: str = "runs/quickstart/dataset/test-*.tar",
+    out: str = "runs/quickstart/training",
+    limit: int | None = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+) -> dict:
+    """Sample a picture for every test sample and measure it; returns the means."""
+    pictures = f"{out}/samples"
+    sample(model, shards, pictures, SampleConfig(seed=seed, guidance=guidance), limit=limit)
+    numbers = evaluate(model, shards, f"{out}/evaluation", predictions=pictures)
+    create_table_artifact([numbers], key="evaluation", description="Means over the test samples")
+    return numbers

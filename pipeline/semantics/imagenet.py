@@ -1,0 +1,83 @@
+"""The judge on a CPU: are both subjects there (ImageNet labels), and are the colours natural (statistics)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from data_schemas.tables import SEMANTICS
+from pipeline.identity import encoders
+from pipeline.stage import Rule, Sample, Stage, StageConfig
+
+
+class ImageNetConfig(StageConfig):
+    """``padding``: white space around a crop, as a fraction of its side."""
+
+    backend: Literal["imagenet"] = "imagenet"
+    padding: float = Field(0.08, ge=0, le=1)
+
+
+class ImageNetJudge(Stage):
+    """A subject is present if its region gets the labels its reference gets."""
+
+    name = "semantics"
+    version = 1
+    columns = SEMANTICS
+    rules = (
+        Rule("present_min", "min", 0.3, "subject_missing", "A subject is not where it was planned."),
+        Rule("colour_extremity", "max", 0.75, "colour_extreme", "The colours are not those of a photograph."),
+    )
+    model = encoders.MODEL
+    Config = ImageNetConfig
+
+    def setup(self) -> None:
+        encoders.load_efficientnet()
+        self._references: dict[str, np.ndarray] = {}
+
+    def process(self, sample: Sample) -> dict:
+        target = sample.picture("synthesis", "target").convert("RGB")
+        alpha = sample.picture("matting", "alpha")
+        scores: dict = {}
+        for i in range(2):
+            crop = encoders.region(target, alpha, sample.plan[f"box_{i}"], self.config.padding)
+            labels = encoders.encode(crop)[1]
+            scores[f"subject_{i}_present"] = round(agreement(labels, self._reference(sample, i)), 6)
+            scores[f"subject_{i}_label"] = encoders.label_names()[int(labels.argmax())]
+        scores["present_min"] = min(scores["subject_0_present"], scores["subject_1_present"])
+        scores["colour_extremity"] = round(colour_extremity(target), 6)
+        return scores
+
+    def _reference(self, sample: Sample, index: int) -> np.ndarray:
+        key = sample.plan[f"reference_{index}_id"]
+        if key not in self._references:
+            flat = encoders.square_on_white(sample.reference(index), self.config.padding)
+            self._references[key] = encoders.encode(flat)[1]
+        return self._references[key]
+
+
+def agreement(p: np.ndarray, q: np.ndarray) -> float:
+    """Bhattacharyya coefficient of two label distributions: 0 nothing in common, 1 the same."""
+    return float(np.clip(np.sqrt(p * q).sum(), 0, 1))
+
+
+def colour_extremity(picture: Image.Image) -> float:
+    """0 for natural colours, 1 for extreme: the worst of saturation, burnt channels and a cast.
+
+    Photographs rarely have a median saturation above 0.8, a quarter of their channel values at both ends of the
+    range, or one channel that holds nearly all the light.
+    """
+    pixels = np.asarray(picture.convert("RGB"), np.float64) / 255
+    saturation = np.asarray(picture.convert("HSV"), np.float64)[..., 1] / 255
+    loud = np.quantile(saturation, 0.25)
+    burnt = ((pixels < 0.004) | (pixels > 0.996)).mean()
+    means = pixels.mean((0, 1)) + 1e-3
+    cast = means.max() / means.sum()
+    return float(max(ramp(loud, 0.35, 0.9), ramp(burnt, 0.15, 0.7), ramp(cast, 0.45, 0.85)))
+
+
+def ramp(value: float, low: float, high: float) -> float:
+    """0 at ``low`` and below, 1 at ``high`` and above, straight in between."""
+    return float(np.clip((value - low) / (high - low), 0, 1))

@@ -1,0 +1,101 @@
+"""A real Prefect server on a free port, a real process worker, real deployments: what the README promises."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+PREFECT = [sys.executable, "-m", "prefect"]
+ROOT = Path(__file__).parents[2]
+SMALL = '{"name": "deployed", "root": "%s", "samples": 8, "part_size": 4, "planning": {"test_share": 0.25}}'
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server and a worker with a home of their own; yields the environment that reaches them."""
+    port = free_port()
+    home = tmp_path_factory.mktemp("prefect")
+    env = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "NO_COLOR": "1",
+    }
+    log = open(home / "log.txt", "w")
+    start = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    processes = [subprocess.Popen(start, env=env, stdout=log, stderr=log, cwd=ROOT)]
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(env["PREFECT_API_URL"] + "/health", timeout=2)
+            break
+        except OSError:
+            time.sleep(0.5)
+    worker = [*PREFECT, "worker", "start", "--type", "process", "--pool", "local"]
+    processes.append(subprocess.Popen(worker, env=env, stdout=log, stderr=log, cwd=ROOT))
+    prefect(env, "work-pool", "inspect", "local", tries=60)
+    yield env
+    for process in reversed(processes):
+        process.terminate()
+        process.wait(30)
+
+
+def prefect(env, *arguments, tries=1, timeout=400):
+    for attempt in range(tries):
+        done = subprocess.run(
+            [*PREFECT, "--no-prompt", *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
+        if done.returncode == 0:
+            return done.stdout
+        if attempt + 1 < tries:
+            time.sleep(1)
+    raise AssertionError(f"prefect {' '.join(arguments)}\n{done.stdout}\n{done.stderr}")
+
+
+@pytest.mark.slow
+def test_the_flows_deploy_and_run_through_a_worker(server, tmp_path):
+    prefect(server, "deploy", "--all")
+    listed = prefect(server, "deployment", "ls")
+    for name in ("curate-instructar/local", "rerun-stage/local", "train-tokenar/local", "evaluate-tokenar/local"):
+        assert name.split("/")[0] in listed
+
+    config = SMALL % tmp_path
+    run = ("deployment", "run", "--watch", "--param", f"config={config}")
+    prefect(server, *run, "curate-instructar/local")
+    manifest = tmp_path / "deployed" / "dataset" / "manifest.parquet"
+    before = manifest.stat().st_mtime_ns
+    assert len(pd.read_parquet(manifest)) == 8
+    matting = sorted((tmp_path / "deployed" / "matting").glob("*/*.parquet"))
+    identity = sorted((tmp_path / "deployed" / "identity").glob("*/*.parquet"))
+    stamps = {p: p.stat().st_mtime_ns for p in matting + identity}
+
+    prefect(server, *run, "--param", "stage=identity", "rerun-stage/local")
+    assert manifest.stat().st_mtime_ns > before
+    assert all(p.stat().st_mtime_ns == stamps[p] for p in matting), "what comes before the stage is left alone"
+    assert all(p.stat().st_mtime_ns > stamps[p] for p in identity), "the stage itself is made again"
+    assert "funnel" in prefect(server, "artifact", "ls")
+
+
+@pytest.mark.slow
+def test_a_users_mistake_is_a_failed_run_with_one_clear_line(server, tmp_path):
+    config = f'{{"root": "{tmp_path}", "references": {{"pool": "/no/such/folder"}}}}'
+    done = subprocess.run(
+        [*PREFECT, "--no-prompt", "deployment", "run", "--watch", "--param", f"config={config}",
+         "curate-instructar/local"],
+        env=server, cwd=ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "/no/such/folder" in done.stdout + done.stderr

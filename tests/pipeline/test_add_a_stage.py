@@ -1,0 +1,51 @@
+"""Does exactly what docs/add-a-stage.md shows."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from conftest import SMALL
+
+PAGE = (Path(__file__).parents[2] / "docs" / "add-a-stage.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+
+
+def test_the_page_works_as_it_stands(small_run, tmp_path):
+    shutil.copytree(small_run[0].run.config.root, tmp_path / "runs", symlinks=True)
+    (code,), (line,) = blocks("python"), blocks("yaml")
+    assert len(code.splitlines()) < 60
+    assert len(line.splitlines()) == 1
+    (tmp_path / "sharpness.py").write_text(code)
+    (tmp_path / "my.yaml").write_text(line + yaml.safe_dump({"name": "small", "root": "runs", **SMALL}))
+    first, second = blocks("sh")
+
+    def run(command: str) -> str:
+        command = command.replace("instructar", f"{sys.executable} -m pipeline.cli")
+        root = str(Path(__file__).parents[2])
+        command = command.replace("PYTHONPATH=.", f"PYTHONPATH=.:{root}")
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    log = run(first)
+    assert re.search(r"identity +3/3 parts \(3 from the cache\)", log)
+    assert re.search(r"sharpness +3/3 parts \(0 from the cache\)", log)
+    manifest = pd.read_parquet(tmp_path / "runs/small/dataset/manifest.parquet")
+    assert (manifest.sharpness > 0).all()
+    assert len(list((tmp_path / "runs/small/sharpness").rglob("part-*.parquet"))) == 3
+
+    highest = float(manifest.sharpness.max())
+    log = run(second.replace("blurred=80", f"blurred={highest + 1}"))
+    assert re.search(r"sharpness +3/3 parts \(3 from the cache\)", log)
+    manifest = pd.read_parquet(tmp_path / "runs/small/dataset/manifest.parquet")
+    assert all("blurred" in reasons for reasons in manifest.reasons)
+    report = (tmp_path / "runs/small/report/index.html").read_text()
+    assert "blurred" in report
+    assert "sharpness" in report

@@ -1,0 +1,237 @@
+"""The whole curation on real photographs: caching, what re-runs after a change, damage, kill -9, determinism."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import SMALL, small_config
+
+from data_schemas.shards import expand_shards, read_shard
+from pipeline import references
+from pipeline.curate import curate
+from pipeline.stage import Stage
+
+SCORED = ["synthesis", "matting", "semantics", "identity"]
+EVERY = ["references", "plan", *SCORED, "decide", "shards"]
+
+
+def made(result) -> set[str]:
+    """Stages of which a part was made rather than found."""
+    return {stage for stage, parts in result.summaries.items() if not all(p.cached for p in parts)}
+
+
+def contents(root) -> dict[str, str]:
+    """Digest of every file of a run that must be the same in every run: all but timings, reports and run.json."""
+    found = {}
+    for path in sorted(Path(root).rglob("*")):
+        if path.is_file() and path.suffix in (".parquet", ".tar"):
+            found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture
+def copied(small_run, tmp_path):
+    """A copy of the undisturbed run that a test may change."""
+    shutil.copytree(small_run[0].run.config.root, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return tmp_path
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails the test if any stage loads its model."""
+
+    def refuse(self):
+        raise AssertionError(f"stage {self.name} loaded its model")
+
+    for cls in Stage.__subclasses__():
+        monkeypatch.setattr(cls, "setup", refuse)
+
+
+def test_the_manifest_has_a_row_for_every_planned_sample(small_run):
+    _result, places = small_run
+    manifest = pd.read_parquet(places["manifest"])
+    assert len(manifest) == SMALL["samples"]
+    assert set(manifest.split) == {"train", "test"}
+    kept = manifest[manifest.decision == "kept"]
+    assert kept.shard.notna().all()
+    assert manifest[manifest.decision != "kept"].shard.isna().all()
+    assert (manifest[manifest.decision == "rejected"].reasons.str.len() > 0).all()
+    for column in ("area_share", "present_min", "colour_extremity", "similarity_min", "swap_margin"):
+        assert manifest[column].notna().all(), column
+    subjects = {s: set(g.subject_0_id) | set(g.subject_1_id) for s, g in manifest.groupby("split")}
+    assert not subjects["train"] & subjects["test"]
+
+
+def test_the_shards_hold_exactly_the_kept_samples(small_run):
+    result, places = small_run
+    manifest = pd.read_parquet(places["manifest"]).set_index("sample_id")
+    seen = {}
+    for url in expand_shards(f"{result.dataset_url}/*.tar"):
+        for sample in read_shard(url):
+            seen[sample.sample_id] = os.path.basename(url)
+            row = manifest.loc[sample.sample_id]
+            assert sample.prompt == row.prompt
+            assert sample.info["split"] == row.split
+            assert len(sample.references) == 2
+            assert sample.target.size == sample.background.size == sample.alpha.size == (256, 256)
+    assert seen == manifest[manifest.decision == "kept"].shard.to_dict()
+
+
+def test_the_shards_open_with_webdataset_and_datasets(small_run):
+    import datasets
+    import webdataset as wds
+
+    result, places = small_run
+    kept = set(pd.read_parquet(places["manifest"]).query("decision == 'kept'").sample_id)
+    urls = expand_shards(f"{result.dataset_url}/*.tar")
+    with_webdataset = list(wds.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert {s["__key__"] for s in with_webdataset} == kept
+    assert with_webdataset[0]["target.png"].size == (256, 256)
+    loaded = datasets.load_dataset("webdataset", data_files={"all": urls}, split="all", streaming=True)
+    rows = list(loaded)
+    assert {r["__key__"] for r in rows} == kept
+    assert rows[0]["target.png"].size == (256, 256)
+    assert rows[0]["json"]["prompt"]
+
+
+def test_a_second_run_makes_nothing_and_loads_no_model(copied, no_model):
+    assert made(curate(small_config(copied))) == set()
+
+
+def test_a_threshold_re_runs_decide_and_what_follows(copied, no_model):
+    changed = curate(small_config(copied, decide={"thresholds": {"identity_low": 1.0}}))
+    assert made(changed) == {"decide"}  # nothing is kept, so there is no shard to make
+    assert set(pd.read_parquet(changed.manifest_url).decision) == {"rejected"}
+    assert made(curate(small_config(copied))) == set(), "the first thresholds' results are still there"
+
+
+def test_a_judges_config_re_runs_semantics_and_what_follows(copied, monkeypatch):
+    from pipeline.semantics.imagenet import ImageNetJudge
+
+    monkeypatch.setattr(ImageNetJudge, "version", 99)
+    assert made(curate(small_config(copied))) == {"semantics", "decide", "shards"}
+
+
+def test_a_stage_asked_for_again_is_made_again_with_what_follows(copied):
+    before = contents(copied)
+    assert made(curate(small_config(copied), again="identity")) == {"identity", "decide", "shards"}
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "tar"])
+def test_a_damaged_part_is_made_again(copied, suffix):
+    before = contents(copied)
+    victim = next((copied / "small" / "matting").rglob(f"*00001.{suffix}"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    victim.write_bytes(data)
+    assert made(curate(small_config(copied))) == {"matting"}, "the same bytes come back, so nothing after it runs"
+    assert contents(copied) == before
+
+
+def test_worker_count_changes_no_byte(small_run, tmp_path):
+    curate(small_config(tmp_path, workers=4))
+    assert contents(tmp_path) == contents(small_run[0].run.config.root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["synthesis", "matting", "identity"])
+def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_run, tmp_path, stage):
+    script = (
+        "import sys\n"
+        "sys.path.insert(0, sys.argv[3])\n"
+        "from conftest import small_config\n"
+        "from pipeline.curate import curate\n"
+        "from pipeline.run import Stage\n"
+        "for cls in Stage.__subclasses__():\n"
+        "    if cls.name == sys.argv[2]:\n"
+        "        real = cls.process\n"
+        "        def process(self, sample, real=real):\n"
+        "            print(sample.sample_id, flush=True)\n"
+        "            return real(self, sample)\n"
+        "        cls.process = process\n"
+        "curate(small_config(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), stage, str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for _ in range(6):  # in the middle of the second part
+        assert process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = curate(small_config(tmp_path))
+    assert stage in made(result)
+    assert contents(tmp_path) == contents(small_run[0].run.config.root)
+
+
+def test_one_bad_picture_is_an_error_row_and_the_run_goes_on(tmp_path):
+    from PIL import Image
+    from skimage import data as photos
+
+    pool = tmp_path / "pool"
+    for category, name in (("cats", "chelsea"), ("drinks", "coffee"), ("people", "astronaut"), ("rockets", "rocket")):
+        (pool / category).mkdir(parents=True)
+        Image.fromarray(getattr(photos, name)()).save(pool / category / f"{name}.png")
+    whole = (pool / "cats" / "chelsea.png").read_bytes()
+    (pool / "cats" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (pool / "drinks" / "fake.jpg").write_text("not a picture")
+    result = curate(small_config(tmp_path, samples=4, references={"pool": str(pool)}))
+    assert len(pd.read_parquet(result.manifest_url)) == 4
+    rows = [r for r in result.run.store("references").read("pool").rows() if r["status"] == "error"]
+    assert sorted(r["source"] for r in rows) == ["cats/truncated.png", "drinks/fake.jpg"]
+    assert all(r["error_code"] and r["error_message"] for r in rows)
+
+
+def test_a_failed_sample_is_an_error_row_and_is_retried_when_asked(tmp_path, monkeypatch):
+    from pipeline.matting.grabcut import GrabCut
+
+    real, config = GrabCut.process, small_config(tmp_path)
+
+    def fail_once(self, sample):
+        if sample.plan["index"] == 5:
+            raise RuntimeError("the disk\nsaid no")
+        return real(self, sample)
+
+    monkeypatch.setattr(GrabCut, "process", fail_once)
+    broken = pd.read_parquet(curate(config).manifest_url).set_index("index")
+    assert broken.decision.loc[5] == "error"
+    assert list(broken.reasons.loc[5]) == ["matting_error"]
+    assert broken.error_message.loc[5] == "the disk said no"
+    assert (broken.decision != "error").sum() == 11
+
+    monkeypatch.setattr(GrabCut, "process", real)
+    assert made(curate(config)) == set(), "an error is remembered until a retry is asked for"
+    calls = []
+    monkeypatch.setattr(GrabCut, "process", lambda self, sample: (calls.append(1), real(self, sample))[1])
+    mended = pd.read_parquet(curate(config, retry_errors=True).manifest_url).set_index("index")
+    assert len(calls) == 1, "only what failed is done again"
+    assert mended.decision.loc[5] != "error"
+
+
+def test_metrics_are_computed_from_the_manifest(small_run):
+    _result, places = small_run
+    metrics = json.loads(Path(places["metrics"]).read_text())
+    manifest = pd.read_parquet(places["manifest"])
+    assert metrics["funnel"]["kept"] == (manifest.decision == "kept").sum()
+    faulty = manifest[manifest.planted_fault != "none"]
+    if len(faulty):
+        assert metrics["planted"]["recall"] == round(float((faulty.decision != "kept").mean()), 4)
+    assert Path(places["report"]).read_text().startswith("<!")
+
+
+def test_the_pool_is_listed_the_same_way_twice():
+    config = references.ReferencesConfig()
+    assert references.list_pool(config) == references.list_pool(config)
+
+
+def test_runs_are_timed_apart_from_what_is_cached(small_run):
+    result, _ = small_run
+    timing = result.run.store("identity").timing("part-00000")
+    assert len(timing["samples"]) == 4
+    assert all(0 < s < 60 for s in timing["samples"].values())

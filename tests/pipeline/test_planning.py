@@ -1,0 +1,215 @@
+"""Plans: the split shares no subject, boxes keep their rules, and the same seed plans the same."""
+
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from data_schemas.errors import UserError
+from data_schemas.schema import validate
+from data_schemas.tables import PLAN
+from pipeline import planning
+from pipeline.planning import (
+    PlanningConfig,
+    boxes_fit,
+    check_split,
+    draw_boxes,
+    height_of,
+    make_plan,
+    relation_data,
+)
+
+
+def reference(category: str, number: int, status: str = "ok", picture: int = 0) -> dict:
+    name = f"{category} {number}"
+    return {
+        "reference_id": f"{category}-{number}-{picture}",
+        "status": status,
+        "subject_id": f"{category}/{number}",
+        "name": name,
+        "category": category,
+        "width": 100 if status == "ok" else None,
+        "height": 200 if status == "ok" else None,
+    }
+
+
+def pool(**counts: int) -> list[dict]:
+    return [reference(category, k) for category, n in counts.items() for k in range(n)]
+
+
+FOUR_EACH = pool(cat=4, person=4, building=4)
+
+
+def test_rows_follow_the_schema_and_are_exact():
+    rows = make_plan(FOUR_EACH, PlanningConfig(), 100, 7)
+    validate(PLAN.table(rows), PLAN, "plan")
+    assert [r["index"] for r in rows] == list(range(100))
+    assert Counter(r["split"] for r in rows) == {"train": 83, "test": 17}
+    assert len({r["sample_id"] for r in rows}) == 100
+    assert all(len(r["sample_id"]) == 16 and 0 <= r["seed"] < 2**31 for r in rows)
+    assert {r["relation"] for r in rows} == set(relation_data()["relations"])
+    for row in rows:
+        template = relation_data()["relations"][row["relation"]]["template"]
+        assert row["prompt"] == template.format(a=row["reference_0_name"], b=row["reference_1_name"])
+        assert row["layout"] == relation_data()["relations"][row["relation"]]["layout"]
+        assert row["reference_0_category"] != row["reference_1_category"]
+
+
+def test_eleven_relations_of_four_layouts():
+    relations = relation_data()["relations"]
+    assert list(relations) == ["hug", "shake_hands", "kiss", "fence", "dance", "carry", "fight", "ride", "hold",
+                               "lean_against", "stand_beside"]  # fmt: skip
+    assert {r["layout"] for r in relations.values()} == {"embrace", "reach", "carry", "beside"}
+    assert set(relation_data()["layouts"]) == {"embrace", "reach", "carry", "beside"}
+
+
+def test_same_seed_same_plan_in_any_order_of_references():
+    rows = make_plan(FOUR_EACH, PlanningConfig(), 40, 3)
+    assert make_plan(FOUR_EACH[::-1], PlanningConfig(), 40, 3) == rows
+    assert make_plan(FOUR_EACH, PlanningConfig(), 40, 4) != rows
+
+
+def test_only_usable_references_are_planned():
+    rows = make_plan([*FOUR_EACH, reference("cat", 9, "error")], PlanningConfig(), 60, 0)
+    assert "cat/9" not in {r[f"subject_{i}_id"] for r in rows for i in (0, 1)}
+
+
+def test_subjects_and_relations_are_used_evenly():
+    rows = make_plan(FOUR_EACH, PlanningConfig(), 300, 0)
+    for split in ("train", "test"):
+        own = [r for r in rows if r["split"] == split]
+        used = Counter(r[f"subject_{i}_id"] for r in own for i in (0, 1))
+        assert max(used.values()) - min(used.values()) <= 3
+        told = Counter(r["relation"] for r in own)
+        assert len(told) == 11
+        assert max(told.values()) - min(told.values()) <= 1
+    first = Counter(r["reference_0_category"] for r in rows)
+    assert min(first.values()) > 50
+
+
+def test_every_picture_of_a_subject_is_used():
+    several = [*FOUR_EACH, *(reference("cat", 0, picture=k) for k in range(1, 4))]
+    rows = make_plan(several, PlanningConfig(), 300, 0)
+    used = {r[f"reference_{i}_id"] for r in rows for i in (0, 1)}
+    assert used == {r["reference_id"] for r in several}
+
+
+def test_ride_puts_the_rider_above():
+    rows = make_plan(FOUR_EACH, PlanningConfig(relations=["ride"], jitter=0), 20, 0)
+    assert all(r["box_0"][3] < r["box_1"][3] for r in rows)
+    rows = make_plan(FOUR_EACH, PlanningConfig(relations=["carry", "carry"], jitter=0), 20, 0)
+    assert all(r["box_0"][3] > r["box_1"][3] for r in rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    share=st.floats(0, 0.5),
+    seed=st.integers(0, 2**31 - 1),
+    samples=st.integers(1, 40),
+)
+def test_no_subject_is_in_both_splits(counts, share, seed, samples):
+    references = pool(**{f"kind{k}": n for k, n in enumerate(counts)})
+    tests = round(samples * share)
+    # Two categories must remain on each side: two with a subject to spare, or enough categories for both.
+    possible = sum(min(n, 2) for n in counts) >= 4
+    try:
+        rows = make_plan(references, PlanningConfig(test_share=share), samples, seed)
+    except UserError:
+        assert tests
+        assert not possible
+        return
+    assert possible or not tests
+    assert Counter(r["split"] for r in rows)["test"] == tests
+    train, test = (
+        {r[f"subject_{i}_id"] for r in rows if r["split"] == split for i in (0, 1)} for split in ("train", "test")
+    )
+    assert not train & test
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 6), min_size=4, max_size=6),
+    share=st.floats(0.01, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_both_splits_have_two_categories(counts, share, seed):
+    categories = {f"{k}/{n}": str(k) for k, count in enumerate(counts) for n in range(count)}
+    held_out = planning.split_subjects(categories, share, np.random.default_rng(seed))
+    assert len({categories[s] for s in held_out}) >= 2
+    assert len({c for s, c in categories.items() if s not in held_out}) >= 2
+    assert len(held_out) <= max(2, np.ceil(len(categories) * share))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    layout=st.sampled_from(["embrace", "reach", "carry", "beside"]),
+    aspects=st.tuples(*[st.floats(0.05, 20)] * 2),
+    heights=st.tuples(*[st.floats(0.3, 1)] * 2),
+    jitter=st.floats(0, 0.1),
+    seed=st.integers(0, 10_000),
+)
+def test_boxes_keep_their_rules(layout, aspects, heights, jitter, seed):
+    boxes = draw_boxes(layout, aspects, heights, jitter, np.random.default_rng(seed))
+    for left, top, right, bottom in boxes:
+        assert all(edge * 32 == int(edge * 32) and 0.02 <= edge <= 0.98 for edge in (left, top, right, bottom))
+        assert right - left >= 0.16
+        assert bottom - top >= 0.16
+    cells = np.zeros((2, 32, 32), bool)
+    for k, box in enumerate(boxes):
+        l, t, r, b = (int(edge * 32) for edge in box)  # noqa: E741
+        cells[k, t:b, l:r] = True
+    shared = (cells[0] & cells[1]).sum()
+    assert shared / (cells[0] | cells[1]).sum() <= 0.45
+    assert all(shared / own.sum() <= 0.55 for own in cells)
+
+
+def test_slots_are_the_fallback_and_keep_the_rules(monkeypatch):
+    monkeypatch.setattr(planning, "ATTEMPTS", 0)
+    for layout, seed in product(relation_data()["layouts"], range(6)):
+        draw_boxes(layout, (1, 1), (1, 1), 0, np.random.default_rng(seed))
+    boxes = {draw_boxes("embrace", (1, 1), (1, 1), 0, np.random.default_rng(seed)) for seed in range(20)}
+    assert ((0.125, 0.125, 0.59375, 0.9375), (0.40625, 0.15625, 0.875, 0.9375)) in boxes
+    assert len(boxes) == 2  # as it stands and mirrored
+
+
+def test_boxes_fit_at_its_limits():
+    whole = (0.0, 0.0, 1.0, 1.0)
+    assert not boxes_fit(whole, (0.0, 0.0, 0.5, 1.0))  # the second is covered wholly
+    assert boxes_fit((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))
+    assert not boxes_fit((0.0, 0.0, 0.15, 1.0), (0.5, 0.0, 1.0, 1.0))
+    assert boxes_fit((0.0, 0.0, 0.5, 0.5), (0.25, 0.0, 0.75, 0.5))
+    assert not boxes_fit((0.0, 0.0, 0.5, 0.5), (0.2, 0.0, 0.7, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("category", "height"),
+    [("person", 1.0), ("wild cat", 0.9), ("cat", 0.6), ("Toy car", 0.6), ("category", 0.75), ("dog", 0.75)],
+)
+def test_height_by_category(category, height):
+    assert height_of(category) == height
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match=r"no relation 'juggle'; there is: hug, shake_hands"):
+        make_plan(FOUR_EACH, PlanningConfig(relations=["juggle"]), 4, 0)
+    with pytest.raises(UserError, match="4 usable subjects of 1 categories"):
+        make_plan(pool(cat=4), PlanningConfig(), 10, 0)
+    with pytest.raises(UserError, match=r"cat 3, dog 1; add subjects, or set planning.test_share to 0"):
+        make_plan(pool(cat=3, dog=1), PlanningConfig(), 10, 0)
+    assert len(make_plan(pool(cat=3, dog=1), PlanningConfig(test_share=0), 10, 0)) == 10
+    for wrong in ({"relations": []}, {"test_share": 0.6}, {"jitter": -1}, {"typo": 1}):
+        with pytest.raises(ValidationError):
+            PlanningConfig(**wrong)
+
+
+def test_a_leak_stops_the_run():
+    rows = make_plan(FOUR_EACH, PlanningConfig(), 20, 0)
+    leaked = next(r for r in rows if r["split"] == "test")["subject_0_id"]
+    next(r for r in rows if r["split"] == "train")["subject_1_id"] = leaked
+    with pytest.raises(RuntimeError, match="in train and in test"):
+        check_split(rows)

@@ -1,0 +1,180 @@
+"""The commands tokenar-train, tokenar-sample and tokenar-eval.
+
+Whatever a user can get wrong ends in one line on stderr and exit code 2. A run that was asked to stop says so and
+leaves with 128 plus the number of the signal, after saving.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from data_schemas.errors import UserError
+from tokenar.config import PRESETS, SampleConfig, TrainConfig, first_problem, read_train_config, with_changes
+
+train_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+sample_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+eval_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Shards = Annotated[str, typer.Option(help="Glob of shards, such as 'data/test-*.tar'.")]
+ModelFolder = Annotated[str, typer.Option(help="The 'model' folder of a finished run.")]
+Out = Annotated[str, typer.Option(help="Folder to write to.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first samples.")]
+Seed = Annotated[int, typer.Option(help="Sample i is drawn with seed + i.")]
+Guidance = Annotated[float, typer.Option(help="Weight of the text; 1 is off.")]
+Temperature = Annotated[float, typer.Option(help="Below 1 plainer, above 1 wilder.")]
+TopK = Annotated[int, typer.Option(help="Only the k most probable tokens; 0 is off.")]
+TopP = Annotated[float, typer.Option(help="Only the most probable tokens up to this share; 1 is off.")]
+DEFAULT = SampleConfig()
+
+
+@train_app.command()
+def train(
+    shards: Annotated[str | None, typer.Option(help="Glob of the training shards.")] = None,
+    val_shards: Annotated[str | None, typer.Option(help="Glob of the validation shards.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run.  [default: runs/train]")] = None,
+    preset: Annotated[str, typer.Option(help="Settings to start from: " + ", ".join(PRESETS) + ".")] = "cpu_small",
+    config: Annotated[str | None, typer.Option(help="JSON file of settings, instead of a preset.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step, over all processes.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    log_every: Annotated[int | None, typer.Option(help="Steps between log rows.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between validations; 0: at the end.")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    index_embedding: Annotated[bool | None, typer.Option(help="Tell source tokens their picture.")] = None,
+    identity_disentanglement: Annotated[bool | None, typer.Option(help="Predict the references again.")] = None,
+    instruct_tokens: Annotated[int | None, typer.Option(help="Learned positions after the text; 0 is off.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run first.")] = False,
+) -> None:
+    """Train on shards. Several processes: torchrun --standalone --nproc-per-node 2 -m tokenar.cli train ..."""
+    from tokenar.train import train as run  # torch is slow to import; --help need not wait for it
+
+    given = {
+        "shards": shards, "val_shards": val_shards, "out": out, "steps": steps, "batch": batch, "lr": lr, "seed": seed,
+        "log_every": log_every, "eval_every": eval_every, "save_every": save_every,
+        "model__index_embedding": index_embedding, "model__instruct_tokens": instruct_tokens,
+        "model__identity_disentanglement": identity_disentanglement,
+    }  # fmt: skip
+    settings = with_changes(_start(preset, config), **{k: v for k, v in given.items() if v is not None})
+    if not settings.shards:
+        raise UserError("no training shards; give --shards 'folder/train-*.tar'")
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other; give one")
+    summary = run(settings, resume=resume, overwrite=overwrite)
+    if not summary["finished"]:
+        _say(f"stopped after step {summary['steps']}, saved; continue with the same command and --resume")
+        raise typer.Exit(128 + (summary["signal"] or 0))
+    if "model" in summary:  # only the first of several processes has it
+        typer.echo(_train_line(summary))
+
+
+def _start(preset: str, config: str | None) -> TrainConfig:
+    if config is not None:
+        return read_train_config(config)
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[preset]()
+
+
+def _train_line(summary: dict[str, Any]) -> str:
+    line = f"model: {summary['model']}"
+    if "val_loss" in summary:
+        line += f"  validation loss {summary['val_loss']:.3f}, unigram {summary['val_unigram_cross_entropy']:.3f}"
+    return line
+
+
+@sample_app.command()
+def sample(
+    model: ModelFolder,
+    shards: Shards,
+    out: Out,
+    limit: Limit = None,
+    seed: Seed = DEFAULT.seed,
+    guidance: Guidance = DEFAULT.guidance,
+    temperature: Temperature = DEFAULT.temperature,
+    top_k: TopK = DEFAULT.top_k,
+    top_p: TopP = DEFAULT.top_p,
+) -> None:
+    """Draw a picture for every sample of the shards."""
+    from tokenar.generate import sample as run
+
+    settings = SampleConfig(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+    drawn = run(model, shards, out, settings, limit=limit)
+    typer.echo(f"{len(drawn)} pictures: {out}")
+
+
+@eval_app.command("eval")
+def evaluate(
+    shards: Shards,
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="The 'model' folder of a finished run.")] = None,
+    predictions: Annotated[str | None, typer.Option(help="Folder of drawn pictures; none: draw them.")] = None,
+    limit: Limit = None,
+    seed: Seed = DEFAULT.seed,
+    guidance: Guidance = DEFAULT.guidance,
+    temperature: Temperature = DEFAULT.temperature,
+    top_k: TopK = DEFAULT.top_k,
+    top_p: TopP = DEFAULT.top_p,
+) -> None:
+    """Compare drawn pictures with the true ones."""
+    from tokenar.evaluate import evaluate as run
+
+    settings = SampleConfig(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+    result = run(model, shards, out, predictions=predictions, config=settings, limit=limit)
+    shown = (f"{key} {result[key]:.3f}" for key in ("psnr", "ssim", "identity") if result[key] is not None)
+    typer.echo(f"{out}/metrics.json: " + ", ".join(shown))
+
+
+def _say(line: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    print(" ".join(line.split()), file=sys.stderr, flush=True)
+
+
+def _run(app: Callable[[], object]) -> None:
+    """Run a command; a user's mistake becomes one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _say(f"error: {error}")
+    except ValidationError as error:
+        _say(f"error: {first_problem(error)}")
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    else:
+        return
+    sys.exit(2)
+
+
+def train_main() -> None:
+    """Entry point of tokenar-train."""
+    _run(train_app)
+
+
+def sample_main() -> None:
+    """Entry point of tokenar-sample."""
+    _run(sample_app)
+
+
+def eval_main() -> None:
+    """Entry point of tokenar-eval."""
+    _run(eval_app)
+
+
+def main() -> None:
+    """All three as ``python -m tokenar.cli train|sample|eval``."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command("train")(train)
+    app.command("sample")(sample)
+    app.command("eval")(evaluate)
+    _run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""One way to show progress: a bar on a terminal, plain lines in a log, always with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Counts ``total`` units of ``name`` on stderr, from ``initial``; silent when ``show`` is false.
+
+    Off a terminal one line is written every ``every`` units, and at the end.
+    """
+
+    def __init__(self, name: str, total: int, *, every: int = 1, initial: int = 0, show: bool = True):
+        self.name, self.total, self.every, self.done, self.show = name, total, every, initial, show
+        self.begun, self.initial = time.monotonic(), initial
+        terminal = show and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=initial, desc=name, dynamic_ncols=True) if terminal else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, note: str = "") -> None:
+        """One unit more; ``note`` is shown beside it."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update()
+        elif self.show and (self.done % self.every == 0 or self.done == self.total):
+            spent = time.monotonic() - self.begun
+            left = spent / (self.done - self.initial) * (self.total - self.done)
+            self.line(f"{self.name} {self.done}/{self.total}{'  ' + note if note else ''}  {clock(left)} left")
+
+    def line(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if not self.show:
+            return
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
