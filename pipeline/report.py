@@ -377,7 +377,7 @@ def series(log: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, floa
     return [(step, value) for step, value in points if math.isfinite(step) and math.isfinite(value)]
 
 
-def generated_card(data: ReportData, sample_id: str, row: Mapping[str, Any] | None, generated: Image.Image) -> View:
+def generated_card(data: ReportData, sample_id: str, row: View | None, generated: Image.Image) -> View:
     """One generated picture beside its target, with what the model was given; alone if not of this run."""
     large = [{"caption": "generated", "uri": data_uri(generated, TARGET_SIDE)}]
     small: list[View] = []

@@ -127,7 +127,7 @@ def extreme_colours(picture: Image.Image, rng: np.random.Generator) -> Image.Ima
     if kind == 1:
         hue, saturation, value = (np.asarray(c, np.int32) for c in picture.convert("HSV").split())
         turned = (hue + rng.integers(64, 192)) % 256
-        loud = (saturation * 4 + 120).clip(0, 255)
+        loud = (saturation * 4 + 200).clip(0, 255)
         merged = np.dstack([turned, loud, (value * 1.2).clip(0, 255)]).astype(np.uint8)
         return Image.fromarray(merged, "HSV").convert("RGB")
     pixels = np.asarray(picture, np.float32)

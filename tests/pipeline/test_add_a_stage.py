@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from conftest import SMALL
+from small_curation import SMALL
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add-a-stage.md").read_text()
 

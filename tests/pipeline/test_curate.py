@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SMALL, small_config
+from small_curation import SMALL, small_config
 
 from data_schemas.shards import expand_shards, read_shard
 from pipeline import references
@@ -147,7 +147,7 @@ def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_
     script = (
         "import sys\n"
         "sys.path.insert(0, sys.argv[3])\n"
-        "from conftest import small_config\n"
+        "from small_curation import small_config\n"
         "from pipeline.curate import curate\n"
         "from pipeline.run import Stage\n"
         "for cls in Stage.__subclasses__():\n"
@@ -159,7 +159,7 @@ def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_
         "        cls.process = process\n"
         "curate(small_config(sys.argv[1]))\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path), stage, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", script, str(tmp_path), stage, str(Path(__file__).parents[1])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for _ in range(6):  # in the middle of the second part
         assert process.stdout.readline()
