@@ -15,7 +15,7 @@ from fsspec.core import split_protocol
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipeline.curate import PartSummary, make_part
@@ -59,9 +59,9 @@ def prefect_engine(jobs: Sequence[PartJob], progress: Progress) -> list[PartSumm
     if not jobs:
         return []
     config = jobs[0].run.config
-    bar = create_progress_artifact(0.0, key=f"{jobs[0].stage}-progress", description=f"stage {jobs[0].stage}")
+    bar: Any = create_progress_artifact(0.0, key=f"{jobs[0].stage}-progress", description=f"stage {jobs[0].stage}")
     with ThreadPoolTaskRunner(max_workers=config.workers) as runner:  # type: ignore[var-annotated]
-        futures = {}
+        futures: dict[PrefectFuture, str] = {}
         for job in jobs:
             options: dict[str, Any] = {"refresh_cache": not job.whole()}
             if split_protocol(config.run_url)[0] is None:  # on a bucket: Prefect's own result storage

@@ -88,7 +88,7 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     try:
         app()
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

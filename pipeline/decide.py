@@ -49,7 +49,7 @@ def decide(verdicts: Mapping[str, pd.DataFrame], rules: Sequence[tuple[str, Rule
         scores = verdicts[stage][rule.column].to_numpy(dtype=float, na_value=np.nan)
         broken = scores < rule.threshold if rule.bound == "min" else scores > rule.threshold
         missing |= np.isnan(scores)
-        for row in np.flatnonzero(broken):
+        for row in np.flatnonzero(broken).tolist():
             reasons[row].append(rule.reason)
     decided = []
     for row, sample_id in enumerate(first["sample_id"]):

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
+from pipeline.matting.grabcut import run_grabcut
 from pipeline.stage import SampleError, StageConfig, describe_error
 
 VERSION = 1
@@ -292,14 +293,9 @@ def grabcut_matte(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Pieces below a fifth of the largest are dropped, pinholes filled, the edge softened by a pixel. The same
     picture gives the same matte: OpenCV's random numbers are seeded first.
     """
-    labels = labels.copy()
     if not (labels == cv2.GC_BGD).any() or not np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).any():
         return np.zeros(labels.shape, np.uint8)  # GrabCut needs some of both
-    back, front = np.zeros((1, 65)), np.zeros((1, 65))
-    whole = (0, 0, labels.shape[1], labels.shape[0])  # not used with a mask
-    cv2.setRNGSeed(0)
-    cv2.grabCut(np.ascontiguousarray(pixels[:, :, ::-1]), labels, whole, back, front, 5, cv2.GC_INIT_WITH_MASK)
-    mask = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    mask = run_grabcut(pixels, labels, 5)
     mask = _drop_small(mask, 0.2)
     mask = 1 - _drop_small(1 - mask, 0.0, 0.004 * mask.size)
     return cv2.GaussianBlur(mask * np.uint8(255), (0, 0), 0.8)

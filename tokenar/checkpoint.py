@@ -45,7 +45,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [(int(m[1]), path) for path in (out / "checkpoints").glob("*.pt") if (m := _CHECKPOINT.fullmatch(path.name))]
+    found = [
+        (int(m[1]), path) for path in (out / "checkpoints").glob("*.pt") if (m := _CHECKPOINT.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found)]
 
 

@@ -104,6 +104,7 @@ def vary(sample: Resized, unit: int, seed: int) -> Resized:
 
 def variations(samples: Sequence[Resized], count: int, unit: int, seed: int) -> list[list[Resized]]:
     """The samples as they are, followed by ``count`` varied copies of all of them."""
+
     def draw(copy: int, number: int) -> int:
         return random.Random(f"vary/{seed}/{copy}/{number}").getrandbits(62)
 

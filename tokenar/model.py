@@ -153,9 +153,7 @@ class TokenAR(nn.Module):
         self.cls_embedding = TextEmbedding(config)
         self.img_uncond_embedding = nn.Parameter(torch.randn(blocks * config.image_tokens, d) / math.sqrt(d))
         self.ref_index_embeddings = nn.Embedding(blocks, d) if config.index_embedding else None
-        self.instruct_token_embeddings = (
-            nn.Embedding(1, config.instruct_tokens * d) if config.instruct_tokens else None
-        )
+        self.instruct_token_embeddings = nn.Embedding(1, config.instruct_tokens * d) if config.instruct_tokens else None
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(d, config.norm_eps)
         self.output = None if config.tied_output else nn.Linear(d, config.vocabulary, bias=False)

@@ -148,8 +148,7 @@ class _Trainer:
                     (self.out / name).unlink(missing_ok=True)
             elif self.out.is_dir() and any(self.out.iterdir()):
                 raise UserError(
-                    f"{self.out}: not empty; continue with --resume, start again with --overwrite or give "
-                    "another --out"
+                    f"{self.out}: not empty; continue with --resume, start again with --overwrite or give another --out"
                 )
         if self.group.first:
             try:

@@ -6,6 +6,7 @@ import functools
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -43,7 +44,7 @@ def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 
     One picture at a time: a score must not depend on what else was in the batch.
     """
-    model = load_efficientnet()
+    model: Any = load_efficientnet()
     scaled = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None].float() / 127.5 - 1
     features = model.forward_features(pixels)
@@ -76,4 +77,5 @@ def region(target: Image.Image, alpha: Image.Image, box: list[float], padding: f
     cut.putalpha(alpha)
     width, height = target.size
     edges = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-    return square_on_white(cut.crop(tuple(round(e) for e in edges)), padding)
+    left, top, right, bottom = (round(edge) for edge in edges)
+    return square_on_white(cut.crop((left, top, right, bottom)), padding)

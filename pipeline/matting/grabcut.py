@@ -61,12 +61,18 @@ def grabcut(pixels: np.ndarray, boxes: list[list[float]], rounds: int) -> np.nda
         rows = slice(round(top * height), round(bottom * height))
         columns = slice(round(left * width), round(right * width))
         labels[rows, columns] = cv2.GC_PR_FGD
-    cv2.setRNGSeed(0)  # OpenCV's generator is one for each thread
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(np.ascontiguousarray(pixels[..., ::-1]), labels, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
-    solid = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
-    solid = cv2.morphologyEx(solid, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    solid = cv2.morphologyEx(run_grabcut(pixels, labels, rounds), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     return keep_large(solid, 0.003)
+
+
+def run_grabcut(pixels: np.ndarray, labels: np.ndarray, rounds: int) -> np.ndarray:
+    """Mask [H, W] of 0 and 1 for an RGB picture [H, W, 3] from GrabCut labels [H, W]; deterministic."""
+    labels, whole = labels.copy(), (0, 0, labels.shape[1], labels.shape[0])  # the box is not used with a mask
+    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.setRNGSeed(0)  # OpenCV's generator is one for each thread
+    bgr = np.ascontiguousarray(pixels[..., ::-1])
+    cv2.grabCut(bgr, labels, whole, background, foreground, rounds, cv2.GC_INIT_WITH_MASK)
+    return np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
 
 
 def keep_large(solid: np.ndarray, share: float) -> np.ndarray:

@@ -1,0 +1,170 @@
+"""The embedded backends tell right from wrong, on real photographs."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_schemas import pictures
+from pipeline import planning, references
+from pipeline.identity import encoders
+from pipeline.identity.compare import Identity
+from pipeline.matting.grabcut import GrabCut, matte_numbers, overlap
+from pipeline.semantics.imagenet import ImageNetJudge, agreement, colour_extremity
+from pipeline.stage import Sample, SampleError
+from pipeline.synthesis.collage import Collage, CollageConfig, choose_fault, extreme_colours
+
+
+@pytest.fixture(scope="module")
+def pool():
+    config = references.ReferencesConfig()
+    rows, members, _ = references.make_references(references.list_pool(config), config)
+    return rows, members
+
+
+@pytest.fixture(scope="module")
+def plan(pool):
+    return planning.make_plan(pool[0], planning.PlanningConfig(), 30, seed=3)
+
+
+def run_stage(stage, plan_row, pool, before=None):
+    """(row, saved pictures of all stages) of one sample after ``stage``."""
+    saved = {} if before is None else dict(before)
+    sample = Sample(
+        plan_row["sample_id"], {"plan": plan_row}, saved.__getitem__, lambda i: pool[1][i]["cutout.png"]
+    )  # fmt: skip
+    rows, files, _ = stage.run([sample], {})
+    assert rows[0]["status"] == "ok", rows[0]["error_message"]
+    if stage.saves_pictures:
+        saved[stage.name] = files[plan_row["sample_id"]]
+    return rows[0], saved
+
+
+def chain(plan_row, pool, share):
+    row, saved = run_stage(Collage(CollageConfig(fault_share=share)), plan_row, pool)
+    matting, saved = run_stage(GrabCut(), plan_row, pool, saved)
+    return row, matting, saved
+
+
+def test_exactly_the_asked_share_of_a_plan_gets_a_fault():
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.2, 0.5, 1.0):
+        faults = [choose_fault(k, rng, share)[0] for k in range(100)]
+        assert sum(f != "none" for f in faults) == round(100 * share)
+
+
+def test_a_scene_is_the_same_with_and_without_its_fault(plan, pool):
+    """Only the fault differs: where no subject is swapped or missing, the picture is the same."""
+    for row in plan[:8]:
+        clean, faulty = (run_stage(Collage(CollageConfig(fault_share=s)), row, pool) for s in (0.0, 1.0))
+        assert clean[0]["planted_fault"] == "none"
+        a, b = (pictures.decode(x[1]["synthesis"]["target.png"], "target") for x in (clean, faulty))
+        if faulty[0]["planted_fault"] == "missing":
+            gone = np.abs(np.asarray(a, int) - np.asarray(b, int)).max(2) > 0
+            left, top, right, bottom = (round(v * 256) for v in row[f"box_{faulty[0]['planted_subject']}"])
+            outside = gone.copy()
+            outside[max(0, top - 24) : bottom + 24, max(0, left - 24) : right + 24] = False
+            assert gone.any()
+            assert not outside.any(), "a missing subject changes nothing away from its box and shadow"
+
+
+@pytest.mark.slow
+def test_mattes_overlap_the_truth_and_scores_tell_right_from_wrong(plan, pool):
+    overlaps, right, wrong, present, absent = [], [], [], [], []
+    judge, identity = ImageNetJudge(), Identity()
+    for row in plan[:16]:
+        _, matting, saved = chain(row, pool, share=0.0)
+        overlaps.append(matting["true_iou"])
+        scores, _ = run_stage(identity, row, pool, saved)
+        right += [scores["similarity_0_0"], scores["similarity_1_1"]]
+        wrong += [scores["similarity_0_1"], scores["similarity_1_0"]]
+        verdict, _ = run_stage(judge, row, pool, saved)
+        present += [verdict["subject_0_present"], verdict["subject_1_present"]]
+        swapped = {**row, "box_0": row["box_1"], "box_1": row["box_0"]}  # look for each subject in the other's place
+        absent.append(run_stage(judge, swapped, pool, saved)[0]["present_min"])
+    assert np.mean(overlaps) > 0.75
+    assert np.mean(right) - np.mean(wrong) > 0.3
+    assert np.mean(present) - np.mean(absent) > 0.3
+
+
+def test_a_stage_gives_the_same_bytes_twice_and_whatever_else_is_in_the_part(plan, pool):
+    config = CollageConfig(fault_share=0.5)
+    alone = [run_stage(Collage(config), row, pool) for row in plan[:4]]
+    samples = [
+        Sample(row["sample_id"], {"plan": row}, {}.__getitem__, lambda i: pool[1][i]["cutout.png"]) for row in plan[:4]
+    ]
+    rows, files, _ = Collage(config).run(samples, {})
+    assert rows == [row for row, _ in alone]
+    assert [files[s.sample_id] for s in samples] == [saved["synthesis"] for _, saved in alone]
+
+
+def test_one_bad_sample_costs_only_itself(plan, pool):
+    class Fussy(Collage):
+        batch_size = 3
+
+        def process(self, sample):
+            if sample.plan["index"] == 1:
+                raise SampleError("too_ugly", "not\nthis one")
+            return super().process(sample)
+
+    samples = [
+        Sample(row["sample_id"], {"plan": row}, {}.__getitem__, lambda i: pool[1][i]["cutout.png"]) for row in plan[:3]
+    ]
+    rows, files, _ = Fussy().run(samples, {})
+    assert [r["status"] for r in rows] == ["ok", "error", "ok"]
+    assert (rows[1]["error_code"], rows[1]["error_message"]) == ("too_ugly", "not this one")
+    assert set(files) == {plan[0]["sample_id"], plan[2]["sample_id"]}
+
+
+def test_the_model_is_loaded_once_and_only_when_there_is_work(plan, pool, monkeypatch):
+    loads = []
+    monkeypatch.setattr(Collage, "setup", lambda self: loads.append(1))
+    stage = Collage()
+    stage.run([], {})
+    assert loads == []
+    for row in plan[:2]:
+        run_stage(stage, row, pool)
+    assert loads == [1]
+
+
+def test_a_sample_that_failed_before_is_skipped_with_its_reason(plan, pool):
+    sample = Sample("x", {"plan": plan[0]}, {}.__getitem__, lambda i: b"")
+    rows, files, _ = Collage().run([sample], {"x": "matting"})
+    assert (rows[0]["status"], rows[0]["error_code"]) == ("skipped", "matting_failed")
+    assert not files
+
+
+def test_matte_numbers_by_hand():
+    solid = np.zeros((10, 10), bool)
+    solid[0:5, 0:4] = True
+    numbers = matte_numbers(solid, [[0, 0, 0.4, 0.5], [0.5, 0.5, 1, 1]])
+    assert numbers["area_share"] == 0.2
+    assert (numbers["box_0_share"], numbers["box_1_share"]) == (1.0, 0.0)
+    assert numbers["components"] == 1
+    assert numbers["border_share"] == round((4 + 0 + 5 + 0) / 40, 6)
+    assert overlap(solid, np.roll(solid, 2, axis=1)) == round(10 / 30, 6)
+
+
+def test_agreement_of_label_distributions_by_hand():
+    p, q = np.array([0.5, 0.5, 0.0]), np.array([0.0, 0.5, 0.5])
+    assert agreement(p, p) == pytest.approx(1)
+    assert agreement(p, q) == pytest.approx(0.5)
+    assert agreement(p, np.array([0.0, 0.0, 1.0])) == 0
+
+
+def test_photographs_have_natural_colours_and_planted_extremes_do_not():
+    from skimage import data as photos
+
+    rng = np.random.default_rng(0)
+    for name in ("astronaut", "chelsea", "rocket", "grass"):
+        photo = Image.fromarray(getattr(photos, name)()).convert("RGB")
+        assert colour_extremity(photo) < 0.75, name
+        for _ in range(6):
+            assert colour_extremity(extreme_colours(photo, rng)) > 0.75, name
+
+
+def test_the_encoder_knows_a_tabby_cat():
+    from skimage import data as photos
+
+    _, labels = encoders.encode(Image.fromarray(photos.chelsea()))
+    assert encoders.label_names()[int(labels.argmax())] in {"tabby", "tiger cat", "Egyptian cat"}
+    assert labels.sum() == pytest.approx(1, abs=1e-4)
