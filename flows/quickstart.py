@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
 from prefect import flow
 
@@ -10,17 +12,24 @@ from data_schemas.errors import UserError
 from flows.curate import curate_instructar
 from flows.train import evaluate_tokenar, train_tokenar
 from pipeline.config import CurationConfig
+from pipeline.parts import content_digest
 from pipeline.results import report_run
 
 
 @flow(name="quickstart", log_prints=True)
 def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = None) -> dict:
-    """The whole road; returns where everything is."""
+    """The whole road; returns where everything is. What an earlier run made from the same settings is kept."""
     places = curate_instructar(config)
     training = f"{config.run_url}/training"
-    shards, test_shards = places["shards"], places["test_shards"]
-    train_tokenar(shards, test_shards, training, steps, resume=True)
-    evaluate_tokenar(f"{training}/model", test_shards, training)
+    # A model trained on another dataset is no start for this one: the manifest's digest tells.
+    mark = Path(training) / "dataset.txt"
+    digest = content_digest(Path(places["manifest"]).read_bytes())
+    checkpoints = list(Path(training).glob("checkpoints/*.pt"))
+    same = bool(checkpoints) and mark.is_file() and mark.read_text() == digest
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(digest)
+    train_tokenar(places["shards"], places["test_shards"], training, steps, resume=same, overwrite=not same)
+    evaluate_tokenar(f"{training}/model", places["test_shards"], training)
     report_run(config)
     return places | {
         "checkpoint": f"{training}/model",
@@ -30,8 +39,14 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
 
 
 def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--root", default="runs", help="folder that holds the runs")
+    arguments.add_argument("--samples", type=int, default=96, help="samples to plan")
+    arguments.add_argument("--steps", type=int, help="training steps (the preset's own by default)")
+    given = arguments.parse_args()
     try:
-        places = quickstart(CurationConfig.load())
+        config = CurationConfig.load(overrides=[f"root={given.root}", f"samples={given.samples}"])
+        places = quickstart(config, given.steps)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+
+from tokenar.config import SampleConfig, cpu_small
 from tokenar.evaluate import evaluate
 from tokenar.generate import sample
 from tokenar.train import train
-
-from tokenar.config import SampleConfig, cpu_small
 
 
 @flow(name="train-tokenar", log_prints=True)
@@ -18,10 +18,16 @@ def train_tokenar(
     out: str = "runs/quickstart/training",
     steps: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> dict:
-    """Train TokenAR on shards; returns the last losses and where the model is."""
-    given = {"out": out, "val_shards": val_shards} | ({"steps": steps} if steps else {})
-    summary = train(cpu_small(shards, **given), resume=resume)
+    """Train TokenAR on shards; returns the last losses and where the model is.
+
+    ``resume`` continues from the newest checkpoint in ``out``; ``overwrite`` removes an earlier run first.
+    """
+    config = cpu_small(shards, val_shards=val_shards, out=out)
+    if steps is not None:
+        config = cpu_small(shards, val_shards=val_shards, out=out, steps=steps)
+    summary = train(config, resume=resume, overwrite=overwrite)
     create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
     return summary
 

@@ -23,19 +23,19 @@ class ModelConfig(_Settings):
     width: int = Field(ge=4)
     vocabulary: int = Field(ge=2)
     grid: int = Field(ge=1, description="side of a picture's token grid; a picture has grid x grid tokens")
-    max_references: int = Field(2, ge=1, le=8)
-    text_tokens: int = Field(120, ge=1)
-    text_width: int = Field(2048, ge=1)
-    instruct_tokens: int = Field(120, ge=0, description="learned positions after the text; 0 is off")
-    index_embedding: bool = Field(True, description="tell every source token which picture it belongs to")
-    identity_disentanglement: bool = Field(True, description="predict the references again before the picture")
+    max_references: int = Field(default=2, ge=1, le=8)
+    text_tokens: int = Field(default=120, ge=1)
+    text_width: int = Field(default=2048, ge=1)
+    instruct_tokens: int = Field(default=120, ge=0, description="learned positions after the text; 0 is off")
+    index_embedding: bool = Field(default=True, description="tell every source token which picture it belongs to")
+    identity_disentanglement: bool = Field(default=True, description="predict the references again before the picture")
     rotary_layout: Literal["grid"] = "grid"
-    rotary_base: float = Field(10000.0, gt=1)
-    feed_forward_multiple: int = Field(256, ge=1)
-    norm_eps: float = Field(1e-5, gt=0)
-    tied_output: bool = Field(False, description="use the token table as output head; not in published weights")
-    dropout: float = Field(0.1, ge=0, lt=1, description="on the attention and the feed-forward output")
-    text_dropout: float = Field(0.1, ge=0, lt=1, description="on the projected text")
+    rotary_base: float = Field(default=10000.0, gt=1)
+    feed_forward_multiple: int = Field(default=256, ge=1)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    tied_output: bool = Field(default=False, description="use the token table as output head; not in published weights")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on the attention and the feed-forward output")
+    text_dropout: float = Field(default=0.1, ge=0, lt=1, description="on the projected text")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
@@ -63,10 +63,10 @@ class ModelConfig(_Settings):
 class TokenizerConfig(_Settings):
     """The patch codebook. Sides in pixels."""
 
-    image_size: int = Field(64, ge=1)
-    patch: int = Field(4, ge=1)
-    vocabulary: int = Field(512, ge=2)
-    seed: int = Field(0, ge=0)
+    image_size: int = Field(default=64, ge=1)
+    patch: int = Field(default=4, ge=1)
+    vocabulary: int = Field(default=512, ge=2)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _patches_fit(self) -> TokenizerConfig:
@@ -78,16 +78,16 @@ class TokenizerConfig(_Settings):
 class TextConfig(_Settings):
     """The hashed words encoder: ``tokens`` positions of ``width`` numbers."""
 
-    tokens: int = Field(16, ge=1)
-    width: int = Field(64, ge=1)
+    tokens: int = Field(default=16, ge=1)
+    width: int = Field(default=64, ge=1)
 
 
 class DropConfig(_Settings):
     """How often a training sample loses what guidance needs to do without (spec section 1)."""
 
-    both: float = Field(0.05, ge=0, le=1)
-    image: float = Field(0.05, ge=0, le=1)
-    text: float = Field(0.05, ge=0, le=1)
+    both: float = Field(default=0.05, ge=0, le=1)
+    image: float = Field(default=0.05, ge=0, le=1)
+    text: float = Field(default=0.05, ge=0, le=1)
 
     @model_validator(mode="after")
     def _sum(self) -> DropConfig:
@@ -100,26 +100,26 @@ class TrainConfig(_Settings):
     """One training run."""
 
     shards: str = Field(description="glob of the training shards")
-    val_shards: str | None = Field(None, description="glob of the validation shards")
-    out: str = Field("runs/train", description="folder of the run")
+    val_shards: str | None = Field(default=None, description="glob of the validation shards")
+    out: str = Field(default="runs/train", description="folder of the run")
     model: ModelConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     text: TextConfig = TextConfig()
-    steps: int = Field(1000, ge=1)
-    batch: int = Field(8, ge=1, description="samples a step, over all processes together")
-    lr: float = Field(1e-4, gt=0)
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=8, ge=1, description="samples a step, over all processes together")
+    lr: float = Field(default=1e-4, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.05, ge=0)
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(1.0, gt=0)
-    variations: int = Field(0, ge=0, description="varied copies of every sample, see data.vary")
+    clip: float = Field(default=1.0, gt=0)
+    variations: int = Field(default=0, ge=0, description="varied copies of every sample, see data.vary")
     drops: DropConfig = DropConfig()
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(10, ge=1)
-    eval_every: int = Field(0, ge=0, description="steps between validations; 0: only at the end")
-    save_every: int = Field(200, ge=1)
-    keep: int = Field(2, ge=1, description="checkpoints kept")
+    seed: int = Field(default=0, ge=0)
+    log_every: int = Field(default=10, ge=1)
+    eval_every: int = Field(default=0, ge=0, description="steps between validations; 0: only at the end")
+    save_every: int = Field(default=200, ge=1)
+    keep: int = Field(default=2, ge=1, description="checkpoints kept")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
@@ -136,12 +136,12 @@ class TrainConfig(_Settings):
 class SampleConfig(_Settings):
     """How a picture is drawn from the model's probabilities (spec section 6)."""
 
-    seed: int = Field(0, ge=0)
-    guidance: float = Field(1.0, ge=0, description="1 is off")
-    temperature: float = Field(1.0, ge=0)
-    top_k: int = Field(0, ge=0, description="0 is off")
-    top_p: float = Field(1.0, gt=0, le=1)
-    batch: int = Field(16, ge=1)
+    seed: int = Field(default=0, ge=0)
+    guidance: float = Field(default=1.0, ge=0, description="1 is off")
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int = Field(default=0, ge=0, description="0 is off")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    batch: int = Field(default=16, ge=1)
 
 
 _CPU_MODEL = ModelConfig(
