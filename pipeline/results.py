@@ -135,7 +135,9 @@ def read_training(folder: str) -> Training | None:
     log = [json.loads(line) for line in fs.cat_file(f"{root}/metrics.jsonl").decode().splitlines()]
     evaluation, samples = {}, []
     if fs.exists(f"{root}/evaluation/metrics.json"):
-        evaluation = json.loads(fs.cat_file(f"{root}/evaluation/metrics.json"))
+        numbers = json.loads(fs.cat_file(f"{root}/evaluation/metrics.json"))
+        # round_trip_*: what the tokenizer alone loses; kept in the file, too much for the page
+        evaluation = {k: v for k, v in numbers.items() if not k.startswith("round_trip") and k != "seed"}
     if fs.exists(f"{root}/samples/samples.json"):
         for entry in json.loads(fs.cat_file(f"{root}/samples/samples.json")):
             data = fs.cat_file(f"{root}/samples/{entry['file']}")
