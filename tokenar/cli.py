@@ -53,8 +53,6 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run first.")] = False,
 ) -> None:
     """Train on shards. Several processes: torchrun --standalone --nproc-per-node 2 -m tokenar.cli train ..."""
-    from tokenar.train import train as run  # torch is slow to import; --help need not wait for it
-
     given = {
         "shards": shards, "val_shards": val_shards, "out": out, "steps": steps, "batch": batch, "lr": lr, "seed": seed,
         "log_every": log_every, "eval_every": eval_every, "save_every": save_every,
@@ -66,6 +64,8 @@ def train(
         raise UserError("no training shards; give --shards 'folder/train-*.tar'")
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; give one")
+    from tokenar.train import train as run  # torch is slow to import; --help and mistakes need not wait for it
+
     summary = run(settings, resume=resume, overwrite=overwrite)
     if not summary["finished"]:
         _say(f"stopped after step {summary['steps']}, saved; continue with the same command and --resume")

@@ -138,7 +138,7 @@ class SampleConfig(_Settings):
 
     seed: int = Field(default=0, ge=0)
     guidance: float = Field(default=1.0, ge=0, description="1 is off")
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=0.7, ge=0)
     top_k: int = Field(default=0, ge=0, description="0 is off")
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=16, ge=1)

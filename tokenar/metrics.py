@@ -81,4 +81,4 @@ class IdentityEncoder:
 
     def similarity(self, regions: Sequence[Image.Image], references: Sequence[Image.Image]) -> list[list[float]]:
         """Cosine of every region with every reference: one row a region."""
-        return (self.features(regions) @ self.features(references).T).tolist()  # type: ignore[no-any-return]
+        return (self.features(regions) @ self.features(references).T).tolist()

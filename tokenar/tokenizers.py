@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from data_schemas.errors import UserError
@@ -78,9 +79,9 @@ class PatchCodebook:
         if len(patches) > MAX_FIT_PATCHES:
             chosen = np.random.default_rng(config.seed).choice(len(patches), MAX_FIT_PATCHES, replace=False)
             patches = patches[np.sort(chosen)]
-        means = MiniBatchKMeans(
-            config.vocabulary, batch_size=4096, n_init=1, max_iter=20, random_state=config.seed
-        ).fit(patches)
+        means = MiniBatchKMeans(config.vocabulary, batch_size=4096, n_init=1, max_iter=8, random_state=config.seed)
+        with threadpool_limits(1):  # sums then do not depend on the number of cores, and no core waits for another
+            means.fit(patches)
         codes = means.cluster_centers_.astype(np.float32)
         order = np.lexsort((*codes.T[::-1], codes.mean(axis=1).round(4)))
         return cls(config, torch.from_numpy(codes[order]).contiguous())

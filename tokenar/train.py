@@ -167,7 +167,7 @@ class _Trainer:
         varied = data.variations(train_set, config.variations, config.tokenizer.patch, config.seed)
         path = self.out / "tokenizer.safetensors"
         if self.group.first and not resumed:
-            fitted = torch.cat([sample.pixels for copy in varied[:4] for sample in copy])
+            fitted = torch.cat([sample.pixels for copy in varied[:2] for sample in copy])
             codebook = PatchCodebook.fit(config.tokenizer, data.as_float(fitted))
             checkpoint.write_atomically(path, codebook.save)
         self.group.wait()
@@ -265,7 +265,7 @@ class _Trainer:
         layout = self.net.layout(batch.sources.shape[1] - 1)
         loss = loss / (len(chosen) * layout.target_tokens)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * group.world).backward()  # type: ignore[no-untyped-call]
+        (loss * group.world).backward()
         norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), config.clip))
         total = float(group.total(loss.detach().clone()))
         if not (math.isfinite(total) and math.isfinite(norm)):

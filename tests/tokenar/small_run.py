@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
@@ -17,6 +18,7 @@ from skimage import data as photos
 from sklearn.datasets import load_sample_images
 
 from data_schemas.shards import ShardSample, encode_sample
+from tokenar import cli
 from tokenar.config import ModelConfig, TextConfig, TokenizerConfig, TrainConfig, with_changes
 from tokenar.model import TokenAR
 
@@ -155,3 +157,18 @@ def command(*arguments, **options):
         [sys.executable, "-m", "tokenar.cli", *map(str, arguments)], capture_output=True, text=True, timeout=120,
         **options,
     )  # fmt: skip
+
+
+def in_process(*arguments):
+    """The same commands without a new interpreter: exit code, stdout and stderr as a finished process has them."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["tokenar", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+        code = 0
+    except SystemExit as left:
+        code = left.code or 0
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())

@@ -1,9 +1,9 @@
-"""Through the real commands: one line that names the thing, exit code 2, no traceback."""
+"""Through the commands: one line that names the thing, exit code 2, no traceback."""
 
 import shutil
 
 import pytest
-from small_run import command, tiny_config, write_config
+from small_run import command, in_process, tiny_config, write_config
 
 
 def refused(result, *parts):
@@ -17,8 +17,8 @@ def refused(result, *parts):
 
 def test_train_refuses(shards, tmp_path):
     refused(command("train"), "--shards")
-    refused(command("train", "--shards", tmp_path / "none-*.tar", "--out", tmp_path / "a"), "none-*.tar", "no shard")
-    refused(command("train", "--shards", "x", "--lr", "-1"), "lr")
+    refused(in_process("train", "--shards", tmp_path / "none-*.tar", "--out", tmp_path / "a"), "none-*.tar", "no shard")
+    refused(in_process("train", "--shards", "x", "--lr", "-1"), "lr")
 
 
 def test_a_shard_cut_short(shards, tmp_path):
@@ -34,13 +34,13 @@ def test_a_damaged_picture(shards, tmp_path):
     content[at + 10 : at + 200] = bytes(190)
     (tmp_path / "train-0.tar").write_bytes(content)
     path = write_config(tiny_config(tmp_path, tmp_path / "run"), tmp_path / "c.json")
-    refused(command("train", "--config", path), "target.png", "not a readable picture")
+    refused(in_process("train", "--config", path), "target.png", "not a readable picture")
 
 
 def test_settings_file(tmp_path):
     (tmp_path / "c.json").write_text('{"shards": 3}')
-    refused(command("train", "--config", tmp_path / "c.json"), "c.json")
-    refused(command("train", "--config", tmp_path / "none.json"), "none.json", "cannot be read")
+    refused(in_process("train", "--config", tmp_path / "c.json"), "c.json")
+    refused(in_process("train", "--config", tmp_path / "none.json"), "none.json", "cannot be read")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.safetensors", "config.json"])
@@ -48,15 +48,15 @@ def test_a_damaged_model(name, trained, shards, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(trained / "model", model)
     (model / name).write_bytes((model / name).read_bytes()[:-20])
-    result = command("sample", "--model", model, "--shards", shards / "test-*.tar", "--out", tmp_path / "out")
+    result = in_process("sample", "--model", model, "--shards", shards / "test-*.tar", "--out", tmp_path / "out")
     refused(result, name, "again")
 
 
 def test_sample_and_eval_refuse(trained, shards, tmp_path):
     test = shards / "test-*.tar"
-    refused(command("sample", "--model", tmp_path, "--shards", test, "--out", tmp_path / "o"), "no config.json")
-    result = command(
+    refused(in_process("sample", "--model", tmp_path, "--shards", test, "--out", tmp_path / "o"), "no config.json")
+    result = in_process(
         "eval", "--model", trained / "model", "--shards", test, "--out", tmp_path / "o", "--predictions", tmp_path
     )
     refused(result, "test-0000.png", "no prediction")
-    refused(command("eval", "--shards", test, "--out", tmp_path / "o"), "give a model")
+    refused(in_process("eval", "--shards", test, "--out", tmp_path / "o"), "give a model")
