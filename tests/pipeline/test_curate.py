@@ -159,7 +159,7 @@ def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_
         "        cls.process = process\n"
         "curate(small_config(sys.argv[1]))\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path), stage, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", script, str(tmp_path), stage, str(Path(__file__).parents[1] / "support")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for _ in range(6):  # in the middle of the second part
         assert process.stdout.readline()

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # the import mode of the project does not do it
-
 from small_run import make_sample, tiny_config, write_shard
 
 
