@@ -24,9 +24,8 @@ def train_tokenar(
 
     ``resume`` continues from the newest checkpoint in ``out``; ``overwrite`` removes an earlier run first.
     """
-    config = cpu_small(shards, val_shards=val_shards, out=out)
-    if steps is not None:
-        config = cpu_small(shards, val_shards=val_shards, out=out, steps=steps)
+    given = {} if steps is None else {"steps": steps}
+    config = cpu_small(shards, val_shards=val_shards, out=out, **given)
     summary = train(config, resume=resume, overwrite=overwrite)
     create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
     return summary

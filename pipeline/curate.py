@@ -38,7 +38,7 @@ def make_part(job: PartJob) -> PartSummary:
     """Return the part if it is whole, else make and commit it. Importable, picklable arguments: any engine can call."""
     store = job.run.store(job.stage)
     found = store.read(job.part, job.made_from)
-    if found is not None and job.whole():
+    if found is not None and job.may_keep(found):
         return _summary(job, found, cached=True)
     makers: dict[str, Callable[[PartJob, PartStore], Part]] = {
         "references": _make_references, "plan": _make_plan, "decide": _make_decisions, "shards": dataset.make_shard,

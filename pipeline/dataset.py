@@ -75,7 +75,7 @@ def make_shard(job: PartJob, store: PartStore) -> Part:
 
 
 def write_manifest(run: Run) -> str:
-    """Write manifest.parquet and dataset card beside the shards; returns the manifest's URL."""
+    """Write manifest.parquet and run.json (config, fingerprints) beside the shards; returns the manifest's URL."""
     store = run.store("shards")
     tables = {s.name: read_all(run, s.name) for s in run.stages()}
     scores = score_columns(tables, {s.name: s.columns for s in run.stages()})
@@ -128,7 +128,7 @@ class PictureReader:
         return reference_files(self.run, self.pool_digest)[reference_id]["cutout.png"]
 
     def picture(self, sample_id: str, name: str) -> Image.Image | None:
-        """ "reference_0", "reference_1", "target", "foreground", "background" or "alpha"; None if never made."""
+        """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if never made."""
         if name.startswith("reference_"):
             data: bytes | None = self.cutout(self.plan[sample_id][f"{name}_id"])
         else:

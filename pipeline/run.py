@@ -151,10 +151,13 @@ class PartJob:
     force: bool = False
     retry_errors: bool = False
 
+    def may_keep(self, part: Part | None) -> bool:
+        """May this part, as read, stay: is it whole, not asked for again, and without errors to retry?"""
+        return part is not None and not self.force and not (self.retry_errors and _has_errors(part))
+
     def whole(self) -> bool:
         """Is the part on disk, undamaged, made from this input, and not asked for again?"""
-        part = None if self.force else self.run.store(self.stage).read(self.part, self.made_from)
-        return part is not None and not (self.retry_errors and _has_errors(part))
+        return self.may_keep(self.run.store(self.stage).read(self.part, self.made_from))
 
 
 def _has_errors(part: Part) -> bool:

@@ -35,12 +35,12 @@ class Identity(Stage):
 
     def setup(self) -> None:
         encoders.load_efficientnet()
-        self._references: dict[str, np.ndarray] = {}  # embedded once a process, not once a sample
+        self.references = encoders.EncodedReferences(self.config.padding)
 
     def process(self, sample: Sample) -> dict:
         target = sample.picture("synthesis", "target").convert("RGB")
         alpha = sample.picture("matting", "alpha")
-        references = [self._reference(sample, i) for i in range(2)]
+        references = [self.references.of(sample, i)[0] for i in range(2)]
         matrix = np.zeros((2, 2))
         for i in range(2):
             crop = encoders.region(target, alpha, sample.plan[f"box_{i}"], self.config.padding)
@@ -55,10 +55,3 @@ class Identity(Stage):
             "similarity_min": float(np.diag(matrix).min()),
             "swap_margin": round(float(margin), 6),
         }
-
-    def _reference(self, sample: Sample, index: int) -> np.ndarray:
-        key = sample.plan[f"reference_{index}_id"]
-        if key not in self._references:
-            flat = encoders.square_on_white(sample.reference(index), self.config.padding)
-            self._references[key] = encoders.encode(flat)[0]
-        return self._references[key]

