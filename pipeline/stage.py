@@ -11,6 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,13 +22,20 @@ from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.schema import Column, TableSchema
 from data_schemas.tables import verdict_schema
+from pipeline import models
+from pipeline.models import Weights
 from pipeline.parts import Part, PartStore, fingerprint
 
 
 class StageConfig(BaseModel):
-    """Settings of one stage; a misspelt key is refused. All of them enter the stage's fingerprint."""
+    """Settings of one stage; a misspelt key is refused.
+
+    All of them enter the stage's fingerprint, but those named in ``how``: they say where and how fast the work is
+    done, never what comes of it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    how: ClassVar[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class Sample:
     rows: Mapping[str, dict]
     files: Callable[[str], Mapping[str, bytes]]
     reference_file: Callable[[str], bytes]
+    review: Mapping[str, Any] | None = None
+    """The sample's row in the review table, if a person looked at it."""
     saved: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -81,7 +91,10 @@ class Sample:
 
 
 class Stage(ABC):
-    """Base of every per-sample stage. Subclasses set the class variables and write ``process``."""
+    """Base of every per-sample stage. Subclasses set the class variables and write ``process``.
+
+    ``exclusive``: the model serves one batch at a time, whatever the number of workers.
+    """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
@@ -89,14 +102,20 @@ class Stage(ABC):
     columns: ClassVar[tuple[Column, ...]]
     rules: ClassVar[tuple[Rule, ...]] = ()
     saves_pictures: ClassVar[bool] = False
+    exclusive: ClassVar[bool] = False
     model: ClassVar[str] = "none"
     Config: ClassVar[type[StageConfig]] = StageConfig
-    batch_size: ClassVar[int] = 1
+    batch_size: int = 1
 
     def __init__(self, config: Any = None):
         self.config: Any = self.Config() if config is None else config
         self._ready = False
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
+
+    def weights(self) -> tuple[Weights, ...]:
+        """The model files this stage needs under its config; looked for before any work is done."""
+        return ()
 
     def setup(self) -> None:
         """Load the model; called once a process, and only when a sample has to be made."""
@@ -105,17 +124,28 @@ class Stage(ABC):
     def process(self, sample: Sample) -> dict:
         """Scores of one sample by column name; pictures through ``sample.save``."""
 
-    def process_batch(self, samples: Sequence[Sample]) -> list[dict]:
-        """Scores of several samples; a stage whose model gains from batches overrides this and batch_size."""
+    def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
+        """Scores of several samples; a stage whose model gains from batches overrides this and batch_size.
+
+        An exception in a sample's place fails that sample alone; one that is raised has each sample tried alone.
+        """
         return [self.process(sample) for sample in samples]
+
+    def batches(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        """The samples of a part in the batches that they are processed in: ``batch_size`` at a time, in order."""
+        return [samples[i : i + self.batch_size] for i in range(0, len(samples), self.batch_size)]
+
+    def model_name(self) -> str:
+        """Model and revision, or the method: what a row says it was made by."""
+        return ", ".join(f"{w.source}@{models.identity(w)[:16]}" for w in self.weights()) or self.model
 
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
         """Changes with anything that may change the output: code version, config, model, what it reads."""
         return fingerprint(
             stage=self.name,
             version=self.version,
-            config=self.config.model_dump(mode="json"),
-            model=self.model,
+            config=self.config.model_dump(mode="json", exclude=set(self.config.how)),
+            model=self.model_name(),
             inputs=dict(inputs),
         )
 
@@ -138,10 +168,11 @@ class Stage(ABC):
         todo = [s for s in samples if s.sample_id not in failed]
         if todo:
             self.ready()
-        for start in range(0, len(todo), self.batch_size):
-            batch = todo[start : start + self.batch_size]
-            began = time.perf_counter()
-            for sample, row in zip(batch, self._attempt(batch), strict=True):
+        for batch in self.batches(todo):
+            with self._turn if self.exclusive else nullcontext():
+                began = time.perf_counter()
+                made = self._attempt(batch)
+            for sample, row in zip(batch, made, strict=True):
                 rows[sample.sample_id] = row
                 seconds[sample.sample_id] = round((time.perf_counter() - began) / len(batch), 4)
         order = [s.sample_id for s in samples]
@@ -152,7 +183,11 @@ class Stage(ABC):
         """Rows of a batch. If it fails, each sample is tried alone, so that only the bad one gets the error."""
         try:
             scores = self.process_batch(batch)
-            return [self._row(s.sample_id, "ok", None, None, values) for s, values in zip(batch, scores, strict=True)]
+            return [
+                self._row(s.sample_id, "error", *describe_error(values)) if isinstance(values, Exception)
+                else self._row(s.sample_id, "ok", None, None, values)
+                for s, values in zip(batch, scores, strict=True)
+            ]  # fmt: skip
         except Exception as error:
             if len(batch) > 1:
                 return [self._attempt([sample])[0] for sample in batch]
@@ -166,7 +201,7 @@ class Stage(ABC):
             "status": status,
             "error_code": code,
             "error_message": message,
-            "model": self.model,
+            "model": self.model_name(),
             **(scores or {}),
         }
 
@@ -188,6 +223,7 @@ class Inputs:
     parts: Mapping[str, Part]
     stores: Mapping[str, PartStore]
     reference_file: Callable[[str], bytes]
+    reviews: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def samples(self, part: str) -> tuple[list[Sample], dict[str, str]]:
         """The samples of a part in plan order, and those that an earlier stage failed on (id -> stage)."""
@@ -209,5 +245,7 @@ class Inputs:
                 if rows[stage][sample_id].get("status", "ok") == "error":
                     failed.setdefault(sample_id, stage)
             own = {stage: rows[stage][sample_id] for stage in self.parts}
-            samples.append(Sample(sample_id, own, files_of(sample_id), self.reference_file))
+            samples.append(
+                Sample(sample_id, own, files_of(sample_id), self.reference_file, self.reviews.get(sample_id))
+            )
         return samples, failed
