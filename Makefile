@@ -12,7 +12,7 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) and "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[s3,dev]'
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[s3,paper,dev]'
 	touch $@
 
 quickstart: setup

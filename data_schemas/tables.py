@@ -107,20 +107,47 @@ SEMANTICS = (
            "fraction", low=0, high=1),
 )  # fmt: skip
 
+JUDGE = (
+    Column("subject_0_present", _float, "Is the first subject in the picture? 1 yes, 0 no; null: undecided.",
+           "answer", low=0, high=1),
+    Column("subject_1_present", _float, "Is the second subject in the picture? 1 yes, 0 no; null: undecided.",
+           "answer", low=0, high=1),
+    Column("present_min", _float, "0 if either subject is missing, 1 if both are there; null: undecided.",
+           "answer", low=0, high=1),
+    Column("fits_description", _float, "Does the picture fit its description? 1 yes, 0 no; null: undecided.",
+           "answer", low=0, high=1),
+    Column("colours_natural", _float, "Are the colours those of a photograph? 1 yes, 0 no; null: undecided.",
+           "answer", low=0, high=1),
+    Column("subject_0_reason", _text, "What the judge saw of the first subject.", "text"),
+    Column("subject_1_reason", _text, "What the judge saw of the second subject.", "text"),
+    Column("description_reason", _text, "What the judge found in the picture of its description.", "text"),
+    Column("colours_reason", _text, "What the judge said of the colours.", "text"),
+    Column("raw_text", _text, "The judge's last answer as it came, cut at 20,000 characters.", "text"),
+    Column("prompt_sha256", _text, "Digest of the question's text, without reminders.", "hex digits"),
+    Column("attempts", _int, "Answers asked for until one could be read, or there were enough.", "count", low=1),
+    Column("tokens_in", _int, "Tokens the judge read over all attempts; null if it did not say.", "count", low=0),
+    Column("tokens_out", _int, "Tokens the judge wrote over all attempts; null if it did not say.", "count", low=0),
+)  # fmt: skip
+
 IDENTITY = (
     Column("similarity_0_0", _float, "First region against the first reference.", "cosine", low=-1, high=1),
     Column("similarity_0_1", _float, "First region against the second reference.", "cosine", low=-1, high=1),
     Column("similarity_1_0", _float, "Second region against the first reference.", "cosine", low=-1, high=1),
     Column("similarity_1_1", _float, "Second region against the second reference.", "cosine", low=-1, high=1),
-    Column("similarity_min", _float, "The smaller of the two right pairs: the paper's rule.", "cosine",
+    Column("similarity_min", _float, "The smaller of the two right pairs.", "cosine", low=-1, high=1),
+    Column("similarity_max", _float, "The larger of the two right pairs; next to 1 for a pasted copy.", "cosine",
            low=-1, high=1),
     Column("swap_margin", _float, "Right pairs less wrong pairs, mean; negative when identities are swapped.",
            "cosine", low=-2, high=2),
+    Column("literal_0", _float, "The whole foreground against the first reference.", "cosine", low=-1, high=1),
+    Column("literal_1", _float, "The whole foreground against the second reference.", "cosine", low=-1, high=1),
+    Column("literal_min", _float, "The smaller of these two: the paper's rule to the letter.", "cosine",
+           low=-1, high=1),
 )  # fmt: skip
 
 DECIDE = TableSchema(
     "decide",
-    1,
+    2,
     (
         SAMPLE_ID,
         Column("decision", _text, "kept, rejected, undecided (a score is missing) or error.", "code",
@@ -129,6 +156,25 @@ DECIDE = TableSchema(
         Column("error_stage", _text, "The stage that failed on it.", "code", nullable=True),
         Column("error_code", _text, "Kind of failure.", "code", nullable=True),
         Column("error_message", _text, "The failure in one line.", "text", nullable=True),
+        Column("reviewer", _text, "The person who decided, if one did.", "text", nullable=True),
+        Column("review_reason", _text, "That person's words.", "text", nullable=True),
+    ),
+    key="sample_id",
+)  # fmt: skip
+
+REVIEW = TableSchema(
+    "review",
+    1,
+    (
+        SAMPLE_ID,
+        Column("alpha_threshold", _float, "Alpha above which a pixel is foreground, in place of the config's.",
+               "fraction", nullable=True, low=0, high=1),
+        Column("matte", _text, "Picture to be used as the matte, relative to the run's folder.", "path", nullable=True),
+        Column("verdict", _text, "The person's decision, in place of the thresholds'; null leaves it to them.", "code",
+               nullable=True, one_of=("kept", "rejected")),
+        Column("reason", _text, "Why, in the reviewer's words.", "text", nullable=True),
+        Column("reviewer", _text, "Who looked at it.", "text"),
+        Column("time", pa.timestamp("us", tz="UTC"), "When.", "UTC"),
     ),
     key="sample_id",
 )  # fmt: skip
@@ -146,7 +192,7 @@ SHARD_INDEX = TableSchema(
 
 MANIFEST = TableSchema(
     "manifest",
-    1,
+    2,
     (
         *PLAN.columns,
         *DECIDE.columns[1:],

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from data_schemas.errors import UserError
+from pipeline import models
 from pipeline.config import CurationConfig
 from pipeline.curate import curate
 from pipeline.results import report_run, write_results
+from pipeline.run import build_stages
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+models_app = typer.Typer(no_args_is_help=True, help="The model weights that a config needs.")
+app.add_typer(models_app, name="models")
 
 Profile = Annotated[str, typer.Option(help="Named settings to start from (pipeline/profiles)")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file laid on top of the profile")]
@@ -82,6 +86,34 @@ def report_command(
 ) -> None:
     """Write the report of a finished run again, with the training beside it if there is one."""
     typer.echo(report_run(_config(profile, config, name, root, samples, pool, overrides)))
+
+
+@models_app.command("check")
+def models_check(
+    profile: Profile = "paper", config: ConfigFile = None, overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """Which models a config needs: there or missing, how large, under which licence, and whether they fit the GPU."""
+    stages = build_stages(CurationConfig.load(profile, config, overrides))
+    found = models.check(stages)
+    for line in models.table(found):
+        typer.echo(line)
+    if any(f.path is None for f in found):
+        raise typer.Exit(1)
+
+
+@models_app.command("fetch")
+def models_fetch(
+    profile: Profile = "paper", config: ConfigFile = None, overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """Download the models that a config needs and this machine lacks."""
+    problems = []
+    for found in models.check(build_stages(CurationConfig.load(profile, config, overrides))):
+        try:
+            typer.echo(f"{found.weights.purpose:<24} {models.fetch(found.weights)}")
+        except UserError as error:  # the others are fetched all the same
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def main() -> None:

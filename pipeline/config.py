@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from data_schemas.errors import UserError
 from pipeline.identity.compare import IdentityConfig
@@ -20,23 +20,49 @@ from pipeline.stage import StageConfig
 from pipeline.synthesis.collage import CollageConfig
 
 
-class FilterConfig(StageConfig):
-    """A filter of the user's own: ``use`` is module:Class of a pipeline.stage.Stage, ``config`` its settings."""
+class OwnStageConfig(StageConfig):
+    """A stage of the user's own: ``use`` is module:Class of a pipeline.stage.Stage, ``config`` its settings."""
 
     use: str
     config: dict[str, Any] = {}
 
 
+def _backend(value: Any) -> str | None:
+    """Which member of a section's union a value is meant for."""
+    if isinstance(value, OwnStageConfig) or (isinstance(value, dict) and "use" in value):
+        return "use"
+    return value.get("backend") if isinstance(value, dict) else getattr(value, "backend", None)
+
+
+Own = Annotated[OwnStageConfig, Tag("use")]
+Synthesis = Annotated[Annotated[CollageConfig, Tag("collage")] | Own, Discriminator(_backend)]
+Matting = Annotated[Annotated[GrabCutConfig, Tag("grabcut")] | Own, Discriminator(_backend)]
+Semantics = Annotated[Annotated[ImageNetConfig, Tag("imagenet")] | Own, Discriminator(_backend)]
+Identity = Annotated[Annotated[IdentityConfig, Tag("efficientnet")] | Own, Discriminator(_backend)]
+
+
 class DecideConfig(StageConfig):
-    """Thresholds by reason code; a reason that is not named here keeps its stage's default."""
+    """Thresholds by reason code; a reason that is named in neither keeps its stage's default.
+
+    ``thresholds`` win over those of ``thresholds_file``, a YAML file such as ``instructar calibrate`` writes.
+    """
 
     thresholds: dict[str, float] = {}
+    thresholds_file: str | None = None
+
+    def all_thresholds(self) -> dict[str, float]:
+        """Both together; UserError for a file that holds none."""
+        return (read_thresholds(self.thresholds_file) if self.thresholds_file else {}) | self.thresholds
 
 
 class ShardsConfig(StageConfig):
     """How the kept samples are cut into shards."""
 
     samples_per_shard: int = Field(64, ge=1, le=100_000)
+
+
+STAGE_SECTIONS = ("synthesis", "matting", "semantics", "identity")
+"""Sections that pick a backend, in the order in which their stages run."""
 
 
 class CurationConfig(BaseModel):
@@ -52,11 +78,11 @@ class CurationConfig(BaseModel):
     workers: int = Field(2, ge=1, le=256, description="Parts made at the same time")
     references: ReferencesConfig = ReferencesConfig()
     planning: PlanningConfig = PlanningConfig()
-    synthesis: CollageConfig = CollageConfig()
-    matting: GrabCutConfig = GrabCutConfig()
-    semantics: ImageNetConfig = ImageNetConfig()
-    identity: IdentityConfig = IdentityConfig()
-    filters: list[FilterConfig] = []
+    synthesis: Synthesis = CollageConfig()
+    matting: Matting = GrabCutConfig()
+    semantics: Semantics = ImageNetConfig()
+    identity: Identity = IdentityConfig()
+    filters: list[OwnStageConfig] = []
     decide: DecideConfig = DecideConfig()
     shards: ShardsConfig = ShardsConfig()
 
@@ -97,10 +123,27 @@ class CurationConfig(BaseModel):
 def first_mistake(error: ValidationError) -> str:
     """The first of a validation error's complaints as ``key: what is wrong``."""
     mistake = error.errors()[0]
-    key = ".".join(str(part) for part in mistake["loc"])
+    where = [str(part) for part in mistake["loc"]]
+    if where[0] in STAGE_SECTIONS and len(where) > 2:
+        del where[1]  # the union's tag, which nobody wrote
+    key = ".".join(where)
     if mistake["type"] == "extra_forbidden":
         return f"{key}: there is no such key; check its spelling"
+    if mistake["type"] == "union_tag_invalid":
+        return f"{key}.backend: {mistake['ctx']['tag']!r} does not exist; there is: {mistake['ctx']['expected_tags']}"
+    if mistake["type"] == "union_tag_not_found":
+        return f"{key}.backend: which one is not said; expected keys with values, backend among them"
     return f"{key}: {mistake['msg']} (given: {mistake['input']!r})"
+
+
+def read_thresholds(path: str) -> dict[str, float]:
+    """The thresholds of a YAML file (``thresholds: {reason: number}``); UserError if it holds anything else."""
+    values = _read_yaml(Path(path))
+    found = values.get("thresholds")
+    plain = isinstance(found, dict) and all(type(number) in (int, float) for number in found.values())
+    if found is None or not plain or len(values) > 1:
+        raise UserError(f"thresholds file {path}: expected one key, thresholds, with a number for each reason")
+    return {str(reason): float(number) for reason, number in found.items()}
 
 
 def _profile(name: str) -> Path:
@@ -131,9 +174,11 @@ def _parse(text: str, source: str) -> Any:
 
 
 def _merge(base: dict, over: dict) -> dict:
-    """``over`` laid on ``base``, key by key, into nested keys."""
+    """``over`` laid on ``base``, key by key, into nested keys; another backend's settings are not kept."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        if both and "backend" in value | merged[key] and _backend(value) not in (None, _backend(merged[key])):
+            both = False
         merged[key] = _merge(merged[key], value) if both else value
     return merged

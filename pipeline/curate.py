@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from data_schemas.errors import UserError
-from pipeline import dataset, planning, references
+from pipeline import dataset, models, planning, references
 from pipeline.config import CurationConfig
 from pipeline.decide import decide, resolve_rules
 from pipeline.parts import Part, PartStore, join_digests
 from pipeline.progress import Progress
-from pipeline.run import PartJob, Run, need_part, reference_files
+from pipeline.review import Reviews
+from pipeline.run import PartJob, Run, build_stages, need_part, reference_files
 from pipeline.stage import Inputs
 
 
@@ -91,16 +92,20 @@ def _make_decisions(job: PartJob, store: PartStore) -> Part:
     stages = job.run.stages()
     parts = {s.name: need_part(job.run, s.name, job.part) for s in stages}
     frames = {name: part.table.to_pandas() for name, part in parts.items()}
-    rows = decide(frames, resolve_rules(stages, job.run.config.decide.thresholds))
+    rules = resolve_rules(stages, job.run.config.decide.all_thresholds())
+    rows = decide(frames, rules, Reviews(job.run.config.run_url).rows)
     return store.commit(job.part, rows, None, job.made_from)
 
 
 def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
     own = [name for name in reads if name != "references"]
+    parts = {name: need_part(job.run, name, job.part) for name in own}
+    ids = parts["plan"].table.column("sample_id").to_pylist()
     return Inputs(
-        {name: need_part(job.run, name, job.part) for name in own},
+        parts,
         {name: job.run.store(name) for name in own},
         lambda reference_id: reference_files(job.run, job.shared)[reference_id]["cutout.png"],
+        Reviews(job.run.config.run_url).of(ids),
     )
 
 
@@ -145,8 +150,10 @@ def curate(
     ``again`` names a stage that is made again, with all that follows it; ``retry_errors`` makes the samples again
     that failed. Raises UserError for what the user can mend.
     """
+    models.require(build_stages(config))
     run = Run.of(config)
     order = run.order()
+    reviews = Reviews(config.run_url)
     if again is not None and again not in order:
         raise UserError(f"stage {again!r} does not exist; there is: {', '.join(order)}")
     forced = set(order[order.index(again) :]) if again else set()
@@ -163,15 +170,17 @@ def curate(
     references.check_pool(need_part(run, "references", "pool").rows())
     pool = digests["references", "pool"]
     step("plan", dict.fromkeys(run.parts(), pool), pool)
-    for stage in run.stages():
-        step(stage.name, {p: _made_from(stage.reads, p, digests, pool) for p in run.parts()}, pool)
     scored = [s.name for s in run.stages()]
-    step("decide", {p: join_digests(digests[name, p] for name in scored) for p in run.parts()}, pool)
+    ids = {p: need_part(run, "plan", p).table.column("sample_id").to_pylist() for p in run.parts()}
+
+    def made_from(stage: str, reads: Sequence[str], part: str) -> str:
+        read = [pool if name == "references" else digests[name, part] for name in reads]
+        return join_digests([*read, *reviews.digest(stage, ids[part])])
+
+    for stage in run.stages():
+        step(stage.name, {p: made_from(stage.name, stage.reads, p) for p in run.parts()}, pool)
+    step("decide", {p: made_from("decide", scored, p) for p in run.parts()}, pool)
     everything = join_digests(digests.values())
     step("shards", dataset.shard_inputs(run, digests), everything)
     manifest_url = dataset.write_manifest(run)
     return CurationResult(run, summaries, pool, dataset.publish(run), manifest_url)
-
-
-def _made_from(reads: Sequence[str], part: str, digests: Mapping, pool_digest: str) -> str:
-    return join_digests(pool_digest if name == "references" else digests[name, part] for name in reads)

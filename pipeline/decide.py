@@ -35,11 +35,16 @@ def resolve_rules(stages: Sequence[Stage], thresholds: Mapping[str, float]) -> l
     return resolved
 
 
-def decide(verdicts: Mapping[str, pd.DataFrame], rules: Sequence[tuple[str, Rule]]) -> list[dict]:
+def decide(
+    verdicts: Mapping[str, pd.DataFrame],
+    rules: Sequence[tuple[str, Rule]],
+    reviews: Mapping[str, Mapping] | None = None,
+) -> list[dict]:
     """Rows of the ``decide`` table for samples aligned over ``verdicts`` (stage -> frame, same order of samples).
 
-    An error anywhere is an error; else any broken rule rejects; else a missing score leaves the sample
-    undecided (design, decision 3: never a pass, never a silent reject); else it is kept.
+    An error anywhere is an error; else a person's verdict (``reviews``: sample id -> row of the review table) is
+    the decision; else any broken rule rejects; else a missing score leaves the sample undecided (design,
+    decision 3: never a pass, never a silent reject); else it is kept.
     """
     first = next(iter(verdicts.values()))
     count = len(first)
@@ -54,8 +59,13 @@ def decide(verdicts: Mapping[str, pd.DataFrame], rules: Sequence[tuple[str, Rule
     decided = []
     for row, sample_id in enumerate(first["sample_id"]):
         failed = _first_error(verdicts, row)
+        said = (reviews or {}).get(sample_id, {})
+        person = {"reviewer": None, "review_reason": None}
         if failed is not None:
             outcome, why = "error", [f"{failed['error_stage']}_error"]
+        elif said.get("verdict"):
+            outcome, why = said["verdict"], ["review"] if said["verdict"] == "rejected" else []
+            person = {"reviewer": said["reviewer"], "review_reason": said["reason"]}
         elif reasons[row]:
             outcome, why = "rejected", reasons[row]
         elif missing[row]:
@@ -63,7 +73,7 @@ def decide(verdicts: Mapping[str, pd.DataFrame], rules: Sequence[tuple[str, Rule
         else:
             outcome, why = "kept", []
         blank = {"error_stage": None, "error_code": None, "error_message": None}
-        decided.append({"sample_id": sample_id, "decision": outcome, "reasons": why, **(failed or blank)})
+        decided.append({"sample_id": sample_id, "decision": outcome, "reasons": why, **(failed or blank), **person})
     return decided
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.stage import Stage
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NOT_HERE = "not on this machine"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -106,7 +107,7 @@ def _look(weights: Weights) -> Path | str:
                 weights.source, revision=weights.revision, allow_patterns=list(weights.files), local_files_only=True
             ))  # fmt: skip
         except (LocalEntryNotFoundError, ValueError):  # ValueError: an id that the hub would refuse
-            return "not on this machine"
+            return NOT_HERE
     for pattern in weights.files:
         matches = list(path.glob(pattern))
         if not matches:
@@ -152,9 +153,41 @@ def check(stages: Iterable[Stage]) -> list[Found]:
     for stage in stages:
         for weights in stage.weights():
             look = _look(weights)
-            missing = isinstance(look, str)
-            found.append(Found(stage.name, weights, None if missing else look, look if missing else ""))
+            place, problem = (None, look) if isinstance(look, str) else (look, "")
+            found.append(Found(stage.name, weights, place, problem))
     return found
+
+
+def table(found: Iterable[Found]) -> list[str]:
+    """The lines a person reads: a header, a line a model, and for each stage whether its models fit the GPU."""
+    lines = [f"{'stage':<10} {'model':<56} {'state':<8} {'size':>9}  licence"]
+    memory: dict[str, float] = {}
+    for f in found:
+        w = f.weights
+        size = f"{f.bytes_on_disk / 1e9:.2f} GB" if f.path else f"~{w.gigabytes:g} GB"
+        gated = ", gated: accept it on the hub and set HF_TOKEN" if w.gated and f.path is None else ""
+        name = f"{w.purpose}: {w.text}"
+        lines.append(f"{f.stage:<10} {name:<56} {'missing' if f.problem else 'here':<8} {size:>9}  {w.licence}{gated}")
+        if f.problem and f.problem != NOT_HERE:
+            lines.append(f"{'':<10} {f.problem}")
+        memory[f.stage] = memory.get(f.stage, 0.0) + w.memory
+    return [*lines, "", *_fit(memory)]
+
+
+def _fit(memory: dict[str, float]) -> list[str]:
+    """Whether each stage's weights fit the GPU; stages run one after the other, so they need not fit together."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ["No GPU here: these models would run on the CPU, slowly."]
+    device = torch.cuda.get_device_properties(0)
+    room = device.total_memory / 1e9
+    return [
+        f"{stage:<10} {need:.1f} GB of weights on {device.name} ({room:.0f} GB): "
+        + ("fits" if need * 1.2 < room else "does not fit with room to work; see offload, precision and batch_size")
+        for stage, need in memory.items()
+        if need
+    ]
 
 
 def fetch(weights: Weights) -> Path:

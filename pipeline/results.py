@@ -117,7 +117,7 @@ def report_run(config: CurationConfig) -> str:
         raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first") from error
     rules = [
         RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
-        for stage, r in resolve_rules(run.stages(), config.decide.thresholds)
+        for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
     ]
     reader = PictureReader(run, need_part(run, "references", "pool").digest)
     data = ReportData(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +12,7 @@ from data_schemas.errors import UserError
 from data_schemas.schema import TableSchema
 from data_schemas.tables import DECIDE, PLAN, REFERENCES, SHARD_INDEX
 from pipeline import planning, references
-from pipeline.config import CurationConfig
+from pipeline.config import STAGE_SECTIONS, CurationConfig, OwnStageConfig
 from pipeline.decide import resolve_rules
 from pipeline.identity.compare import Identity
 from pipeline.matting.grabcut import GrabCut
@@ -23,7 +22,7 @@ from pipeline.stage import Stage
 from pipeline.synthesis.collage import Collage
 
 PLAN_VERSION = 1
-DECIDE_VERSION = 1
+DECIDE_VERSION = 2
 SHARDS_VERSION = 1
 
 
@@ -65,7 +64,7 @@ class Run:
             stage="decide",
             version=DECIDE_VERSION,
             rules=[[name, rule.column, rule.bound, rule.threshold, rule.reason]
-                   for name, rule in resolve_rules(stages, config.decide.thresholds)],
+                   for name, rule in resolve_rules(stages, config.decide.all_thresholds())],
             inputs={s.name: known[s.name] for s in stages},
         )  # fmt: skip
         known["shards"] = fingerprint(
@@ -97,17 +96,25 @@ class Run:
         return part_names(-(-self.config.samples // self.config.part_size))
 
 
+BACKENDS: tuple[type[Stage], ...] = (Collage, GrabCut, ImageNetJudge, Identity)
+"""The stages that a config can name by ``backend``; each is known by the class of its config."""
+
+
 def build_stages(config: CurationConfig) -> list[Stage]:
     """The per-sample stages in order: synthesis, matting, semantics, identity, then the user's filters."""
-    stages: list[Stage] = [
-        Collage(config.synthesis),
-        GrabCut(config.matting),
-        ImageNetJudge(config.semantics),
-        Identity(config.identity),
-    ]
-    taken = {s.name for s in stages} | {"references", "plan", "decide", "shards", "report", "training"}
+    stages: list[Stage] = []
+    for section in STAGE_SECTIONS:
+        settings = getattr(config, section)
+        if isinstance(settings, OwnStageConfig):
+            stage = _own_stage(section, settings)
+            if stage.name != section:
+                raise UserError(f"{section}.use {settings.use}: it is named {stage.name!r}; name it {section!r}")
+            stages.append(stage)
+        else:
+            stages.append(next(b for b in BACKENDS if b.Config is type(settings))(settings))
+    taken = {*STAGE_SECTIONS, "references", "plan", "decide", "shards", "report", "training"}
     for entry in config.filters:
-        stage = _load_filter(entry.use, entry.config)
+        stage = _own_stage("filter", entry)
         if stage.name in taken:
             raise UserError(f"filter {entry.use}: a stage named {stage.name!r} exists already; rename it")
         taken.add(stage.name)
@@ -115,18 +122,18 @@ def build_stages(config: CurationConfig) -> list[Stage]:
     return stages
 
 
-def _load_filter(use: str, values: Mapping) -> Stage:
-    module, colon, name = use.partition(":")
+def _own_stage(what: str, entry: OwnStageConfig) -> Stage:
+    module, colon, name = entry.use.partition(":")
     try:
         found = getattr(importlib.import_module(module), name) if colon else None
     except (ImportError, AttributeError) as error:
-        raise UserError(f"filter {use!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+        raise UserError(f"{what} {entry.use!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
     if not (isinstance(found, type) and issubclass(found, Stage)):
-        raise UserError(f"filter {use!r}: expected module:Class of a pipeline.stage.Stage")
+        raise UserError(f"{what} {entry.use!r}: expected module:Class of a pipeline.stage.Stage")
     try:
-        return found(found.Config(**values))
+        return found(found.Config(**entry.config))
     except ValueError as error:
-        raise UserError(f"filter {use!r}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{what} {entry.use!r}: {' '.join(str(error).split())}") from error
 
 
 @lru_cache(maxsize=8)
