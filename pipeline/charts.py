@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, MUTED, LINE, KEPT, REJECTED, ACCENT = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
 CSS_COLOURS = {
@@ -76,20 +76,38 @@ def histogram(
     axes.set_xlim(low, high)
     axes.set_ylim(0, float(base.max()) * 1.05)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    lines: list[float] = []
-    for bound, threshold in bounds:
-        failing = (low, threshold) if bound == "min" else (threshold, high)
-        axes.axvspan(*failing, color=REJECTED, alpha=0.07, linewidth=0)
-        axes.axvline(threshold, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
-        place = (threshold - low) / (high - low)
-        side = "left" if place < 0.1 else "right" if place > 0.9 else "center"
-        place_x = low if side == "left" else high if side == "right" else threshold
-        transform = axes.get_xaxis_transform()
-        above = sum(abs(place - other) < 0.25 for other in lines)  # labels of close lines are stacked
-        text = bound_text(bound, threshold)
-        axes.text(place_x, 1.03 + 0.09 * above, text, color=INK, ha=side, transform=transform)
-        lines.append(place)
+    _mark_bounds(axes, [(bound, threshold, bound_text(bound, threshold)) for bound, threshold in bounds], (low, high))
     return _svg(figure, name, f"Histogram of {name}: kept and rejected samples, with the threshold")
+
+
+def contrast(
+    scores: Sequence[float], floor: Sequence[float], bounds: Sequence[tuple[str, float, str]], name: str
+) -> str | None:
+    """Shares of the scores (filled) and of those of a control (outlined), a line for each (bound, threshold, label).
+
+    Shares and not counts: a control is usually smaller. Values that are not finite are left out; None if there is
+    no score.
+    """
+    shown, control = (np.asarray([v for v in values if math.isfinite(v)]) for values in (scores, floor))
+    if not shown.size:
+        return None
+    thresholds = [threshold for _, threshold, _ in bounds]
+    edges = _bin_edges([*shown.tolist(), *control.tolist(), *thresholds], thresholds[0] if thresholds else None)
+    figure, axes = _axes(12.5, 3.2, left=0.035, right=0.99, bottom=0.09, top=0.86)
+    shares = np.histogram(shown, edges)[0] / shown.size
+    axes.bar(edges[:-1], shares, np.diff(edges) * 0.9, align="edge", color=ACCENT, alpha=0.75)
+    highest = float(shares.max())
+    if control.size:
+        outline = np.histogram(control, edges)[0] / control.size
+        axes.stairs(outline, edges, fill=True, color=REJECTED, alpha=0.15)
+        axes.stairs(outline, edges, color=REJECTED, linewidth=1.4)
+        highest = max(highest, float(outline.max()))
+    axes.set_xlim(float(edges[0]), float(edges[-1]))
+    axes.set_ylim(0, highest * 1.05)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    _mark_bounds(axes, bounds, (float(edges[0]), float(edges[-1])))
+    return _svg(figure, name, f"Histogram of {name}: the samples and their control, with the thresholds")
 
 
 def training_curve(loss: Points, val_loss: Points, unigram_entropy: float | None, name: str) -> str | None:
@@ -123,6 +141,23 @@ def training_curve(loss: Points, val_loss: Points, unigram_entropy: float | None
     axes.set_xlabel("step", color=MUTED, labelpad=2)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return _svg(figure, name, "Training and validation loss over steps")
+
+
+def _mark_bounds(axes: Axes, bounds: Sequence[tuple[str, float, str]], limits: tuple[float, float]) -> None:
+    """A labelled line at each threshold; the side that it rejects is tinted."""
+    low, high = limits
+    lines: list[float] = []
+    for bound, threshold, text in bounds:
+        failing = (low, threshold) if bound == "min" else (threshold, high)
+        axes.axvspan(*failing, color=REJECTED, alpha=0.07, linewidth=0)
+        axes.axvline(threshold, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
+        place = (threshold - low) / (high - low)
+        side = "left" if place < 0.1 else "right" if place > 0.9 else "center"
+        place_x = low if side == "left" else high if side == "right" else threshold
+        transform = axes.get_xaxis_transform()
+        above = sum(abs(place - other) < 0.25 for other in lines)  # labels of close lines are stacked
+        axes.text(place_x, 1.03 + 0.09 * above, text, color=INK, ha=side, transform=transform)
+        lines.append(place)
 
 
 def _bin_edges(values: Sequence[float], threshold: float | None) -> np.ndarray:

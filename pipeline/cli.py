@@ -23,7 +23,10 @@ ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file laid
 Name = Annotated[str | None, typer.Option(help="Name of the run: the folder under --root")]
 Root = Annotated[str | None, typer.Option(help="Folder or bucket URL that holds the runs")]
 Samples = Annotated[int | None, typer.Option(help="Samples to plan")]
-Pool = Annotated[str | None, typer.Option(help="'packaged', or a folder of pictures (a sub-folder a category)")]
+Pool = Annotated[
+    str | None,
+    typer.Option(help="'packaged', a folder of pictures (a sub-folder a category), or relationbench, human_parsing"),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as decide.thresholds.identity_low=0.6")]
 
 
@@ -86,6 +89,24 @@ def report_command(
 ) -> None:
     """Write the report of a finished run again, with the training beside it if there is one."""
     typer.echo(report_run(_config(profile, config, name, root, samples, pool, overrides)))
+
+
+@app.command("calibrate")
+def calibrate_command(
+    stage: Annotated[str, typer.Option(help="identity or semantics: a stage whose scores have thresholds")],
+    floor_samples: Annotated[int, typer.Option(min=0, help="Samples scored against wrong references too")] = 64,
+    profile: Profile = "embedded",
+    config: ConfigFile = None,
+    name: Name = None,
+    root: Root = None,
+    samples: Samples = None,
+    pool: Pool = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what each threshold of a stage would keep; writes a page, the scores, and a thresholds file."""
+    from pipeline.calibrate import calibrate  # its charts are slow to import
+
+    _show(calibrate(_config(profile, config, name, root, samples, pool, overrides), stage, floor_samples))
 
 
 @models_app.command("check")

@@ -10,14 +10,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from data_schemas.errors import UserError
-from pipeline.identity.compare import IdentityConfig
+from pipeline.identity.compare import IdentityConfig, TimmIdentityConfig
+from pipeline.matting.ben2 import Ben2Config
 from pipeline.matting.grabcut import GrabCutConfig
 from pipeline.parts import check_name
 from pipeline.planning import PlanningConfig
 from pipeline.references import ReferencesConfig
 from pipeline.semantics.imagenet import ImageNetConfig
+from pipeline.semantics.openai_api import ApiConfig
+from pipeline.semantics.transformers_vlm import TransformersConfig
 from pipeline.stage import StageConfig
 from pipeline.synthesis.collage import CollageConfig
+from pipeline.synthesis.dreamrelation.stage import DreamRelationConfig
 
 
 class OwnStageConfig(StageConfig):
@@ -35,10 +39,24 @@ def _backend(value: Any) -> str | None:
 
 
 Own = Annotated[OwnStageConfig, Tag("use")]
-Synthesis = Annotated[Annotated[CollageConfig, Tag("collage")] | Own, Discriminator(_backend)]
-Matting = Annotated[Annotated[GrabCutConfig, Tag("grabcut")] | Own, Discriminator(_backend)]
-Semantics = Annotated[Annotated[ImageNetConfig, Tag("imagenet")] | Own, Discriminator(_backend)]
-Identity = Annotated[Annotated[IdentityConfig, Tag("efficientnet")] | Own, Discriminator(_backend)]
+Synthesis = Annotated[
+    Annotated[CollageConfig, Tag("collage")] | Annotated[DreamRelationConfig, Tag("dreamrelation")] | Own,
+    Discriminator(_backend),
+]
+Matting = Annotated[
+    Annotated[GrabCutConfig, Tag("grabcut")] | Annotated[Ben2Config, Tag("ben2")] | Own, Discriminator(_backend)
+]
+Semantics = Annotated[
+    Annotated[ImageNetConfig, Tag("imagenet")]
+    | Annotated[TransformersConfig, Tag("transformers")]
+    | Annotated[ApiConfig, Tag("openai")]
+    | Own,
+    Discriminator(_backend),
+]
+Identity = Annotated[
+    Annotated[IdentityConfig, Tag("efficientnet")] | Annotated[TimmIdentityConfig, Tag("timm")] | Own,
+    Discriminator(_backend),
+]
 
 
 class DecideConfig(StageConfig):

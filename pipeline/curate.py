@@ -10,16 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from data_schemas.errors import UserError
-from pipeline import dataset, models, planning, references
+from pipeline import dataset, models, planning, pools, references
 from pipeline.config import CurationConfig
 from pipeline.decide import decide, resolve_rules
 from pipeline.parts import Part, PartStore, join_digests
 from pipeline.progress import Progress
 from pipeline.review import Reviews
-from pipeline.run import PartJob, Run, build_stages, need_part, reference_files
+from pipeline.run import PartJob, Run, build_stages, cutout_reader, need_part
 from pipeline.stage import Inputs
 
 
@@ -85,7 +85,8 @@ def _make_scores(job: PartJob, store: PartStore, found: Part | None) -> Part:
     all_files = files | {i: kept_files[i] for i in kept_rows if i in kept_files}
     order = [s.sample_id for s in samples]
     members = {i: all_files[i] for i in order if i in all_files} if stage.saves_pictures else None
-    return store.commit(job.part, [made[i] for i in order], members, job.made_from, {"samples": seconds})
+    timing = {"samples": seconds, "latency": {s.sample_id: s.latency for s in todo if s.latency is not None}}
+    return store.commit(job.part, [made[i] for i in order], members, job.made_from, timing)
 
 
 def _make_decisions(job: PartJob, store: PartStore) -> Part:
@@ -104,7 +105,7 @@ def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
     return Inputs(
         parts,
         {name: job.run.store(name) for name in own},
-        lambda reference_id: reference_files(job.run, job.shared)[reference_id]["cutout.png"],
+        cutout_reader(job.run, job.shared),
         Reviews(job.run.config.run_url).of(ids),
     )
 
@@ -139,6 +140,20 @@ class CurationResult:
     manifest_url: str
 
 
+def check_inputs(config: CurationConfig) -> None:
+    """UserError naming every model and reference pool that is not on this machine, before hours are spent."""
+    problems = []
+    looks: list[Callable[[], object]] = [partial(models.require, build_stages(config))]
+    looks += [partial(pools.list_pool, pool) for pool in config.references.pools()]
+    for look in looks:
+        try:
+            look()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(". ".join(problems))
+
+
 def curate(
     config: CurationConfig,
     engine: Engine = thread_engine,
@@ -150,8 +165,11 @@ def curate(
     ``again`` names a stage that is made again, with all that follows it; ``retry_errors`` makes the samples again
     that failed. Raises UserError for what the user can mend.
     """
-    models.require(build_stages(config))
+    check_inputs(config)
     run = Run.of(config)
+    for stage in run.stages():
+        if not any(run.store(stage.name).read(part) for part in run.parts()[:1]):
+            stage.probe()
     order = run.order()
     reviews = Reviews(config.run_url)
     if again is not None and again not in order:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_schemas import pictures
 from pipeline.parts import Part, PartStore, content_digest, join_digests, write_atomically
-from pipeline.run import PartJob, Run, need_part, read_all, reference_files
+from pipeline.run import PartJob, Run, cutout_reader, need_part, read_all
 from pipeline.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
 
 
@@ -125,7 +125,7 @@ class PictureReader:
         return self._members(stage, self.part_of[sample_id]).get(sample_id, {})
 
     def cutout(self, reference_id: str) -> bytes:
-        return reference_files(self.run, self.pool_digest)[reference_id]["cutout.png"]
+        return cutout_reader(self.run, self.pool_digest)(reference_id)
 
     def picture(self, sample_id: str, name: str) -> Image.Image | None:
         """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if never made."""

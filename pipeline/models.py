@@ -160,14 +160,16 @@ def check(stages: Iterable[Stage]) -> list[Found]:
 
 def table(found: Iterable[Found]) -> list[str]:
     """The lines a person reads: a header, a line a model, and for each stage whether its models fit the GPU."""
-    lines = [f"{'stage':<10} {'model':<56} {'state':<8} {'size':>9}  licence"]
+    found = list(found)
+    wide = max((len(f"{f.weights.purpose}: {f.weights.text}") for f in found), default=5)
+    lines = [f"{'stage':<10} {'model':<{wide}} {'state':<8} {'size':>9}  licence"]
     memory: dict[str, float] = {}
     for f in found:
         w = f.weights
         size = f"{f.bytes_on_disk / 1e9:.2f} GB" if f.path else f"~{w.gigabytes:g} GB"
         gated = ", gated: accept it on the hub and set HF_TOKEN" if w.gated and f.path is None else ""
-        name = f"{w.purpose}: {w.text}"
-        lines.append(f"{f.stage:<10} {name:<56} {'missing' if f.problem else 'here':<8} {size:>9}  {w.licence}{gated}")
+        name, state = f"{w.purpose}: {w.text}", "missing" if f.problem else "here"
+        lines.append(f"{f.stage:<10} {name:<{wide}} {state:<8} {size:>9}  {w.licence}{gated}")
         if f.problem and f.problem != NOT_HERE:
             lines.append(f"{'':<10} {f.problem}")
         memory[f.stage] = memory.get(f.stage, 0.0) + w.memory

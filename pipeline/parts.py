@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import fsspec
@@ -106,6 +106,19 @@ class PartStore:
                 sample_id, _, name = entry.name.partition(".")
                 pictures.setdefault(sample_id, {})[name] = stream.read()
         return pictures
+
+    def reader(self, part: str) -> Callable[[str, str], bytes]:
+        """Reads single pictures of a large part: (sample id, member name) -> bytes. Only the tar's headers are read
+        beforehand. Call after read() has found the part whole."""
+        path = self.path(part, "tar")
+        with self.fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            places = {entry.name: (entry.offset_data, entry.size) for entry in tar}
+
+        def read(sample_id: str, name: str) -> bytes:
+            start, size = places[f"{sample_id}.{name}"]
+            return self.fs.cat_file(path, start=start, end=start + size)
+
+        return read
 
     def commit(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -95,11 +96,12 @@ def split_subjects(categories: dict[str, str], share: float, rng: np.random.Gene
     """
     if share == 0:
         return set()
-    shuffled = [sorted(categories)[i] for i in rng.permutation(len(categories))]
-    left = {c: list(categories.values()).count(c) for c in categories.values()}
+    ordered = sorted(categories)
+    shuffled = [ordered[i] for i in rng.permutation(len(ordered))]
+    left = Counter(categories.values())
 
     def can_spare(*taken: str) -> bool:
-        rest = dict(left)
+        rest = left.copy()
         for subject in taken:
             rest[categories[subject]] -= 1
         return sum(n > 0 for n in rest.values()) >= 2
@@ -120,12 +122,19 @@ def split_subjects(categories: dict[str, str], share: float, rng: np.random.Gene
         )
     for subject in pair:
         hold(subject)
+    used = Counter(categories[s] for s in held_out)
+    waiting: dict[str, deque[tuple[int, str]]] = {}
+    for place, subject in enumerate(shuffled):
+        if subject not in held_out:
+            waiting.setdefault(categories[subject], deque()).append((place, subject))
     while len(held_out) < math.ceil(len(categories) * share):
-        free = [s for s in shuffled if s not in held_out and can_spare(s)]
+        alive = sum(n > 0 for n in left.values())
+        free = [c for c, queue in waiting.items() if queue and alive - (left[c] == 1) >= 2]
         if not free:
             break
-        used = [categories[s] for s in held_out]
-        hold(min(free, key=lambda s: used.count(categories[s])))  # many categories, so that pairs vary
+        category = min(free, key=lambda c: (used[c], waiting[c][0][0]))  # many categories, so that pairs vary
+        hold(waiting[category].popleft()[1])
+        used[category] += 1
     return held_out
 
 

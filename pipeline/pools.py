@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data_schemas import pictures
 from data_schemas.errors import UserError
 from pipeline import parquet_pictures
+from pipeline.packaged import package_file, packaged
 from pipeline.parquet_pictures import PictureColumn
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -77,7 +77,7 @@ class PoolConfig(BaseModel):
         return {**presets()[values["preset"]]["read"], **values}
 
     @model_validator(mode="after")
-    def _one_way_each(self) -> Self:
+    def _labels_need_a_mask(self) -> Self:
         if self.subject_labels is not None and self.mask is None:
             raise ValueError("subject_labels says which labels of a mask are the subject; name the mask too")
         return self
@@ -139,7 +139,7 @@ def list_pool(pool: PoolConfig) -> list[Source]:
     else:
         parquet = _of_split(root, _walk(root, (".parquet",)), pool)
         found = _parquet_sources(root, parquet, pool, prefix) if parquet else _folder_sources(root, pool, prefix)
-    return _tell_apart(found)
+    return found
 
 
 def take(sources: Sequence[Source], limit: int | None) -> list[Source]:
@@ -175,30 +175,15 @@ def pool_folder(pool: PoolConfig) -> Path:
         ) from error
 
 
-def package_file(package: str, file: str) -> Path:
-    """A data file of an installed package, found without importing the package."""
-    spec = find_spec(package)
-    places = spec.submodule_search_locations if spec is not None else None
-    for place in places or ():
-        if (path := Path(place, file)).is_file():
-            return path
-    raise UserError(f"packaged picture {package}/{file} is not there; install the project's requirements again")
-
-
-@cache
-def packaged() -> dict:
-    """packaged.yaml: "subjects" and "backgrounds" to cut from installed packages' photographs, and "licences"."""
-    return yaml.safe_load((files("pipeline") / "packaged.yaml").read_text())
-
-
 def _packaged_source(entry: dict) -> Source:
     path = package_file(entry["package"], entry["file"])
     source, name, category = f"{entry['package']}/{entry['file']}", entry["name"], entry["category"]
-    box, *marks = (tuple(entry["box"]), *(tuple(map(tuple, entry.get(k, []))) for k in ("inside", "outside")))
-    digest = _digest(path)
-    reference_id = _id(source, box, *marks, name, category, digest)  # the list is ours: its entries are known by file
+    box, digest = tuple(entry["box"]), _digest(path)
+    inside, outside = (tuple(map(tuple, entry.get(key, []))) for key in ("inside", "outside"))
+    # a package's picture is known by its file too: several entries may cut from one
+    reference_id = _id(source, box, inside, outside, name, category, digest)
     subject_id = f"{_slug(category)}/{_slug(name)}"
-    return Source(reference_id, subject_id, name, category, source, digest, Place(path), box, *marks)
+    return Source(reference_id, subject_id, name, category, source, digest, Place(path), box, inside, outside)
 
 
 def _walk(root: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -230,6 +215,7 @@ def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: st
     sources = []
     for path in found:
         columns = parquet_pictures.find_columns(path, pool.image, pool.mask, pool.category_column, pool.name_column)
+        file = prefix + _text(path.relative_to(root).as_posix())
         for row in parquet_pictures.list_rows(path, columns):
             made_from = Path(row.path)
             category = row.category or (_text(made_from.parent.name) if columns.category is None else "")
@@ -238,11 +224,13 @@ def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: st
                     f"{path}: no column says what a picture shows; set category_column (there is: "
                     f"{', '.join(parquet_pictures.column_names(path))}) or one category for all of them"
                 )
-            where = f"{prefix}{_text(path.relative_to(root).as_posix())}#{row.number}"
             image = Place(path, row.number, columns.image)
             mask = Place(path, row.number, columns.mask) if columns.mask else None
-            name = row.name or ("" if pool.subject == "category" else _telling(made_from.stem))
-            sources.append(_source(pool, where, image, row.sha256, category, name, mask, row.mask_sha256))
+            stem = "" if pool.subject == "category" else made_from.stem
+            name = row.name or (_words(stem) if stem else "")
+            sources.append(
+                _source(pool, f"{file}#{row.number}", image, row.sha256, category, name, mask, row.mask_sha256)
+            )
     if not sources:
         raise UserError(f"references.pool {pool.source}: its Parquet files hold no row; get them again")
     return sources
@@ -254,10 +242,10 @@ def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
     folder = top / pool.image if pool.image else top
     found = _walk(folder, SUFFIXES) if folder.is_dir() else []
     if not found:
+        where = pool.source if folder == root else f"{pool.source}: {folder.relative_to(root).as_posix()}"
         raise UserError(
-            f"references.pool {pool.source}: {'' if folder == root else f'{folder.relative_to(root)} '}holds no picture "
-            f"and no Parquet file (there is: {_census(root)}); put {', '.join(SUFFIXES)} files into it, in one "
-            "sub-folder a category, and unpack archives"
+            f"references.pool {where}: holds no picture and no Parquet file (there is: {_census(root)}); put "
+            f"{', '.join(SUFFIXES)} files into it, in one sub-folder a category, and unpack archives"
         )
     own_name = (pool.hub_id or top.resolve().name).rpartition("/")[2]
     sources = []
@@ -265,7 +253,7 @@ def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
         relative = path.relative_to(folder)
         flat = path.stem if pool.subject == "category" else own_name
         category = _text(relative.parts[0] if len(relative.parts) > 1 else flat)
-        name = _note(path) or ("" if pool.subject == "category" else _telling(path.stem))
+        name = _note(path) or ("" if pool.subject == "category" else _words(path.stem))
         where = prefix + _text(path.relative_to(root).as_posix())
         mask = _mask_file(top / pool.mask / relative) if pool.mask else None
         digest = _digest(mask) if mask else ""
@@ -282,7 +270,7 @@ def _descend(root: Path, split: str) -> Path:
             there = [p for p in root.iterdir() if not p.name.startswith(".")]
         except OSError as error:
             raise UserError(f"references.pool: folder {root} cannot be read ({error.strerror})") from error
-        folders = {p.name: p for p in there if p.is_dir()}
+        folders = {p.name: p for p in there if p.is_dir() and not p.is_symlink()}
         if any(p.suffix.lower() in SUFFIXES for p in there if p.is_file()):
             return root
         if split in folders and set(folders) <= SPLITS:
@@ -321,12 +309,13 @@ def _source(
     mask_digest: str,
 ) -> Source:  # fmt: skip
     """A picture of a pool by what it shows; ``category`` and ``name`` as found, before the pool's own words."""
-    found, category = category, pool.category or _words(category)
+    of_subject = {"name": name or category, "category": category, "picture": digest[:12] or source}[pool.subject]
+    category = pool.category or _words(category)
     if pool.subject == "category":
         category = re.sub(r"\s*\d+$", "", category) or category
-    name = pool.name or name or category
-    own = {"name": _slug(name), "category": _slug(found), "picture": digest[:12] or _slug(source)}[pool.subject]
-    subject_id = f"{_slug(category)}/{own}"
+    telling = re.search(r"[^\W\d_]", name)  # a number says nothing of what the picture shows
+    name = pool.name or (name if telling else category)
+    subject_id = f"{_slug(category)}/{_slug(of_subject)}"
     labels = pool.subject_labels
     reference_id = _id(name, category, subject_id, digest or source, mask_digest, labels)
     return Source(
@@ -335,7 +324,7 @@ def _source(
     )  # fmt: skip
 
 
-def _tell_apart(sources: Sequence[Source]) -> list[Source]:
+def tell_apart(sources: Sequence[Source]) -> list[Source]:
     """Copies of one picture under one name get names of their own, so that each has its row."""
     seen: Counter[str] = Counter()
     told = []
@@ -368,11 +357,6 @@ def _text(name: str) -> str:
 
 def _words(name: str) -> str:
     return " ".join(re.sub(r"[_-]", " ", _text(name)).split()) or "subject"
-
-
-def _telling(stem: str) -> str:
-    """The words of a file's name; empty if it is but a number, which says nothing of what it shows."""
-    return _words(stem) if re.search(r"[^\W\d_]", stem) else ""
 
 
 def _slug(text: str) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
+from pipeline.card import dataset_card, pool_facts
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult
 from pipeline.dataset import PictureReader, dataset_url
@@ -21,6 +22,7 @@ from pipeline.decide import resolve_rules
 from pipeline.parts import write_atomically
 from pipeline.report import ReportData, RuleLine, Training, write_report
 from pipeline.run import Run, need_part
+from pipeline.synthesis.collage import CollageConfig
 
 
 def read_manifest(result: CurationResult) -> pd.DataFrame:
@@ -91,11 +93,13 @@ def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def write_results(result: CurationResult) -> dict[str, str]:
-    """Write metrics.json and the report; returns the places a user looks for, by name."""
+    """Write metrics.json, the dataset card and the report; returns the places a user looks for, by name."""
     config = result.run.config
     fs, root = fsspec.core.url_to_fs(config.run_url)
-    metrics = json.dumps(metrics_of(result), indent=2, sort_keys=True)
-    write_atomically(fs, f"{root}/metrics.json", metrics.encode())
+    metrics = metrics_of(result)
+    write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2, sort_keys=True).encode())
+    shards = result.run.store("shards").root
+    write_atomically(fs, f"{shards}/README.md", card_of(result, metrics).encode())
     return {
         "report": report_run(config),
         "metrics": f"{config.run_url}/metrics.json",
@@ -103,6 +107,25 @@ def write_results(result: CurationResult) -> dict[str, str]:
         "shards": f"{result.dataset_url}/train-*.tar",
         "test_shards": f"{result.dataset_url}/test-*.tar",
     }
+
+
+def card_of(result: CurationResult, metrics: dict[str, Any]) -> str:
+    """The dataset card of a finished run."""
+    run, config = result.run, result.run.config
+    manifest = read_manifest(result)
+    return dataset_card(
+        metrics=metrics,
+        config=config.model_dump(mode="json"),
+        fingerprints=dict(run.fingerprints),
+        models={stage.name: stage.model_name() for stage in run.stages()},
+        rules=resolve_rules(run.stages(), config.decide.all_thresholds()),
+        pools=pool_facts(
+            config.references,
+            need_part(run, "references", "pool").rows(),
+            backgrounds=isinstance(config.synthesis, CollageConfig),
+        ),
+        relations={str(k): int(n) for k, n in manifest[manifest.decision == "kept"].relation.value_counts().items()},
+    )
 
 
 def report_run(config: CurationConfig) -> str:

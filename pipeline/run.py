@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,12 +15,16 @@ from data_schemas.tables import DECIDE, PLAN, REFERENCES, SHARD_INDEX
 from pipeline import planning, references
 from pipeline.config import STAGE_SECTIONS, CurationConfig, OwnStageConfig
 from pipeline.decide import resolve_rules
-from pipeline.identity.compare import Identity
+from pipeline.identity.compare import Identity, TimmIdentity
+from pipeline.matting.ben2 import Ben2
 from pipeline.matting.grabcut import GrabCut
 from pipeline.parts import Part, PartStore, fingerprint, part_names
 from pipeline.semantics.imagenet import ImageNetJudge
+from pipeline.semantics.openai_api import ApiJudge
+from pipeline.semantics.transformers_vlm import TransformersJudge
 from pipeline.stage import Stage
 from pipeline.synthesis.collage import Collage
+from pipeline.synthesis.dreamrelation.stage import DreamRelation
 
 PLAN_VERSION = 1
 DECIDE_VERSION = 2
@@ -47,7 +52,7 @@ class Run:
                 version=references.VERSION,
                 config=config.references.model_dump(mode="json"),
                 part_size=config.part_size,
-                sources=[s.reference_id for s in sources],
+                sources=[[s.reference_id, s.source] for s in sources],
             )
         }
         known["plan"] = fingerprint(
@@ -96,7 +101,9 @@ class Run:
         return part_names(-(-self.config.samples // self.config.part_size))
 
 
-BACKENDS: tuple[type[Stage], ...] = (Collage, GrabCut, ImageNetJudge, Identity)
+BACKENDS: tuple[type[Stage], ...] = (
+    Collage, DreamRelation, GrabCut, Ben2, ImageNetJudge, TransformersJudge, ApiJudge, Identity, TimmIdentity,
+)  # fmt: skip
 """The stages that a config can name by ``backend``; each is known by the class of its config."""
 
 
@@ -184,6 +191,7 @@ def read_all(run: Run, stage: str) -> pa.Table:
 
 
 @lru_cache(maxsize=2)
-def reference_files(run: Run, pool_digest: str) -> dict[str, dict[str, bytes]]:
-    """Every cut-out of the pool by reference id, read once a process; the digest tells one pool from the next."""
-    return run.store("references").members("pool")
+def cutout_reader(run: Run, pool_digest: str) -> Callable[[str], bytes]:
+    """Reads the cut-out of a reference by its id; the digest tells one pool from the next."""
+    read = run.store("references").reader("pool")
+    return lambda reference_id: read(reference_id, "cutout.png")

@@ -11,7 +11,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -71,6 +70,8 @@ class Sample:
     review: Mapping[str, Any] | None = None
     """The sample's row in the review table, if a person looked at it."""
     saved: dict[str, bytes] = field(default_factory=dict)
+    latency: float | None = None
+    """Seconds from question to answer, for a stage that asks somebody else; kept with the timing, not in the row."""
 
     @property
     def plan(self) -> dict:
@@ -93,7 +94,8 @@ class Sample:
 class Stage(ABC):
     """Base of every per-sample stage. Subclasses set the class variables and write ``process``.
 
-    ``exclusive``: the model serves one batch at a time, whatever the number of workers.
+    Parts are made side by side, each in a thread of its own. A model that can serve only one batch at a time is
+    locked by its stage while it is at work, so that other parts read and write their pictures beside it.
     """
 
     name: ClassVar[str]
@@ -102,7 +104,6 @@ class Stage(ABC):
     columns: ClassVar[tuple[Column, ...]]
     rules: ClassVar[tuple[Rule, ...]] = ()
     saves_pictures: ClassVar[bool] = False
-    exclusive: ClassVar[bool] = False
     model: ClassVar[str] = "none"
     Config: ClassVar[type[StageConfig]] = StageConfig
     batch_size: int = 1
@@ -111,7 +112,6 @@ class Stage(ABC):
         self.config: Any = self.Config() if config is None else config
         self._ready = False
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
 
     def weights(self) -> tuple[Weights, ...]:
         """The model files this stage needs under its config; looked for before any work is done."""
@@ -153,10 +153,18 @@ class Stage(ABC):
     def schema(cls) -> TableSchema:
         return verdict_schema(cls.name, cls.version, cls.columns)
 
+    def probe(self) -> None:
+        """UserError if something outside this machine that the stage needs is not there, such as a server."""
+
     def ready(self) -> None:
         with self._lock:
             if not self._ready:
-                self.setup()
+                try:
+                    self.setup()
+                except ModuleNotFoundError as error:
+                    raise UserError(
+                        f"stage {self.name}: the package {error.name} is not installed; pip install 'instructar[paper]'"
+                    ) from error
                 self._ready = True
 
     def run(self, samples: Sequence[Sample], failed: Mapping[str, str]) -> tuple[list[dict], dict, dict]:
@@ -169,9 +177,8 @@ class Stage(ABC):
         if todo:
             self.ready()
         for batch in self.batches(todo):
-            with self._turn if self.exclusive else nullcontext():
-                began = time.perf_counter()
-                made = self._attempt(batch)
+            began = time.perf_counter()
+            made = self._attempt(batch)
             for sample, row in zip(batch, made, strict=True):
                 rows[sample.sample_id] = row
                 seconds[sample.sample_id] = round((time.perf_counter() - began) / len(batch), 4)

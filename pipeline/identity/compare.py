@@ -1,16 +1,29 @@
-"""Identity: each subject's region against each reference, the whole 2 x 2 matrix kept."""
+"""Identity: each subject's region against each reference, the whole 2 x 2 matrix kept.
+
+Whole pictures do not tell identities apart (spec/curation.md, "what others measured"), so matted, padded crops of
+the subjects' regions are compared; the paper's own rule, on the whole foreground, is scored beside it.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from data_schemas.tables import IDENTITY
+from pipeline import models
+from pipeline.device import Device, Precision, device_of, dtype_of
 from pipeline.identity import encoders
+from pipeline.models import Weights
 from pipeline.stage import Rule, Sample, Stage, StageConfig
+
+DINOV2 = "vit_base_patch14_dinov2.lvd142m"
+VIEWS = 5
+"""Views of a target: each region and its mirror image, then the whole foreground."""
 
 
 class IdentityConfig(StageConfig):
@@ -20,38 +33,131 @@ class IdentityConfig(StageConfig):
     padding: float = Field(0.12, ge=0, le=1)
 
 
-class Identity(Stage):
-    """Whole pictures do not tell identities apart (spec/curation.md), so matted crops of each region are compared."""
+class TimmIdentityConfig(StageConfig):
+    """Any encoder of timm, DINOv2 ViT-B/14 by default.
+
+    ``source``: a Hugging Face id (None is timm's own for this encoder), or a local folder with model.safetensors, or
+    such a file. ``side``: of the square that the encoder reads, in pixels (None is its own, 518 for DINOv2).
+    ``batch_size``: samples at a time, of five views each. ``padding``: white space around a crop, as a fraction of
+    its side.
+    """
+
+    how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
+    backend: Literal["timm"] = "timm"
+    encoder: str = DINOV2
+    source: str | None = None
+    revision: str = "main"
+    side: int | None = Field(None, ge=32, le=2048)
+    precision: Precision = "float32"
+    device: Device = "auto"
+    batch_size: int = Field(16, ge=1, le=1024)
+    padding: float = Field(0.12, ge=0, le=1)
+
+
+def identity_rules(low: float, swapped: float, copied: float) -> tuple[Rule, ...]:
+    return (
+        Rule("similarity_min", "min", low, "identity_low", "A subject does not look like its reference."),
+        Rule("swap_margin", "min", swapped, "identity_swapped", "Regions look more like the other's reference."),
+        Rule("similarity_max", "max", copied, "identity_copied", "A subject is its reference pasted in."),
+    )
+
+
+class Comparison(Stage):
+    """Views of a batch of samples, encoded in one call, against their references; subclasses bring the encoder."""
 
     name = "identity"
-    version = 1
     columns = IDENTITY
-    rules = (
-        Rule("similarity_min", "min", 0.4, "identity_low", "A subject does not look like its reference."),
-        Rule("swap_margin", "min", 0.1, "identity_swapped", "Regions look more like the other's reference."),
-    )
+
+    @abstractmethod
+    def load_encoder(self) -> encoders.Encoder: ...
+
+    def setup(self) -> None:
+        self.encoder = self.load_encoder()
+        self.references = encoders.EncodedReferences(self.encoder.encode, self.config.padding)
+
+    def process(self, sample: Sample) -> dict:
+        return self.process_batch([sample])[0]
+
+    def process_batch(self, samples: Sequence[Sample]) -> list[dict]:
+        views = [view for sample in samples for view in views_of(sample, self.config.padding)]
+        encoded = self.encoder.encode(views).reshape(len(samples), VIEWS, -1)  # (B, VIEWS, D)
+        return [compare(*pair) for pair in zip(encoded, self.references.of(samples), strict=True)]
+
+
+class Identity(Comparison):
+    """On a CPU. No upper bound by default: a collage is pasted copies."""
+
+    version = 2
+    rules = identity_rules(low=0.4, swapped=0.1, copied=1.0)
     model = encoders.MODEL
     Config = IdentityConfig
 
-    def setup(self) -> None:
-        encoders.load_efficientnet()
-        self.references = encoders.EncodedReferences(self.config.padding)
+    def load_encoder(self) -> encoders.Encoder:
+        return encoders.EfficientNet()
 
-    def process(self, sample: Sample) -> dict:
-        target = sample.picture("synthesis", "target").convert("RGB")
-        alpha = sample.picture("matting", "alpha")
-        references = [self.references.of(sample, i)[0] for i in range(2)]
-        matrix = np.zeros((2, 2))
-        for i in range(2):
-            crop = encoders.region(target, alpha, sample.plan[f"box_{i}"], self.config.padding)
-            views = [encoders.encode(view)[0] for view in (crop, ImageOps.mirror(crop))]
-            for j in range(2):
-                matrix[i, j] = max(float(view @ references[j]) for view in views)
-        matrix = matrix.clip(-1, 1).round(6)
-        scores = {f"similarity_{i}_{j}": float(matrix[i, j]) for i in range(2) for j in range(2)}
-        margin = (np.trace(matrix) - matrix[0, 1] - matrix[1, 0]) / 2
-        return {
-            **scores,
-            "similarity_min": float(np.diag(matrix).min()),
-            "swap_margin": round(float(margin), 6),
-        }
+
+class TimmIdentity(Comparison):
+    """With DINOv2 or another encoder of timm.
+
+    The thresholds are where to begin: what similarity means differs from encoder to encoder, and the calibration
+    (pipeline/calibrate.py) measures it on the run's own pictures.
+    """
+
+    version = 1
+    rules = identity_rules(low=0.4, swapped=0.0, copied=0.95)
+    Config = TimmIdentityConfig
+
+    def __init__(self, config: TimmIdentityConfig | None = None):
+        super().__init__(config)
+        self.batch_size = self.config.batch_size
+        self.encoder_name, self.licence = encoders.published(self.config.encoder)
+
+    def weights(self) -> tuple[Weights, ...]:
+        gigabytes, memory = (0.35, 0.5) if self.encoder_name == DINOV2 else (0.0, 0.0)
+        source, files = self.config.source or f"timm/{self.encoder_name}", ("model.safetensors",)
+        revision = self.config.revision
+        return (Weights("identity encoder", source, files, revision, self.licence, gigabytes, memory),)
+
+    def load_encoder(self) -> encoders.Encoder:
+        (weights,) = self.weights()
+        path = models.locate(weights)
+        return encoders.TimmEncoder(
+            self.encoder_name,
+            path if path.is_file() else path / "model.safetensors",
+            self.config.side,
+            device_of(self.config.device),
+            dtype_of(self.config.precision),
+        )
+
+
+def views_of(sample: Sample, padding: float) -> list[Image.Image]:
+    """The VIEWS of a sample's target, matted, each a square on white."""
+    target = sample.picture("synthesis", "target").convert("RGB")
+    alpha = sample.picture("matting", "alpha")
+    crops = [encoders.region(target, alpha, sample.plan[f"box_{i}"], padding) for i in range(2)]
+    whole = encoders.region(target, alpha, (0, 0, 1, 1), padding)
+    return [crops[0], ImageOps.mirror(crops[0]), crops[1], ImageOps.mirror(crops[1]), whole]
+
+
+def compare(views: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """The identity columns from unit vectors: ``views`` (VIEWS, D) in the order of views_of, ``references`` (2, D).
+
+    A region's similarity is that of its better view; the literal ones are the paper's (spec/curation.md, stage 4).
+    """
+    matrix = np.zeros((2, 2))
+    for i in range(2):
+        for j in range(2):
+            matrix[i, j] = max(float(view @ references[j]) for view in views[2 * i : 2 * i + 2])
+    matrix = matrix.clip(-1, 1).round(6)
+    literal = np.array([float(views[4] @ reference) for reference in references]).clip(-1, 1).round(6)
+    right = np.diag(matrix)
+    margin = (np.trace(matrix) - matrix[0, 1] - matrix[1, 0]) / 2
+    return {
+        **{f"similarity_{i}_{j}": float(matrix[i, j]) for i in range(2) for j in range(2)},
+        "similarity_min": float(right.min()),
+        "similarity_max": float(right.max()),
+        "swap_margin": round(float(margin), 6),
+        "literal_0": float(literal[0]),
+        "literal_1": float(literal[1]),
+        "literal_min": float(literal.min()),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import cv2
@@ -9,48 +10,33 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from data_schemas.tables import MATTING
-from pipeline.stage import Rule, Sample, Stage, StageConfig
+from pipeline.matting.matting import Matting, MattingConfig
+from pipeline.stage import Sample
 
 
-class GrabCutConfig(StageConfig):
-    """``dilate``: pixels by which the hole in the background is larger than the matte."""
+class GrabCutConfig(MattingConfig):
+    """``rounds`` of GrabCut; half of alpha is the edge of the mask that was blurred, so the threshold is there."""
 
     backend: Literal["grabcut"] = "grabcut"
     rounds: int = Field(5, ge=1, le=20)
-    dilate: int = Field(3, ge=0, le=32)
 
 
-class GrabCut(Stage):
-    """Saves ``alpha`` (L), ``foreground`` (RGBA) and ``background`` (RGB, foreground blacked out)."""
+class GrabCut(Matting):
+    """One mask for both boxes, its edge softened by a pixel."""
 
-    name = "matting"
-    version = 1
-    reads = ("plan", "synthesis")
-    columns = MATTING
-    rules = (
-        Rule("area_share", "min", 0.02, "matte_empty", "Hardly anything was cut out."),
-        Rule("area_share", "max", 0.9, "matte_full", "Nearly the whole picture was taken for foreground."),
-    )
-    saves_pictures = True
     model = "opencv-grabcut"
     Config = GrabCutConfig
 
-    def process(self, sample: Sample) -> dict:
-        target = sample.picture("synthesis", "target").convert("RGB")
-        boxes = [sample.plan["box_0"], sample.plan["box_1"]]
-        solid = grabcut(np.asarray(target), boxes, self.config.rounds)
-        alpha = cv2.GaussianBlur(solid.astype(np.float32), (0, 0), 0.7)
-        matte = Image.fromarray((alpha * 255).round().astype(np.uint8))
-        foreground = target.convert("RGBA")
-        foreground.putalpha(matte)
-        grown = cv2.dilate(solid.astype(np.uint8), np.ones((2 * self.config.dilate + 1,) * 2, np.uint8)) > 0
-        background = np.where(grown[..., None], 0, np.asarray(target)).astype(np.uint8)
-        sample.save("alpha", matte)
-        sample.save("foreground", foreground)
-        sample.save("background", Image.fromarray(background))
-        truth = np.asarray(sample.picture("synthesis", "alpha_true")) > 127
-        return {**matte_numbers(solid, boxes), "true_iou": overlap(solid, truth)}
+    def mattes(self, samples: Sequence[Sample], targets: Sequence[Image.Image]) -> list[np.ndarray]:
+        return [
+            matte(np.asarray(target), [sample.plan["box_0"], sample.plan["box_1"]], self.config.rounds)
+            for sample, target in zip(samples, targets, strict=True)
+        ]
+
+
+def matte(pixels: np.ndarray, boxes: list[list[float]], rounds: int) -> np.ndarray:
+    """Alpha [H, W] float32 in 0..1 of an RGB picture [H, W, 3]."""
+    return cv2.GaussianBlur(grabcut(pixels, boxes, rounds).astype(np.float32), (0, 0), 0.7)
 
 
 def grabcut(pixels: np.ndarray, boxes: list[list[float]], rounds: int) -> np.ndarray:
@@ -80,27 +66,3 @@ def keep_large(solid: np.ndarray, share: float) -> np.ndarray:
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(solid)
     large = [k for k in range(1, count) if stats[k, cv2.CC_STAT_AREA] >= share * solid.size]
     return np.isin(pieces, large)
-
-
-def matte_numbers(solid: np.ndarray, boxes: list[list[float]]) -> dict:
-    """What a matte looks like, in numbers (columns of the matting table)."""
-    height, width = solid.shape
-    count, _, stats, _ = cv2.connectedComponentsWithStats(solid.astype(np.uint8))
-    border = np.concatenate([solid[0], solid[-1], solid[:, 0], solid[:, -1]])
-    inside = [
-        solid[round(t * height) : round(b * height), round(left * width) : round(r * width)].mean()
-        for left, t, r, b in boxes
-    ]
-    return {
-        "area_share": round(float(solid.mean()), 6),
-        "border_share": round(float(border.mean()), 6),
-        "components": int((stats[1:, cv2.CC_STAT_AREA] > 0.01 * solid.size).sum()) if count > 1 else 0,
-        "box_0_share": round(float(inside[0]), 6),
-        "box_1_share": round(float(inside[1]), 6),
-    }
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two masks; 1 if both are empty."""
-    union = (a | b).sum()
-    return round(float((a & b).sum() / union), 6) if union else 1.0

@@ -35,16 +35,17 @@ class ImageNetJudge(Stage):
 
     def setup(self) -> None:
         encoders.load_efficientnet()
-        self.references = encoders.EncodedReferences(self.config.padding)
+        self.references = encoders.EncodedReferences(encoders.label_probabilities, self.config.padding)
 
     def process(self, sample: Sample) -> dict:
         target = sample.picture("synthesis", "target").convert("RGB")
         alpha = sample.picture("matting", "alpha")
+        references = self.references.of([sample])[0]  # (2, 1000)
         scores: dict = {}
         for i in range(2):
             crop = encoders.region(target, alpha, sample.plan[f"box_{i}"], self.config.padding)
             labels = encoders.encode(crop)[1]
-            scores[f"subject_{i}_present"] = round(agreement(labels, self.references.of(sample, i)[1]), 6)
+            scores[f"subject_{i}_present"] = round(agreement(labels, references[i]), 6)
             scores[f"subject_{i}_label"] = encoders.label_names()[int(labels.argmax())]
         scores["present_min"] = min(scores["subject_0_present"], scores["subject_1_present"])
         scores["colour_extremity"] = round(colour_extremity(target), 6)

@@ -149,14 +149,13 @@ def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_
         "sys.path.insert(0, sys.argv[3])\n"
         "from small_curation import small_config\n"
         "from pipeline.curate import curate\n"
-        "from pipeline.run import Stage\n"
-        "for cls in Stage.__subclasses__():\n"
-        "    if cls.name == sys.argv[2]:\n"
-        "        real = cls.process\n"
-        "        def process(self, sample, real=real):\n"
-        "            print(sample.sample_id, flush=True)\n"
-        "            return real(self, sample)\n"
-        "        cls.process = process\n"
+        "from pipeline.stage import Stage\n"
+        "real = Stage._attempt\n"
+        "def attempt(self, batch):\n"
+        "    if self.name == sys.argv[2]:\n"
+        "        print(*[s.sample_id for s in batch], sep='\\n', flush=True)\n"
+        "    return real(self, batch)\n"
+        "Stage._attempt = attempt\n"
         "curate(small_config(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path), stage, str(Path(__file__).parents[1] / "support")]
@@ -191,24 +190,24 @@ def test_one_bad_picture_is_an_error_row_and_the_run_goes_on(tmp_path):
 def test_a_failed_sample_is_an_error_row_and_is_retried_when_asked(tmp_path, monkeypatch):
     from pipeline.matting.grabcut import GrabCut
 
-    real, config = GrabCut.process, small_config(tmp_path)
+    real, config = GrabCut.process_batch, small_config(tmp_path)
 
-    def fail_once(self, sample):
-        if sample.plan["index"] == 5:
+    def fail_once(self, samples):
+        if any(sample.plan["index"] == 5 for sample in samples):
             raise RuntimeError("the disk\nsaid no")
-        return real(self, sample)
+        return real(self, samples)
 
-    monkeypatch.setattr(GrabCut, "process", fail_once)
+    monkeypatch.setattr(GrabCut, "process_batch", fail_once)
     broken = pd.read_parquet(curate(config).manifest_url).set_index("index")
     assert broken.decision.loc[5] == "error"
     assert list(broken.reasons.loc[5]) == ["matting_error"]
     assert broken.error_message.loc[5] == "the disk said no"
     assert (broken.decision != "error").sum() == 11
 
-    monkeypatch.setattr(GrabCut, "process", real)
+    monkeypatch.setattr(GrabCut, "process_batch", real)
     assert made(curate(config)) == set(), "an error is remembered until a retry is asked for"
     calls = []
-    monkeypatch.setattr(GrabCut, "process", lambda self, sample: (calls.append(1), real(self, sample))[1])
+    monkeypatch.setattr(GrabCut, "process_batch", lambda self, some: (calls.extend(some), real(self, some))[1])
     mended = pd.read_parquet(curate(config, retry_errors=True).manifest_url).set_index("index")
     assert len(calls) == 1, "only what failed is done again"
     assert mended.decision.loc[5] != "error"

@@ -8,7 +8,7 @@ from data_schemas import pictures
 from pipeline import planning, references
 from pipeline.identity import encoders
 from pipeline.identity.compare import Identity
-from pipeline.matting.grabcut import GrabCut, matte_numbers, overlap
+from pipeline.matting.grabcut import GrabCut
 from pipeline.semantics.imagenet import ImageNetJudge, agreement, colour_extremity
 from pipeline.stage import Sample, SampleError
 from pipeline.synthesis.collage import Collage, CollageConfig, choose_fault, extreme_colours
@@ -131,17 +131,6 @@ def test_a_sample_that_failed_before_is_skipped_with_its_reason(plan, pool):
     rows, files, _ = Collage().run([sample], {"x": "matting"})
     assert (rows[0]["status"], rows[0]["error_code"]) == ("skipped", "matting_failed")
     assert not files
-
-
-def test_matte_numbers_by_hand():
-    solid = np.zeros((10, 10), bool)
-    solid[0:5, 0:4] = True
-    numbers = matte_numbers(solid, [[0, 0, 0.4, 0.5], [0.5, 0.5, 1, 1]])
-    assert numbers["area_share"] == 0.2
-    assert (numbers["box_0_share"], numbers["box_1_share"]) == (1.0, 0.0)
-    assert numbers["components"] == 1
-    assert numbers["border_share"] == round((4 + 0 + 5 + 0) / 40, 6)
-    assert overlap(solid, np.roll(solid, 2, axis=1)) == round(10 / 30, 6)
 
 
 def test_agreement_of_label_distributions_by_hand():

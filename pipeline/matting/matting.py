@@ -1,0 +1,121 @@
+"""What every matting backend shares: the pictures saved, a matte's numbers, the rules, a person's corrections."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from data_schemas import pictures
+from data_schemas.errors import UserError
+from data_schemas.tables import MATTING
+from pipeline.matting.quality import matte_numbers, overlap
+from pipeline.stage import Rule, Sample, SampleError, Stage, StageConfig
+
+
+class MattingConfig(StageConfig):
+    """``alpha_threshold``: alpha above which a pixel counts as foreground and is blacked out of the background.
+
+    ``dilate``: pixels by which the hole in the background is larger than that.
+    """
+
+    alpha_threshold: float = Field(0.5, ge=0, lt=1)
+    dilate: int = Field(3, ge=0, le=64)
+
+
+class Matting(Stage):
+    """Saves ``alpha`` (L), ``foreground`` (RGBA) and ``background`` (RGB, foreground blacked out) of ``mattes``.
+
+    A review replaces the threshold (``alpha_threshold``) or the matte itself (``matte_png``) of its sample.
+    """
+
+    name = "matting"
+    version = 2
+    reads = ("plan", "synthesis")
+    columns = MATTING
+    rules = (
+        Rule("area_share", "min", 0.02, "matte_empty", "Hardly anything was cut out."),
+        Rule("area_share", "max", 0.9, "matte_full", "Nearly the whole picture was taken for foreground."),
+        Rule("alpha_max", "min", 0.5, "matte_uncertain", "Nowhere is the matte sure of a foreground."),
+        Rule("soft_share", "max", 0.5, "matte_soft", "Most of the matte is haze."),
+        Rule("holes_share", "max", 0.25, "matte_holes", "A large part of the foreground is missing inside it."),
+        Rule("components", "max", 6, "matte_fragments", "The foreground fell into many pieces."),
+        Rule("box_min_share", "min", 0.05, "matte_box_empty", "Nothing was cut out where a subject was planned."),
+    )
+    saves_pictures = True
+    Config = MattingConfig
+
+    @abstractmethod
+    def mattes(self, samples: Sequence[Sample], targets: Sequence[Image.Image]) -> Sequence[np.ndarray]:
+        """Of each target (RGB) its matte: alpha [H, W] float in 0..1, of the target's size."""
+
+    def colours(self, target: Image.Image, alpha: np.ndarray) -> Image.Image:
+        """Colours (RGB) of the saved foreground: the target's own."""
+        return target
+
+    def process(self, sample: Sample) -> dict:
+        (scores,) = self.process_batch([sample])
+        if isinstance(scores, Exception):
+            raise scores
+        return scores
+
+    def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
+        targets = [sample.picture("synthesis", "target").convert("RGB") for sample in samples]
+        todo = [k for k, sample in enumerate(samples) if _reviewed(sample, "matte_png") is None]
+        made = self.mattes([samples[k] for k in todo], [targets[k] for k in todo]) if todo else []
+        alphas = dict(zip(todo, made, strict=True))
+        results: list[dict | Exception] = []
+        for k, (sample, target) in enumerate(zip(samples, targets, strict=True)):
+            try:
+                alpha = alphas[k] if k in alphas else _replacement(sample, target.size)
+                results.append(self._finish(sample, target, alpha))
+            except SampleError as error:
+                results.append(error)
+        return results
+
+    def _finish(self, sample: Sample, target: Image.Image, alpha: np.ndarray) -> dict:
+        if not np.isfinite(alpha).all():
+            raise SampleError("matte_not_finite", "the matte has values that are no numbers; try precision float32")
+        reviewed = _reviewed(sample, "alpha_threshold")
+        threshold = float(self.config.alpha_threshold if reviewed is None else reviewed)
+        matte = Image.fromarray((alpha * 255).round().astype(np.uint8))
+        foreground = self.colours(target, alpha).convert("RGBA")
+        foreground.putalpha(matte)
+        sample.save("alpha", matte)
+        sample.save("foreground", foreground)
+        sample.save("background", background(target, alpha > threshold, self.config.dilate))
+        scores = matte_numbers(alpha, [sample.plan["box_0"], sample.plan["box_1"]], threshold)
+        return {**scores, "true_iou": _true_iou(sample, alpha > threshold)}
+
+
+def background(target: Image.Image, solid: np.ndarray, dilate: int) -> Image.Image:
+    """The target (RGB), black where the mask [H, W], grown by ``dilate`` pixels, is foreground."""
+    grown = cv2.dilate(solid.astype(np.uint8), np.ones((2 * dilate + 1,) * 2, np.uint8)) > 0
+    return Image.fromarray(np.where(grown[..., None], 0, np.asarray(target)).astype(np.uint8))
+
+
+def _true_iou(sample: Sample, solid: np.ndarray) -> float | None:
+    if "alpha_true.png" not in sample.files("synthesis"):
+        return None  # only a synthesis that draws its subjects knows it
+    return overlap(solid, np.asarray(sample.picture("synthesis", "alpha_true")) > 127)
+
+
+def _reviewed(sample: Sample, key: str) -> float | bytes | None:
+    return None if sample.review is None else sample.review.get(key)
+
+
+def _replacement(sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    """The matte [H, W] that a reviewer gave: a grey picture, or the alpha of one that has it."""
+    data = _reviewed(sample, "matte_png")
+    assert isinstance(data, bytes)
+    try:
+        picture = pictures.decode(data, "the reviewed matte")
+    except UserError as error:
+        raise SampleError("bad_reviewed_matte", str(error)) from error
+    matte = picture.getchannel("A") if picture.mode == "RGBA" else picture.convert("L")
+    matte = matte if matte.size == size else matte.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(matte, np.float32) / 255

@@ -1,0 +1,105 @@
+"""The judge as a model in this process: any image-text-to-text model of transformers, Gemma-3n by default."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from data_schemas.errors import UserError
+from pipeline import models
+from pipeline.device import Device, Precision, device_of, dtype_of
+from pipeline.models import Weights
+from pipeline.semantics.judge import Answer, JudgeConfig, Request, VlmJudge
+
+GEMMA = "google/gemma-3n-E4B-it"
+FILES = ("config.json", "*.j[is]*", "*.safetensors", "tokenizer*")  # *.j[is]*: json, and jinja if there is one
+
+
+class TransformersConfig(JudgeConfig):
+    """``model`` is a Hugging Face id or a folder with safetensors; its own code, if it brings any, is never run.
+
+    ``batch_size`` moves sums by the precision's last bits and, in half precision, seldom a word.
+    """
+
+    how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
+
+    backend: Literal["transformers"] = "transformers"
+    model: str = Field(GEMMA, min_length=1)
+    revision: str = Field("main", min_length=1)
+    device: Device = "auto"
+    precision: Precision = "bfloat16"
+
+
+class TransformersJudge(VlmJudge):
+    """Batched greedy generation; the same request has the same answer alone and in a batch."""
+
+    Config = TransformersConfig
+
+    def weights(self) -> tuple[Weights, ...]:
+        config = self.config
+        if config.model != GEMMA:
+            return (Weights("semantic judge", config.model, FILES, config.revision),)
+        return (
+            Weights(
+                "semantic judge", config.model, FILES, config.revision,
+                licence="Gemma Terms of Use", gigabytes=15.7, memory=17, gated=True,
+            ),
+        )  # fmt: skip
+
+    def setup(self) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        path = models.locate(self.weights()[0])
+        device, dtype = device_of(self.config.device), dtype_of(self.config.precision)
+        load: Any = AutoModelForImageTextToText.from_pretrained
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            # left, so that every answer begins where its question ends
+            self.processor = AutoProcessor.from_pretrained(path, padding_side="left", **local)
+            network, report = load(path, use_safetensors=True, dtype=dtype, output_loading_info=True, **local)
+        except Exception as error:  # transformers raises many kinds on a broken folder
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"semantic judge: {path} cannot be loaded as a vision-language model ({reason})") from error
+        if lost := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
+            raise UserError(f"semantic judge: {path} lacks {len(lost)} tensors, such as {lost[0]}; fetch it again")
+        self.network = network.eval().to(device)
+
+    @torch.inference_mode()
+    def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        began = time.perf_counter()
+        inputs = self.processor.apply_chat_template(
+            [conversation(request) for request in requests],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+            sanitize_control_tokens=True,  # a subject's name must not end the turn or stand for an image
+        ).to(self.network.device, dtype=self.network.dtype)
+        made = self.network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False, num_beams=1)
+        new = made[:, inputs["input_ids"].shape[1] :]  # [B, T]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        read = inputs["attention_mask"].sum(1).tolist()
+        wrote = written(new, self._stops())
+        seconds = time.perf_counter() - began
+        return [Answer(*each, seconds) for each in zip(texts, read, wrote, strict=True)]
+
+    def _stops(self) -> list[int]:
+        stops = self.network.generation_config.eos_token_id
+        return stops if isinstance(stops, list) else [stops]
+
+
+def conversation(request: Request) -> list[dict]:
+    """One user turn: the images in order, then the text."""
+    images: list[dict] = [{"type": "image", "image": image} for image in request.images]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": request.text}]}]
+
+
+def written(tokens: torch.Tensor, stops: list[int]) -> list[int]:
+    """Tokens of each answer in ``tokens`` [B, T] up to the first that stops it; what follows is padding."""
+    stop = torch.isin(tokens, torch.tensor(stops, device=tokens.device))  # [B, T]
+    return ((stop.cumsum(1) - stop.long()) == 0).sum(1).tolist()

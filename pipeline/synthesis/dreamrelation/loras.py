@@ -1,0 +1,41 @@
+"""Relation LoRAs: small files that fit a UNet, checked before they are loaded (spec/dreamrelation.md section 2.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from data_schemas.errors import UserError
+from pipeline.synthesis.dreamrelation.files import read_tensors
+
+FILE = "pytorch_lora_weights.safetensors"
+DOWN = (".lora.down.weight", ".lora_A.weight")
+UP = (".lora.up.weight", ".lora_B.weight")
+"""Endings in the naming of older and newer tools."""
+
+
+def lora_file(name: str) -> str:
+    """Path of a relation's file inside the folder of LoRAs: itself, or the usual file in a sub-folder."""
+    return name if name.endswith(".safetensors") else f"{name.rstrip('/')}/{FILE}"
+
+
+def read_lora(path: Path, unet: Any) -> dict[str, Tensor]:
+    """The tensors of a LoRA for this UNet; UserError if it is none, or one for another."""
+    tensors = read_tensors(path, "LoRA")
+    layers = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
+    if not tensors:
+        raise UserError(f"LoRA {path}: holds nothing; give a file that diffusers saved")
+    for name, tensor in tensors.items():
+        ending = next((e for e in DOWN + UP if name.endswith(e)), None)
+        layer = layers.get(name.removeprefix("unet.").removesuffix(ending)) if ending else None
+        if layer is None or not name.startswith("unet."):
+            raise UserError(f"LoRA {path}: this base has no place for {name}; give a LoRA of an SDXL UNet")
+        found, width = (tensor.shape[-1], layer.in_features) if ending in DOWN else (len(tensor), layer.out_features)
+        if tensor.ndim != 2 or found != width:
+            raise UserError(
+                f"LoRA {path}: {name} is {' x '.join(map(str, tensor.shape))}, but this base has {width} there; "
+                "give a LoRA that was trained on it"
+            )
+    return tensors

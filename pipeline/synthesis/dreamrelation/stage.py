@@ -1,0 +1,226 @@
+"""Synthesis with DreamRelation: SDXL, the MS-Diffusion adapter for two subjects in boxes, one LoRA a relation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+
+from data_schemas import pictures
+from data_schemas.errors import UserError
+from data_schemas.tables import SYNTHESIS
+from pipeline import models
+from pipeline.device import Device, Precision, device_of, dtype_of
+from pipeline.models import Weights
+from pipeline.stage import Sample, SampleError, Stage, StageConfig
+from pipeline.synthesis.dreamrelation.loras import lora_file
+from pipeline.synthesis.dreamrelation.resampler import ResamplerSizes
+
+if TYPE_CHECKING:
+    from pipeline.synthesis.dreamrelation.generator import Scene, Settings
+
+NEGATIVE_PROMPT = "monochrome, lowres, bad anatomy, worst quality, low quality"
+ADAPTER_FILE = "ms_adapter.bin"
+LOCAL_FILE = "epoch_6.pt"
+REMEMBERED = 1024
+"""References whose CLIP tokens are kept: about 0.9 GB of memory in float16."""
+
+
+class DreamRelationConfig(StageConfig):
+    """Models are Hugging Face ids or local paths. ``loras`` maps a relation to its file or folder in ``lora_source``.
+
+    A relation without a LoRA is made by the base and the adapter alone. Pictures are made at ``side`` pixels and kept
+    at ``size``. The plan's prompt is used as it stands.
+    """
+
+    # these change results by float rounding at most; vae_tiling is not among them: its tiles blend differently
+    how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile", "offload"})
+
+    backend: Literal["dreamrelation"] = "dreamrelation"
+    base: str = "stabilityai/stable-diffusion-xl-base-1.0"
+    base_revision: str = "main"
+    image_encoder: str = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
+    adapter: str = Field("doge1516/MS-Diffusion", description="Holds ms_adapter.bin; or a .bin or .safetensors file")
+    resampler: ResamplerSizes = ResamplerSizes()
+    vae: str | None = Field(None, description="Such as madebyollin/sdxl-vae-fp16-fix; none takes the base's own")
+    local_encoder: str | None = Field(None, description="CLIPSelf checkpoint for 16 more tokens a reference")
+    lora_source: str = "QingyuShi/DreamRelation"
+    loras: dict[str, str] = {"hug": "lora-trained-xl-hugging-0.1kp-0.001cal-0.6"}
+    steps: int = Field(30, ge=1, le=200)
+    guidance: float = Field(5.0, ge=1, le=30, description="1 is none, and takes half the time")
+    adapter_scale: float = Field(0.6, ge=0, le=2, description="How strongly the references act")
+    negative_prompt: str = NEGATIVE_PROMPT
+    side: int = Field(1024, ge=64, le=2048, multiple_of=8, description="Side of the picture as it is made, in pixels")
+    size: int = Field(512, ge=64, le=2048, description="Side of the picture as it is kept, in pixels")
+    precision: Precision = "float16"
+    device: Device = "auto"
+    batch_size: int = Field(4, ge=1, le=64, description="Pictures made at once")
+    compile: bool = Field(False, description="Compile the UNet: minutes at first and for each new LoRA, faster then")
+    vae_tiling: bool = Field(False, description="Decode in tiles, for pictures of more than 1024 pixels a side")
+    offload: bool = Field(False, description="Keep on the GPU only the model that is at work")
+
+
+class DreamRelation(Stage):
+    """Saves ``target`` (RGB, ``size`` x ``size``). Source: spec/dreamrelation.md."""
+
+    name = "synthesis"
+    version = 1
+    reads = ("references", "plan")
+    columns = SYNTHESIS
+    saves_pictures = True
+    Config = DreamRelationConfig
+    config: DreamRelationConfig
+
+    def __init__(self, config: DreamRelationConfig | None = None):
+        super().__init__(config)
+        self.batch_size = self.config.batch_size
+        self._features: dict[str, torch.Tensor] = {}
+        self._turn = threading.Lock()
+
+    def weights(self) -> tuple[Weights, ...]:
+        c = self.config
+        size = 2 if c.precision == "float32" else 1
+        needed = [
+            Weights("SDXL base", c.base, self._base_files(), c.base_revision, "CreativeML Open RAIL++-M", 7 * size,
+                    7 * size),
+            Weights("CLIP image encoder", c.image_encoder, ("config.json", "model*.safetensors*"), licence="MIT",
+                    gigabytes=10, memory=3.7 * size),
+            Weights("MS-Diffusion adapter", c.adapter, (ADAPTER_FILE,), licence="Apache-2.0", gigabytes=1.84,
+                    memory=0.92 * size),
+        ]  # fmt: skip
+        if c.vae is not None:
+            files = ("config.json", "diffusion_pytorch_model.safetensors")
+            needed.append(Weights("VAE", c.vae, files, gigabytes=0.33, memory=0.33))
+        if c.local_encoder is not None:
+            needed.append(Weights("local encoder", c.local_encoder, (LOCAL_FILE,), gigabytes=10, memory=3.7 * size))
+        if c.loras:
+            names = tuple(sorted({lora_file(name) for name in c.loras.values()}))
+            needed.append(Weights("relation LoRAs", c.lora_source, names, gigabytes=0.01 * len(names)))
+        return tuple(needed)
+
+    def _base_files(self) -> tuple[str, ...]:
+        """Exactly what is loaded: from the hub the float16 files where they serve; a local folder may hold either."""
+        c = self.config
+        parts = ["text_encoder", "text_encoder_2", "unet"] + (["vae"] if c.vae is None else [])
+        if Weights("", c.base, ()).is_local:
+            tensors = [f"{part}/*.safetensors" for part in parts]
+        else:
+            half = "" if c.precision == "float32" else ".fp16"
+            stems = {"text_encoder": "model", "text_encoder_2": "model"}
+            tensors = [f"{part}/{stems.get(part, 'diffusion_pytorch_model')}{half}.safetensors" for part in parts]
+        settings = [f"{part}/config.json" for part in parts]
+        return ("model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*", *settings, *tensors)
+
+    def setup(self) -> None:
+        from pipeline.synthesis.dreamrelation.generator import load_generator
+
+        c = self.config
+        device = device_of(c.device)
+        if c.offload and device.type == "cpu":
+            raise UserError("synthesis.offload: there is no GPU to save memory on; set it to false")
+        paths = {w.purpose: models.locate(w) for w in self.weights()}
+        local = paths.get("local encoder")
+        self.generator = load_generator(
+            paths["SDXL base"],
+            paths["CLIP image encoder"],
+            _inside(paths["MS-Diffusion adapter"], ADAPTER_FILE),
+            device,
+            dtype_of(c.precision),
+            vae=paths.get("VAE"),
+            local_encoder=_inside(local, LOCAL_FILE) if local else None,
+            loras={relation: _inside(paths["relation LoRAs"], lora_file(name)) for relation, name in c.loras.items()},
+            sizes=c.resampler,
+            offload=c.offload,
+        )
+        if c.vae_tiling:
+            self.generator.pipe.vae.enable_tiling()
+        if c.compile:
+            self.generator.pipe.unet.compile()
+        if not self.generator.fits(c.negative_prompt):
+            raise UserError("synthesis.negative_prompt: more than the text encoder's 77 tokens; make it shorter")
+
+    def batches(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        """One relation a batch: a LoRA is a property of the whole UNet."""
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault(sample.plan["relation"], []).append(sample)
+        return [batch for group in groups.values() for batch in super(DreamRelation, self).batches(group)]
+
+    def process(self, sample: Sample) -> dict:
+        (made,) = self.process_batch([sample])
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    def process_batch(self, samples: Sequence[Sample]) -> list[dict | Exception]:
+        """Samples of one relation, as ``batches`` hands them over."""
+        (relation,) = {sample.plan["relation"] for sample in samples}
+        with self._turn:
+            results = self._generate(samples, relation)
+        return [
+            made if isinstance(made, Exception) else self._keep(sample, made)
+            for sample, made in zip(samples, results, strict=True)
+        ]
+
+    def _generate(self, samples: Sequence[Sample], relation: str) -> list[Image.Image | Exception]:
+        """The picture of each sample, ``side`` x ``side``, or why there is none."""
+        from pipeline.synthesis.dreamrelation.generator import to_pictures
+
+        scenes: dict[int, Scene] = {}
+        results: dict[int, Image.Image | Exception] = {}
+        for k, sample in enumerate(samples):
+            try:
+                scenes[k] = self._scene(sample)
+            except (SampleError, UserError) as error:
+                results[k] = error
+        if scenes:
+            self.generator.use_relation(relation)
+            for k, latents in zip(scenes, self.generator.sample(list(scenes.values()), self._settings()), strict=True):
+                if latents.isfinite().all():
+                    results[k] = to_pictures(self.generator.decode(latents[None]))[0]
+                else:
+                    message = f"the numbers overflowed in {self.config.precision}; try bfloat16"
+                    results[k] = SampleError("not_finite", message)
+        return [results[k] for k in range(len(samples))]
+
+    def _scene(self, sample: Sample) -> Scene:
+        from pipeline.synthesis.dreamrelation.generator import Scene
+
+        plan = sample.plan
+        phrases = [plan[f"reference_{i}_name"] for i in range(2)]
+        for text in (plan["prompt"], *phrases):
+            if not self.generator.fits(text):
+                raise SampleError("prompt_too_long", f"more than the text encoder's 77 tokens: {text[:80]}...")
+        features = [self._reference(sample, i) for i in range(2)]
+        return Scene(plan["prompt"], phrases, [plan["box_0"], plan["box_1"]], features, plan["seed"])
+
+    def _reference(self, sample: Sample, index: int) -> torch.Tensor:
+        """CLIP tokens of a reference, asked once for as long as it is remembered."""
+        key = sample.plan[f"reference_{index}_id"]
+        if key not in self._features:
+            while len(self._features) >= REMEMBERED:
+                self._features.pop(next(iter(self._features)))
+            self._features[key] = self.generator.encode_reference(pictures.on_white(sample.reference(index)))
+        return self._features[key]
+
+    def _settings(self) -> Settings:
+        from pipeline.synthesis.dreamrelation.generator import Settings
+
+        c = self.config
+        return Settings(c.steps, c.guidance, c.adapter_scale, c.side, c.side, c.negative_prompt)
+
+    def _keep(self, sample: Sample, picture: Image.Image) -> dict:
+        if picture.width != self.config.size:
+            picture = picture.resize((self.config.size, self.config.size), Image.Resampling.LANCZOS)
+        sample.save("target", picture)
+        return {"planted_fault": "none", "planted_subject": None}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file itself, or the one of that name in the folder."""
+    return folder if folder.is_file() else folder / name
