@@ -1,14 +1,15 @@
-"""Drawing pictures token by token with a key-value cache (spec section 6).
+"""Drawing pictures token by token with a key-value cache (spec/tokenar.md section 6).
 
-The known reference copies of identity disentanglement are *forced*: they go into the prefix, as they stood there in
-training, and only the picture's own N tokens are drawn. The released code draws the copies too, which costs R times
-the steps and lets mistakes in the copies reach the picture.
+With identity disentanglement the references' copies stand before the picture. They are known, so with
+``copies="given"`` they go into the prefix, as they stood there in training, and only the picture's own N tokens are
+drawn. The released program draws the copies too (``"drawn"``), which costs R times the steps and lets mistakes in the
+copies reach the picture.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tokenar.tokenizers import tensor_picture
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance on logits: u + s (c - u)."""
+    """Classifier-free guidance on logits in float32: u + s (c - u)."""
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -41,7 +42,7 @@ def filter_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) 
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p < 1:
-        ordered, order = logits.sort(descending=True, stable=True)
+        ordered, order = logits.sort(descending=True)
         share = ordered.softmax(-1)
         removed = share.cumsum(-1) - share > top_p
         logits = logits.masked_fill(torch.zeros_like(removed).scatter(-1, order, removed), -torch.inf)
@@ -58,7 +59,71 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return tokens.clamp_max(logits.shape[-1] - 1)
 
 
+def drawn_tokens(net: TokenAR, references: int, config: SampleConfig) -> int:
+    """How many tokens are drawn for a picture with R references."""
+    return net.layout(references).target_tokens if config.copies == "drawn" else net.config.image_tokens
+
+
 @torch.inference_mode()
+def decode(
+    net: TokenAR,
+    sources: Tensor,
+    text: Tensor,
+    seeds: Sequence[int],
+    config: SampleConfig,
+    *,
+    text_mask: Tensor | None = None,
+    instruct: Tensor | None = None,
+    without_images: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw one token after the other: yields (tokens [B] int64, logits [B, V] with guidance, before the filters).
+
+    sources [B, R+1, N] codes of references and background, text [B, text_tokens, C], one seed a sample; ``text_mask``
+    and ``instruct`` as in TokenAR.forward; where ``without_images`` [B] bool is True the null-image table stands in
+    for the sources. With guidance other than 1 the batch is doubled: the second half has the null text and the same
+    pictures. Guidance is computed in float32.
+    """
+    batch, layout, index = len(sources), net.layout_of(sources), net.config.index_at_inference
+    count = drawn_tokens(net, layout.references, config)
+    uniform = torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    uniform = uniform.to(sources.device)
+    doubled, dropped = config.guidance != 1, None
+    if doubled:
+        sources, text = torch.cat([sources, sources]), torch.cat([text, text])
+        text_mask, instruct, without_images = map(_twice, (text_mask, instruct, without_images))
+        dropped = torch.arange(2 * batch, device=sources.device) >= batch
+    x = net.embed_prefix(sources, text, without_images, dropped, instruct, index)
+    if config.copies == "given":
+        x = torch.cat([x, net.embed_target(net.copies(sources), layout, 0, index)], dim=1)
+    rotary, cache = net.tables(layout)[0], KeyValueCache(net.config, len(x), layout.total - 1, x)
+    mask = net.mask(layout, layout.total - 1, text_mask, dropped)
+    for k in range(count):
+        begin, end = cache.filled, cache.filled + x.shape[1]
+        seen = None if mask is None else mask[..., begin:end, :end]
+        logits = net.logits(net.hidden(x, rotary[begin:end], cache, seen)[:, -1])
+        if doubled:
+            guided = _is_guided(k if config.guided_from == "first" else k - count + layout.image_tokens, config)
+            logits = guide(logits[:batch], logits[batch:], config.guidance) if guided else logits[:batch]
+        token = _pick(logits, uniform[:, k], config)
+        yield token, logits
+        position = layout.target_tokens - count + k
+        x = net.embed_target((torch.cat([token, token]) if doubled else token)[:, None], layout, position, index)
+
+
+def _twice(values: Tensor | None) -> Tensor | None:
+    return None if values is None else torch.cat([values, values])
+
+
+def _is_guided(k: int, config: SampleConfig) -> bool:
+    return config.guided_tokens is None or k < config.guided_tokens
+
+
+def _pick(logits: Tensor, uniform: Tensor, config: SampleConfig) -> Tensor:
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    return draw(filter_logits(logits, config.temperature, config.top_k, config.top_p), uniform)
+
+
 def generate(
     net: TokenAR,
     sources: Tensor,
@@ -66,39 +131,16 @@ def generate(
     seeds: Sequence[int],
     config: SampleConfig,
     step: Callable[[], object] = lambda: None,
+    *,
+    text_mask: Tensor | None = None,
+    instruct: Tensor | None = None,
 ) -> Tensor:
-    """Codes of the drawn pictures, [B, N] int64.
-
-    sources [B, R+1, N] codes of references and background, text [B, text_tokens, C], one seed a sample; ``step`` is
-    called after each token. With guidance other than 1 the batch is doubled: the second half has the null text and
-    the same pictures.
-    """
-    n, batch = net.config.image_tokens, len(sources)
-    guided = config.guidance != 1
-    layout = net.layout(sources.shape[1] - 1)
-    uniform = torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    uniform = uniform.to(sources.device)
-    dropped = None
-    if guided:
-        sources, text = torch.cat([sources, sources]), torch.cat([text, text])
-        dropped = torch.arange(2 * batch, device=sources.device) >= batch
-    x = net.embed_prefix(sources, text, None, dropped)
-    if net.config.identity_disentanglement:
-        x = torch.cat([x, net.tok_embeddings(sources[:, :-1].flatten(1))], dim=1)
-    rotary = net.tables(layout)[0]
-    cache = KeyValueCache(net.config, len(x), layout.total - 1, x)
+    """Codes of the drawn pictures, [B, N] int64. Arguments as for ``decode``; ``step`` is called after each token."""
     drawn: list[Tensor] = []
-    for k in range(n):
-        hidden = net.hidden(x, rotary[cache.filled : cache.filled + x.shape[1]], cache)
-        logits = net.logits(hidden[:, -1])
-        if guided:
-            logits = guide(logits[:batch], logits[batch:], config.guidance)
-        logits = filter_logits(logits, config.temperature, config.top_k, config.top_p)
-        drawn.append(draw(logits, uniform[:, k]))
-        token = torch.cat([drawn[-1], drawn[-1]]) if guided else drawn[-1]
-        x = net.tok_embeddings(token)[:, None]
+    for token, _ in decode(net, sources, text, seeds, config, text_mask=text_mask, instruct=instruct):
+        drawn.append(token)
         step()
-    return torch.stack(drawn, dim=1)
+    return torch.stack(drawn[-net.config.image_tokens :], dim=1)
 
 
 def sample(
@@ -131,7 +173,7 @@ def sample(
     records: dict[int, dict[str, Any]] = {}
     batches = _batches(samples, config.batch)
     settings = config.model_dump(exclude={"seed", "batch"})
-    total = len(batches) * net.config.image_tokens
+    total = sum(drawn_tokens(net, samples[chosen[0]].references, config) for chosen in batches)
     with Progress("sample", total, every=net.config.image_tokens, show=not quiet) as bar:
         for chosen in batches:
             batch = data.collate([samples[i] for i in chosen])

@@ -1,12 +1,11 @@
-"""The transformer (spec sections 1, 2, 3, 5), with the published names in its state dict.
+"""The transformer (spec/tokenar.md sections 1 to 5), with the published names in its state dict.
 
-Shape legend: B batch, T tokens, D width, H heads, V vocabulary, R references, N tokens an image, C text width.
+Shape legend: B batch, T tokens, D width, H heads, V vocabulary, R references, N tokens an image, C text width,
+K heads of keys and values, E target blocks.
 
-Where this differs from the released code, on purpose:
-- the background has its own row of the index table (QUIRK 1), see positions.py;
-- the two null tables are trained like every other weight (QUIRK 2: there they stay noise);
-- the index embedding is added in training and inference alike (QUIRK 8);
-- drops happen in training mode only (QUIRK 20).
+Where the release contradicts the paper or itself, ModelConfig has a field (see ``config.released`` and
+``config.tokenar_xl``). Different from the release whatever is set: guidance drops happen in training mode only
+(QUIRK 20), and the null-text table has ``text_tokens`` rows (QUIRK 7; the same at 120).
 """
 
 from __future__ import annotations
@@ -18,7 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenar.config import DropConfig, ModelConfig
-from tokenar.positions import Layout, apply_rotary, grid_coordinates, make_layout, null_rows, rotary_table, source_ids
+from tokenar.positions import (
+    Layout,
+    apply_rotary,
+    attention_mask,
+    layout_rotary,
+    make_layout,
+    null_rows,
+    source_ids,
+)
+from tokenar.published import PublishedModel
+
+TEACHER_WIDTH = 768
 
 
 class RMSNorm(nn.Module):
@@ -35,15 +45,15 @@ class RMSNorm(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of every layer for a known number of positions, allocated once: [layers, 2, B, H, T, D/H]."""
+    """Keys and values of every layer for a known number of positions, allocated once: [layers, 2, B, K, T, D/H]."""
 
     def __init__(self, config: ModelConfig, batch: int, positions: int, like: Tensor):
-        shape = (config.layers, 2, batch, config.heads, positions, config.head_width)
+        shape = (config.layers, 2, batch, config.key_value_heads, positions, config.head_width)
         self.store = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.filled = 0
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write [B, H, t, D/H] behind what is filled; return everything up to there as views."""
+        """Write [B, K, t, D/H] behind what is filled; return everything up to there as views."""
         end = self.filled + keys.shape[2]
         self.store[layer, 0, :, :, self.filled : end] = keys
         self.store[layer, 1, :, :, self.filled : end] = values
@@ -51,24 +61,30 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with one fused projection and rotary positions."""
+    """Self-attention with one fused projection and rotary positions; key head j serves H/K query heads in a row."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads = config.heads
-        self.wqkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.heads, self.kv_heads, self.head_width = config.heads, config.key_value_heads, config.head_width
+        projected = (self.heads + 2 * self.kv_heads) * self.head_width
+        self.wqkv = nn.Linear(config.width, projected, bias=False)
         self.wo = nn.Linear(config.width, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
-        """[B, T, D] -> [B, T, D]. With a cache, ``x`` is the whole prefix or exactly one new position."""
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.wqkv(x).chunk(3, dim=-1)
-        )  # each [B, H, T, D/H]
+    def forward(
+        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]. With a cache, ``x`` is the whole prefix or exactly one new position.
+
+        ``mask`` as from positions.attention_mask; None is causal.
+        """
+        heads = self.wqkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [B, H or K, T, D/H]
         q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+        causal, grouped = mask is None and q.shape[2] > 1, self.kv_heads != self.heads
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -96,8 +112,10 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
+    def forward(
+        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, cache, layer, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -113,15 +131,24 @@ class TextProjection(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+def _add_null_table(module: nn.Module, name: str, rows: int, width: int, config: ModelConfig) -> None:
+    """A table [rows, width] drawn from N(0, 1 / width); frozen it is in the state dict all the same (QUIRK 2)."""
+    table = torch.randn(rows, width) / math.sqrt(width)
+    if config.null_embeddings == "frozen":
+        module.register_buffer(name, table)
+    else:
+        module.register_parameter(name, nn.Parameter(table))
+
+
 class TextEmbedding(nn.Module):
     """The null-text table [text_tokens, C] and the projection."""
+
+    uncond_embedding: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.cap_proj = TextProjection(config)
-        self.uncond_embedding = nn.Parameter(
-            torch.randn(config.text_tokens, config.text_width) / math.sqrt(config.text_width)
-        )
+        _add_null_table(self, "uncond_embedding", config.text_tokens, config.text_width, config)
         self.dropout = nn.Dropout(config.text_dropout)
 
     def forward(self, text: Tensor, dropped: Tensor | None) -> Tensor:
@@ -132,7 +159,7 @@ class TextEmbedding(nn.Module):
 
 
 def drop_decisions(draws: Tensor, drops: DropConfig) -> tuple[Tensor, Tensor]:
-    """Uniform draws [B] in [0, 1) -> (image dropped, text dropped), both [B] bool (spec section 1).
+    """Uniform draws [B] in [0, 1) -> (image dropped, text dropped), both [B] bool (spec/tokenar.md section 1).
 
     r < both: both dropped; then up to both + image: image only; r > 1 - text: text only; else nothing.
     """
@@ -142,26 +169,46 @@ def drop_decisions(draws: Tensor, drops: DropConfig) -> tuple[Tensor, Tensor]:
     return image, text
 
 
-class TokenAR(nn.Module):
+class Alignment(nn.Conv2d):
+    """Hidden states of a picture to what a teacher sees in it (spec/tokenar.md section 4): 2 x 2 tokens make one."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.width, TEACHER_WIDTH, kernel_size=2, stride=2)
+        self.grid, self.teacher = config.grid, config.distill
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, N, D] -> [B, (grid / 2)^2, 768] in raster order; for CLIP brought to its 14 x 14 cells."""
+        features = super().forward(hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
+        if self.teacher == "clip":
+            features = F.interpolate(features, size=(14, 14), mode="bilinear", antialias=True)
+        return features.flatten(2).transpose(1, 2)
+
+
+class TokenAR(nn.Module, PublishedModel):
     """Predicts the tokens of a picture from reference pictures, a background and a text."""
+
+    img_uncond_embedding: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        d, blocks = config.width, config.max_references + 1
+        d, blocks = config.width, config.source_blocks
         self.tok_embeddings = nn.Embedding(config.vocabulary, d)
         self.cls_embedding = TextEmbedding(config)
-        self.img_uncond_embedding = nn.Parameter(torch.randn(blocks * config.image_tokens, d) / math.sqrt(d))
+        _add_null_table(self, "img_uncond_embedding", blocks * config.image_tokens, d, config)
         self.ref_index_embeddings = nn.Embedding(blocks, d) if config.index_embedding else None
-        self.instruct_token_embeddings = nn.Embedding(1, config.instruct_tokens * d) if config.instruct_tokens else None
+        sets = blocks if config.instruct_mode == "special" else 1
+        instruct = nn.Embedding(sets, config.instruct_tokens * d) if config.instruct_tokens else None
+        self.instruct_token_embeddings = instruct
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(d, config.norm_eps)
         self.output = None if config.tied_output else nn.Linear(d, config.vocabulary, bias=False)
+        self.alignment = Alignment(config) if config.distill else None
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Linear and embedding weights N(0, 0.02^2), zero output head (spec section 5)."""
+        """Linear and embedding weights N(0, 0.02^2), zero output head (spec/tokenar.md section 5)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -172,35 +219,84 @@ class TokenAR(nn.Module):
         """The sequence layout for samples with ``references`` references."""
         return make_layout(self.config, references)
 
+    def layout_of(self, sources: Tensor) -> Layout:
+        """The sequence layout for source codes [B, R+1, N] (without a background [B, R, N])."""
+        return self.layout(sources.shape[1] - self.config.background)
+
     def tables(self, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """(rotary table, source ids, null-image rows) on the model's device; computed once a layout."""
         key = (layout.references, self.norm.weight.device)
         if key not in self._tables:
-            rotary = rotary_table(grid_coordinates(layout), self.config.head_width, self.config.rotary_base)
-            made = (rotary, source_ids(layout), null_rows(layout))
+            made = (layout_rotary(layout), source_ids(layout), null_rows(layout))
             self._tables[key] = tuple(table.to(key[1]) for table in made)  # type: ignore[assignment]
         return self._tables[key]
 
+    def mask(self, layout: Layout, length: int, text_mask: Tensor | None, text_dropped: Tensor | None) -> Tensor | None:
+        """What ``hidden`` needs for the first ``length`` positions; None where plain causal attention is meant.
+
+        ``text_mask`` [B, text_tokens] bool is True at the text's own positions; a dropped text has no padding.
+        """
+        if self.config.text_padding == "attended":
+            text_mask = None
+        elif text_mask is None:
+            raise ValueError("text_padding is masked: text_mask is needed")
+        elif text_dropped is not None:
+            text_mask = text_mask | text_dropped[:, None]
+        if text_mask is None and self.config.source_attention == "causal":
+            return None
+        return attention_mask(layout, length, text_mask).to(self.norm.weight.device)
+
     def embed_prefix(
-        self, sources: Tensor, text: Tensor, image_dropped: Tensor | None = None, text_dropped: Tensor | None = None
+        self,
+        sources: Tensor,
+        text: Tensor,
+        image_dropped: Tensor | None = None,
+        text_dropped: Tensor | None = None,
+        instruct: Tensor | None = None,
+        index: bool = True,
     ) -> Tensor:
-        """Sources [B, R+1, N] codes and text [B, text_tokens, C] -> [B, prefix, D]; drops are [B] bool."""
-        _, ids, rows = self.tables(self.layout(sources.shape[1] - 1))
+        """Sources [B, R+1, N] codes and text [B, text_tokens, C] -> [B, prefix, D]; drops are [B] bool.
+
+        ``instruct`` [B] int64 picks each sample's set of instruct tokens in "special" mode; without ``index`` no index
+        embedding is added.
+        """
+        _, ids, rows = self.tables(self.layout_of(sources))
         source = self.tok_embeddings(sources.flatten(1))
-        if self.ref_index_embeddings is not None:
+        if self.ref_index_embeddings is not None and index:
             source = source + self.ref_index_embeddings(ids)
         if image_dropped is not None:
             source = torch.where(image_dropped[:, None, None], self.img_uncond_embedding[rows], source)
         parts = [source, self.cls_embedding(text, text_dropped)]
         if self.instruct_token_embeddings is not None:
-            instruct = self.instruct_token_embeddings.weight.view(1, self.config.instruct_tokens, -1)
-            parts.append(instruct.expand(len(sources), -1, -1))
+            parts.append(self._instruct(len(sources), instruct))
         return torch.cat(parts, dim=1)
 
-    def hidden(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def _instruct(self, batch: int, sets: Tensor | None) -> Tensor:
+        """[B, instruct_tokens, D]."""
+        assert self.instruct_token_embeddings is not None
+        if self.config.instruct_mode == "casual":
+            return self.instruct_token_embeddings.weight.view(1, self.config.instruct_tokens, -1).expand(batch, -1, -1)
+        if sets is None:
+            raise ValueError("instruct_mode is special: the number of each sample's instruct tokens is needed")
+        return self.instruct_token_embeddings(sets).unflatten(1, (self.config.instruct_tokens, -1))
+
+    def embed_target(self, tokens: Tensor, layout: Layout, start: int = 0, index: bool = True) -> Tensor:
+        """Target tokens number ``start`` and on, [B, t] codes -> [B, t, D].
+
+        With ``index_on_targets`` a reference's copy gets the reference's index embedding; the picture gets none.
+        """
+        x = self.tok_embeddings(tokens)
+        if self.ref_index_embeddings is None or not self.config.index_on_targets or not index:
+            return x
+        copied = self.tables(layout)[1][: layout.copies * layout.image_tokens][start : start + tokens.shape[1]]
+        return x + F.pad(self.ref_index_embeddings(copied), (0, 0, 0, tokens.shape[1] - len(copied)))
+
+    def hidden(
+        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Run the blocks and the final norm over [B, T, D]; a cache is advanced by T positions."""
         for number, layer in enumerate(self.layers):
-            x = layer(x, rotary, cache, number)
+            x = layer(x, rotary, cache, number, mask)
         if cache is not None:
             cache.filled += x.shape[1]
         return self.norm(x)
@@ -210,11 +306,13 @@ class TokenAR(nn.Module):
         head = self.tok_embeddings if self.output is None else self.output
         return F.linear(hidden, head.weight).float()
 
+    def copies(self, sources: Tensor) -> Tensor:
+        """What is predicted before the picture, [B, copies N] codes: with disentanglement the references."""
+        return sources[:, : self.layout_of(sources).copies].flatten(1)
+
     def target_tokens(self, sources: Tensor, picture: Tensor) -> Tensor:
         """Everything that is predicted, [B, E N]: with disentanglement the references, then the picture [B, N]."""
-        if not self.config.identity_disentanglement:
-            return picture
-        return torch.cat([sources[:, :-1].flatten(1), picture], dim=1)
+        return torch.cat([self.copies(sources), picture], dim=1)
 
     def forward(
         self,
@@ -223,30 +321,44 @@ class TokenAR(nn.Module):
         picture: Tensor,
         draws: Tensor | None = None,
         drops: DropConfig | None = None,
-    ) -> Tensor:
-        """Logits [B, E N, V] float32, only where a target token is predicted (spec section 3).
+        *,
+        text_mask: Tensor | None = None,
+        instruct: Tensor | None = None,
+        with_features: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, E N, V] float32, only where a target token is predicted (spec/tokenar.md section 3).
 
         sources [B, R+1, N] int64: codes of the references and then the background; text [B, text_tokens, C];
         picture [B, N] int64. ``draws`` [B] are uniform numbers of the caller's generator that decide the guidance
-        drops; in evaluation mode, or without them, nothing is dropped.
+        drops; in evaluation mode, or without them, nothing is dropped. ``text_mask`` [B, text_tokens] bool is needed
+        with masked padding, ``instruct`` [B] in special mode. ``with_features`` asks for the pair (logits, alignment
+        features [B, n, 768]), the features from where the picture's own tokens are predicted.
         """
-        layout = self.layout(sources.shape[1] - 1)
+        layout = self.layout_of(sources)
         image_dropped = text_dropped = None
         if self.training and draws is not None:
             image_dropped, text_dropped = drop_decisions(draws, drops or DropConfig())
-        prefix = self.embed_prefix(sources, text, image_dropped, text_dropped)
-        target = self.tok_embeddings(self.target_tokens(sources, picture)[:, :-1])
-        rotary = self.tables(layout)[0][: layout.total - 1]
-        hidden = self.hidden(torch.cat([prefix, target], dim=1), rotary)
-        return self.logits(hidden[:, layout.prefix - 1 :])
+        prefix = self.embed_prefix(sources, text, image_dropped, text_dropped, instruct)
+        target = self.embed_target(self.target_tokens(sources, picture)[:, :-1], layout)
+        length = layout.total - 1
+        mask = self.mask(layout, length, text_mask, text_dropped)
+        hidden = self.hidden(torch.cat([prefix, target], dim=1), self.tables(layout)[0][:length], mask=mask)
+        logits = self.logits(hidden[:, layout.prefix - 1 :])
+        if not with_features:
+            return logits
+        if self.alignment is None:
+            raise ValueError("the model has no alignment layer: distill is not set")
+        return logits, self.alignment(hidden[:, -layout.image_tokens :])
 
     def flops(self, references: int) -> int:
         """Multiply-adds times two of one sample's forward pass, the causal half of attention counted once."""
         config, length = self.config, self.layout(references).total - 1
-        block = 4 * config.width**2 + 3 * config.width * config.feed_forward_width
+        attention = 2 * config.width * (config.heads + config.key_value_heads) * config.head_width
+        block = attention + 3 * config.width * config.feed_forward_width
         head = config.width * config.vocabulary * self.layout(references).target_tokens
         return 2 * (config.layers * (length * block + length**2 * config.width) + head)
 
     def kv_bytes(self, batch: int, references: int) -> int:
         """Bytes of the key-value cache for ``batch`` samples in float32."""
-        return 4 * 2 * self.config.layers * batch * self.config.width * self.layout(references).total
+        width = self.config.key_value_heads * self.config.head_width
+        return 4 * 2 * self.config.layers * batch * width * self.layout(references).total

@@ -1,17 +1,23 @@
-"""Prompts to features: the interface, and an encoder without weights for machines that have none."""
+"""Prompts to features: the interface, an encoder without weights for machines that have none, and T5.
+
+B batch, T tokens, C width of the text.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import string
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from tokenar.config import TextConfig
+from tokenar.frozen import LOCAL, cannot_load, fingerprint, load_pretrained, transformers
 
 
 class TextEncoder(Protocol):
@@ -52,3 +58,75 @@ class HashedWords:
             for column, word in enumerate(words(prompt)[: self.tokens]):
                 features[row, column] = word_vector(word, self.width)
         return torch.from_numpy(features)
+
+
+class T5Config(BaseModel):
+    """``model`` is a folder or a Hugging Face id of a T5 whose files are on this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(default="google/flan-t5-xl", min_length=1)
+    revision: str = Field(default="main", min_length=1)
+    tokens: int = Field(default=120, ge=1, description="longer prompts are cut, shorter ones padded on the right")
+    clean: bool = Field(default=False, description="clean captions first; the published model reads them as they are")
+
+
+class T5Encoder:
+    """The encoder half of a T5 (spec/tokenar.md section 8); UserError if the model is not on this machine.
+
+    ``batch`` prompts are encoded at once; results are on the CPU.
+    """
+
+    def __init__(
+        self,
+        config: T5Config,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        batch: int = 32,
+    ):
+        library = transformers()
+        try:
+            self.tokenizer = library.AutoTokenizer.from_pretrained(
+                config.model, revision=config.revision, padding_side="right", truncation_side="right", **LOCAL
+            )
+        except Exception as error:  # a foreign folder fails in many ways
+            raise cannot_load("text encoder", config.model, error) from error
+        network = load_pretrained(library.T5EncoderModel, "text encoder", config.model, config.revision, dtype)
+        self.config, self.batch = config, batch
+        self.network = network.to(device)
+        self.tokens, self.width = config.tokens, int(network.config.d_model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the features: the weights, the tokenizer, the length and the cleaning."""
+        words = self.tokenizer.backend_tokenizer.to_str()
+        return fingerprint(self.network, words, f"tokens={self.tokens} clean={self.config.clean}")
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> [B, T, C] float32; at padding too the encoder's own outputs, as the published model reads."""
+        return self.encode_with_mask(prompts)[0].float()
+
+    @torch.no_grad()
+    def encode_with_mask(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B prompts -> (last hidden states [B, T, C] in the model's type, [B, T] bool, True where a prompt is).
+
+        The mask's row sums are the lengths without padding, each with the token that ends a prompt.
+        """
+        found = [self._encode(prompts[start : start + self.batch]) for start in range(0, len(prompts), self.batch)]
+        features, masks = zip(*found, strict=True)
+        return torch.cat(features), torch.cat(masks)
+
+    def _encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        inputs = self.tokenizer(
+            self._read(prompts), max_length=self.tokens, padding="max_length", truncation=True,
+            return_attention_mask=True, return_tensors="pt",
+        ).to(self.network.device)  # fmt: skip
+        features = self.network(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
+        return features.cpu(), inputs.attention_mask.bool().cpu()
+
+    def _read(self, prompts: Sequence[str]) -> list[str]:
+        if not self.config.clean:
+            return list(prompts)
+        from tokenar.caption_cleaning import clean
+
+        return [clean(prompt) for prompt in prompts]

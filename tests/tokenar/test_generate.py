@@ -8,35 +8,108 @@ from PIL import Image
 from small_run import SMALL, changed, inputs, random_net
 
 from tokenar.config import SampleConfig
-from tokenar.generate import draw, filter_logits, generate, guide
+from tokenar.generate import decode, draw, filter_logits, generate, guide
 from tokenar.model import KeyValueCache
 
 GREEDY = SampleConfig(temperature=0.0)
 
 
-def full_greedy(net, sources, text, guidance):
-    """The same without a cache: the whole forward pass for every token."""
-    n = net.config.image_tokens
-    picture = torch.zeros(len(sources), n, dtype=torch.long)
-    null = net.cls_embedding.uncond_embedding.expand_as(text)
-    for k in range(n):
-        logits = net(sources, text, picture)[:, -n + k]
-        if guidance != 1:
-            logits = guide(logits, net(sources, null, picture)[:, -n + k], guidance)
-        picture[:, k] = logits.argmax(-1)
-    return picture
+VARIANTS = {
+    "plain": {},
+    "joint": {"identity_disentanglement": False},
+    "grouped": {"kv_heads": 1},
+    "block": {"source_attention": "block"},
+    "masked": {"text_padding": "masked"},
+    "masked block": {"text_padding": "masked", "source_attention": "block"},
+    "index on targets": {"index_on_targets": True},
+    "canvas": {"rotary_layout": "canvas", "max_references": 1, "identity_disentanglement": False},
+    "special": {"instruct_mode": "special"},
+}
 
 
-@pytest.mark.parametrize("disentangled", [True, False])
+def full_logits(net, sources, text, picture, **given):
+    """Logits of the picture's tokens without a cache, and the same for the null text."""
+    n, null = net.config.image_tokens, net.cls_embedding.uncond_embedding.expand_as(text)
+    whole = given | {"text_mask": torch.ones(text.shape[:2], dtype=torch.bool)}
+    return net(sources, text, picture, **given)[:, -n:], net(sources, null, picture, **whole)[:, -n:]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @torch.no_grad()
-def test_cached_decoding_is_the_full_forward(disentangled, guidance):
-    config = changed(identity_disentanglement=disentangled, grid=3)
+def test_cached_decoding_is_the_full_forward(variant, guidance):
+    config = changed(**{"grid": 3} | VARIANTS[variant])
     net = random_net(config)
-    sources, text, _ = inputs(config, batch=3)
+    sources, text, _ = inputs(config, batch=3, references=config.max_references)
+    given = {"instruct": torch.tensor([2, 0, 1])} if variant == "special" else {}
+    if config.text_padding == "masked":
+        given["text_mask"] = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
     settings = SampleConfig(temperature=0.0, guidance=guidance)
-    drawn = generate(net, sources, text, [0, 1, 2], settings)
-    assert torch.equal(drawn, full_greedy(net, sources, text, guidance))
+    steps = list(decode(net, sources, text, [0, 1, 2], settings, **given))
+    drawn, logits = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))
+    assert torch.equal(drawn, generate(net, sources, text, [0, 1, 2], settings, **given))
+    assert torch.equal(drawn, logits.argmax(-1))
+    conditional, unconditional = full_logits(net, sources, text, drawn, **given)
+    torch.testing.assert_close(logits, guide(conditional, unconditional, guidance), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_drawn_copies_come_before_the_picture():
+    net = random_net()
+    sources, text, _ = inputs()
+    n, settings = SMALL.image_tokens, SampleConfig(copies="drawn", seed=1)
+    tokens = torch.stack([token for token, _ in decode(net, sources, text, [0, 1], settings)], dim=1)
+    assert tokens.shape == (2, 3 * n)
+    assert not torch.equal(tokens[:, : 2 * n], net.copies(sources))
+    assert torch.equal(generate(net, sources, text, [0, 1], settings), tokens[:, 2 * n :])
+
+
+def guided_positions(config, **settings):
+    """For each token drawn: was guidance applied to its logits?"""
+    net = random_net(config)
+    sources, text, _ = inputs(config)
+    both = [SampleConfig(temperature=0.0, guidance=g, **settings) for g in (3.0, 3.0001)]
+    # A slightly different scale shows in every guided logit and in no other, as long as the tokens agree.
+    strong, stronger = (list(decode(net, sources, text, [0, 1], one)) for one in both)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(strong, stronger, strict=True))
+    return [not torch.equal(a[1], b[1]) for a, b in zip(strong, stronger, strict=True)]
+
+
+@torch.no_grad()
+def test_guidance_for_the_first_tokens_only():
+    n = SMALL.image_tokens
+    assert guided_positions(SMALL) == [True] * n
+    assert guided_positions(SMALL, guided_tokens=1) == [True] + [False] * (n - 1)
+    drawn = {"copies": "drawn", "guided_tokens": 3}
+    assert guided_positions(SMALL, guided_from="first", **drawn) == [True] * 3 + [False] * (3 * n - 3)
+    assert guided_positions(SMALL, guided_from="picture", **drawn) == [True] * (2 * n + 3) + [False]
+
+
+@torch.no_grad()
+def test_without_the_index_at_inference_it_is_as_if_the_table_were_zero():
+    net, quiet = random_net(), random_net(changed(index_at_inference=False))
+    sources, text, picture = inputs()
+    assert torch.equal(net(sources, text, picture), quiet(sources, text, picture))
+    _, heard = next(decode(net, sources, text, [0, 1], GREEDY))
+    _, unheard = next(decode(quiet, sources, text, [0, 1], GREEDY))
+    assert not torch.allclose(heard, unheard, atol=1e-3)
+    net.ref_index_embeddings.weight.zero_()
+    assert torch.equal(next(decode(net, sources, text, [0, 1], GREEDY))[1], unheard)
+
+
+@torch.no_grad()
+def test_without_images_the_null_table_stands_in():
+    net = random_net()
+    sources, text, _ = inputs()
+    without = torch.tensor([True, False])
+    other = (sources + 1) % SMALL.vocabulary
+    settings = SampleConfig(temperature=0.0, copies="drawn")
+    logits, moved = (
+        torch.stack([seen for _, seen in decode(net, given, text, [0, 1], settings, without_images=without)], dim=1)
+        for given in (sources, other)
+    )
+    assert torch.equal(logits[0], moved[0])
+    assert not torch.equal(logits[1], moved[1])
 
 
 @torch.no_grad()
