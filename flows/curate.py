@@ -14,21 +14,25 @@ from pipeline.results import funnel_rows, picture_strip, write_results
 
 
 @flow(name="curate-instructar", log_prints=True, validate_parameters=True)
-def curate_instructar(config: CurationConfig = CurationConfig(), retry_errors: bool = False) -> dict:
+def curate_instructar(
+    config: CurationConfig = CurationConfig(), profile: str = "embedded", retry_errors: bool = False
+) -> dict:
     """Plan, synthesise, matte, judge, compare, decide, shard and report one dataset.
 
-    ``retry_errors`` makes the samples again that failed in an earlier run. Returns where everything is.
+    ``profile`` names the settings to start from ("embedded", "paper"), ``config`` is laid on top. ``retry_errors``
+    makes the samples again that failed in an earlier run. Returns where everything is.
     """
-    return _finish(curate(config, prefect_engine, retry_errors=retry_errors))
+    return _finish(curate(config.on_profile(profile), prefect_engine, retry_errors=retry_errors))
 
 
 @flow(name="rerun-stage", log_prints=True)
 def rerun_stage(
     stage: Literal["references", "plan", "synthesis", "matting", "semantics", "identity", "decide", "shards"] | str,
     config: CurationConfig = CurationConfig(),
+    profile: str = "embedded",
 ) -> dict:
     """Make one stage of a run again, and everything that follows it, whatever the cache holds."""
-    return _finish(curate(config, prefect_engine, again=stage))
+    return _finish(curate(config.on_profile(profile), prefect_engine, again=stage))
 
 
 def _finish(result: CurationResult) -> dict:

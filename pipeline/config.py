@@ -129,6 +129,11 @@ class CurationConfig(BaseModel):
             values = _merge(values, value)
         return cls.parse(values, file or profile)
 
+    def on_profile(self, profile: str) -> Self:
+        """The profile with what was set in this config laid on top."""
+        values = _merge(_read_yaml(_profile(profile)), self.model_dump(mode="json", exclude_unset=True))
+        return type(self).parse(values, profile)
+
     @classmethod
     def parse(cls, values: dict, source: str) -> Self:
         """Validate plain values; the first mistake becomes one line naming the key."""

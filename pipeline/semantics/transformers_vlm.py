@@ -71,7 +71,18 @@ class TransformersJudge(VlmJudge):
     @torch.inference_mode()
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         began = time.perf_counter()
-        inputs = self.processor.apply_chat_template(
+        inputs = self.inputs(requests)
+        made = self.network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False, num_beams=1)
+        new = made[:, inputs["input_ids"].shape[1] :]  # [B, T]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        read = inputs["attention_mask"].sum(1).tolist()
+        wrote = written(new, self._stops())
+        seconds = time.perf_counter() - began
+        return [Answer(*each, seconds) for each in zip(texts, read, wrote, strict=True)]
+
+    def inputs(self, requests: Sequence[Request]) -> Any:
+        """What the network reads of the requests: tokens, their mask, pixels."""
+        return self.processor.apply_chat_template(
             [conversation(request) for request in requests],
             add_generation_prompt=True,
             tokenize=True,
@@ -80,13 +91,6 @@ class TransformersJudge(VlmJudge):
             processor_kwargs={"padding": True},
             sanitize_control_tokens=True,  # a subject's name must not end the turn or stand for an image
         ).to(self.network.device, dtype=self.network.dtype)
-        made = self.network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False, num_beams=1)
-        new = made[:, inputs["input_ids"].shape[1] :]  # [B, T]
-        texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        read = inputs["attention_mask"].sum(1).tolist()
-        wrote = written(new, self._stops())
-        seconds = time.perf_counter() - began
-        return [Answer(*each, seconds) for each in zip(texts, read, wrote, strict=True)]
 
     def _stops(self) -> list[int]:
         stops = self.network.generation_config.eos_token_id

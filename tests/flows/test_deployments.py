@@ -90,12 +90,17 @@ def test_the_flows_deploy_and_run_through_a_worker(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_users_mistake_is_a_failed_run_with_one_clear_line(server, tmp_path):
-    config = f'{{"root": "{tmp_path}", "references": {{"pool": "/no/such/folder"}}}}'
+@pytest.mark.parametrize(
+    ("profile", "references", "words"),
+    [("embedded", "/no/such/folder", ["/no/such/folder"]),
+     ("paper", "packaged", ["7 of 7 models are missing", "PramaLLC/BEN2", "google/gemma-3n-E4B-it"])],
+)  # fmt: skip
+def test_a_users_mistake_is_a_failed_run_with_one_clear_line(server, tmp_path, profile, references, words):
+    config = f'{{"root": "{tmp_path}", "references": {{"pool": "{references}"}}}}'
     done = subprocess.run(
-        [*PREFECT, "--no-prompt", "deployment", "run", "--watch", "--param", f"config={config}",
-         "curate-instructar/local"],
-        env=server, cwd=ROOT, capture_output=True, text=True, timeout=200,
+        [*PREFECT, "--no-prompt", "deployment", "run", "--watch", "--param", f"config={config}", "--param",
+         f"profile={profile}", "curate-instructar/local"],
+        env={**server, "COLUMNS": "1000"}, cwd=ROOT, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "/no/such/folder" in done.stdout + done.stderr
+    assert all(word in done.stdout + done.stderr for word in words), done.stdout
