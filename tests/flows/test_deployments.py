@@ -1,6 +1,8 @@
 """A real Prefect server on a free port, a real process worker, real deployments: what the README promises."""
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -47,6 +49,7 @@ def server(tmp_path_factory):
     worker = [*PREFECT, "worker", "start", "--type", "process", "--pool", "local"]
     processes.append(subprocess.Popen(worker, env=env, stdout=log, stderr=log, cwd=ROOT))
     prefect(env, "work-pool", "inspect", "local", tries=60)
+    prefect(env, "deploy", "--all")
     yield env
     for process in reversed(processes):
         process.terminate()
@@ -67,7 +70,6 @@ def prefect(env, *arguments, tries=1, timeout=400):
 
 @pytest.mark.slow
 def test_the_flows_deploy_and_run_through_a_worker(server, tmp_path):
-    prefect(server, "deploy", "--all")
     listed = prefect(server, "deployment", "ls")
     for name in ("curate-instructar/local", "rerun-stage/local", "train-tokenar/local", "evaluate-tokenar/local"):
         assert name.split("/")[0] in listed
@@ -100,7 +102,12 @@ def test_a_users_mistake_is_a_failed_run_with_one_clear_line(server, tmp_path, p
     done = subprocess.run(
         [*PREFECT, "--no-prompt", "deployment", "run", "--watch", "--param", f"config={config}", "--param",
          f"profile={profile}", "curate-instructar/local"],
-        env={**server, "COLUMNS": "1000"}, cwd=ROOT, capture_output=True, text=True, timeout=200,
+        env=server, cwd=ROOT, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode != 0
-    assert all(word in done.stdout + done.stderr for word in words), done.stdout
+    (run_id,) = re.findall(r"UUID: (\S+)", done.stdout)
+    with urllib.request.urlopen(f"{server['PREFECT_API_URL']}/flow_runs/{run_id}") as answer:
+        state = json.load(answer)["state"]
+    assert state["type"] == "FAILED"
+    assert all(word in state["message"] for word in words), state["message"]
+    assert "\n" not in state["message"]

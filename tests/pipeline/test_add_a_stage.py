@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from small_curation import SMALL
+from small_curation import SMALL, small_config
+
+from pipeline.curate import curate
+from pipeline.run import need_part
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add-a-stage.md").read_text()
 
@@ -17,9 +20,21 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
 
 
+def test_another_backend_is_one_file_and_one_line(small_run, tmp_path, monkeypatch):
+    shutil.copytree(small_run[0].run.config.root, tmp_path / "runs", symlinks=True)
+    (tmp_path / "dark_on_white.py").write_text(blocks("python")[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    result = curate(small_config(tmp_path / "runs", **yaml.safe_load(blocks("yaml")[1])))
+    assert all(part.cached for part in result.summaries["synthesis"])
+    assert not any(part.cached for part in result.summaries["matting"])
+    manifest = pd.read_parquet(result.manifest_url)
+    assert manifest.soft_share.median() > 0.5, "this is no GrabCut"
+    assert need_part(result.run, "matting", "part-00000").rows()[0]["model"] == "dark-on-white"
+
+
 def test_the_page_works_as_it_stands(small_run, tmp_path):
     shutil.copytree(small_run[0].run.config.root, tmp_path / "runs", symlinks=True)
-    (code,), (line,) = blocks("python"), blocks("yaml")
+    code, line = blocks("python")[0], blocks("yaml")[0]
     assert len(code.splitlines()) < 60
     assert len(line.splitlines()) == 1
     (tmp_path / "sharpness.py").write_text(code)

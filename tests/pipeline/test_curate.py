@@ -50,8 +50,7 @@ def no_model(monkeypatch):
     def refuse(self):
         raise AssertionError(f"stage {self.name} loaded its model")
 
-    for cls in Stage.__subclasses__():
-        monkeypatch.setattr(cls, "setup", refuse)
+    monkeypatch.setattr(Stage, "ready", refuse)
 
 
 def test_the_manifest_has_a_row_for_every_planned_sample(small_run):
@@ -211,6 +210,26 @@ def test_a_failed_sample_is_an_error_row_and_is_retried_when_asked(tmp_path, mon
     mended = pd.read_parquet(curate(config, retry_errors=True).manifest_url).set_index("index")
     assert len(calls) == 1, "only what failed is done again"
     assert mended.decision.loc[5] != "error"
+
+
+def test_a_truncated_picture_between_stages_is_an_error_row(copied, monkeypatch):
+    from pipeline.parts import PartStore
+
+    real, config = PartStore.members, small_config(copied)
+
+    def cut_short(self, part):
+        members = real(self, part)
+        if self.schema.name == "synthesis" and part == "part-00001":
+            victim = sorted(members)[0]
+            members[victim] = {name: data[: len(data) // 2] for name, data in members[victim].items()}
+        return members
+
+    monkeypatch.setattr(PartStore, "members", cut_short)
+    manifest = pd.read_parquet(curate(config, again="matting").manifest_url)
+    assert (manifest.decision == "error").sum() == 1
+    (row,) = manifest[manifest.decision == "error"].to_dict("records")
+    assert (row["error_stage"], row["error_code"]) == ("matting", "bad_input")
+    assert "not a readable picture" in row["error_message"]
 
 
 def test_metrics_are_computed_from_the_manifest(small_run):
