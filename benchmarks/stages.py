@@ -83,7 +83,7 @@ def inputs_of(pictures: Run, stage: Stage) -> list[list[Sample]]:
 
 
 def measure(pictures: Run, stage: Stage, workers: int) -> dict[str, float]:
-    """Seconds to load, samples a second of the stage and of its bare model, and the median share of the latter's speed over ROUNDS."""
+    """Seconds to load, samples a second of the stage and of its bare model, and the median share of ROUNDS."""
     began = time.perf_counter()
     stage.ready()
     load = time.perf_counter() - began

@@ -10,7 +10,7 @@ from prefect import flow
 
 from data_schemas.errors import UserError
 from flows.curate import curate_instructar
-from flows.train import evaluate_tokenar, train_tokenar
+from flows.train import train_tokenar
 from pipeline.config import CurationConfig
 from pipeline.parts import content_digest
 from pipeline.results import report_run
@@ -24,12 +24,11 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
     # A model trained on another dataset is no start for this one: the manifest's digest tells.
     mark = Path(training) / "dataset.txt"
     digest = content_digest(Path(places["manifest"]).read_bytes())
-    checkpoints = list(Path(training).glob("checkpoints/*.pt"))
+    checkpoints = list(Path(training).glob("checkpoints/step-*"))
     same = bool(checkpoints) and mark.is_file() and mark.read_text() == digest
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_text(digest)
-    train_tokenar(places["shards"], places["test_shards"], training, steps, resume=same, overwrite=not same)
-    evaluate_tokenar(f"{training}/model", places["test_shards"], training)
+    train_tokenar(places["shards"], places["test_shards"], training, steps=steps, resume=same, overwrite=not same)
     report_run(config)
     return places | {
         "checkpoint": f"{training}/model",

@@ -1,11 +1,25 @@
-"""The flows of the model: training on a curation's shards, and measuring on held-out subjects."""
+"""The flows of the model: encode, train and measure on a curation's shards; and measuring alone."""
 
 from __future__ import annotations
 
-from prefect import flow
-from prefect.artifacts import create_table_artifact
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
-from tokenar.config import SampleConfig, cpu_small
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from data_schemas import pictures
+from data_schemas.errors import UserError
+from data_schemas.shards import expand_shards
+from tokenar.config import PRESETS, SampleConfig, TrainConfig, read_train_config, with_changes
+from tokenar.encode import EncodeConfig, encode
+from tokenar.encoded_shards import is_encoded
+from tokenar.encoder_config import T5Config, VqConfig
 from tokenar.evaluate import evaluate
 from tokenar.generate import sample
 from tokenar.train import train
@@ -14,21 +28,82 @@ from tokenar.train import train
 @flow(name="train-tokenar", log_prints=True)
 def train_tokenar(
     shards: str = "runs/quickstart/dataset/train-*.tar",
-    val_shards: str = "runs/quickstart/dataset/test-*.tar",
+    val_shards: str | None = "runs/quickstart/dataset/test-*.tar",
     out: str = "runs/quickstart/training",
+    preset: str = "cpu_small",
+    settings: str | None = None,
     steps: int | None = None,
+    processes: int = 1,
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict:
-    """Train TokenAR on shards; returns the last losses and where the model is.
+    """Encode where the encoders are frozen ones, train, and measure on ``val_shards``; returns losses and places.
 
-    ``resume`` continues from the newest checkpoint in ``out``; ``overwrite`` removes an earlier run first.
+    ``preset`` names the settings to start from, or ``settings`` a JSON file of them. ``processes``: of torchrun on this
+    machine, one a GPU. ``resume`` continues from the newest checkpoint in ``out``; ``overwrite`` removes an earlier run
+    first.
     """
-    given = {} if steps is None else {"steps": steps}
-    config = cpu_small(shards, val_shards=val_shards, out=out, **given)
-    summary = train(config, resume=resume, overwrite=overwrite)
+    if settings is None and preset not in PRESETS:
+        raise UserError(f"no preset {preset!r}; there is: {', '.join(PRESETS)}")
+    config = read_train_config(settings) if settings is not None else PRESETS[preset]()
+    given: dict[str, object] = {} if steps is None else {"steps": steps}
+    config = with_changes(config, shards=shards, val_shards=val_shards, out=out, **given)
+    if isinstance(config.tokenizer, VqConfig) and not is_encoded(expand_shards(shards)[0]):
+        encoded = {"shards": _encoded(config, shards, "train", processes)}
+        if val_shards:
+            encoded["val_shards"] = _encoded(config, val_shards, "val", processes)
+        config = with_changes(config, **encoded)
+    summary = train_model(config, processes, resume, overwrite)
     create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
+    if val_shards:
+        summary |= {"evaluation": evaluate_tokenar(summary["model"], val_shards, out)}
     return summary
+
+
+def _encoded(config: TrainConfig, shards: str, name: str, processes: int) -> str:
+    """Glob of the shards' encoded copies in ``<out>-encoded/<name>``; those that are whole are not made again."""
+    if config.tokenizer_weights is None or not isinstance(config.text, T5Config):
+        raise UserError(f"{shards}: raw shards; set tokenizer_weights (the VQ tokenizer's file) and a T5 as text")
+    assert isinstance(config.tokenizer, VqConfig)
+    folder = f"{config.out}-encoded/{name}"
+    wanted = EncodeConfig(
+        shards=shards, out=folder, vq=config.tokenizer_weights, vq_config=config.tokenizer,
+        image_size=config.image_size, text=config.text, teacher=config.teacher,
+        keep_padding=config.model.text_padding == "attended",
+    )  # fmt: skip
+    encode_shards(wanted, processes)
+    return f"{folder}/*.tar"
+
+
+@task(task_run_name="encode {config.out}")
+def encode_shards(config: EncodeConfig, processes: int) -> None:
+    if processes == 1:
+        encode(config)
+    else:
+        _torchrun(processes, "encode", config.model_dump_json(), Path(config.out).with_suffix(".json"))
+
+
+@task(task_run_name="train {config.out}")
+def train_model(config: TrainConfig, processes: int, resume: bool, overwrite: bool) -> dict[str, Any]:
+    if processes == 1:
+        return train(config, resume=resume, overwrite=overwrite)
+    options = ["--resume"] * resume + ["--overwrite"] * overwrite
+    out = Path(config.out)
+    _torchrun(processes, "train", config.model_dump_json(), out.with_name(f"{out.name}-settings.json"), *options)
+    return json.loads((out / "summary.json").read_text())
+
+
+def _torchrun(processes: int, command: str, settings: str, file: Path, *options: str) -> None:
+    """Run a command of tokenar.cli in several processes on this machine; its last line of complaint is ours."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launch += ["-m", "tokenar.cli", command, "--config", str(file), *options]
+    done = subprocess.run(launch, stderr=subprocess.PIPE, text=True)
+    print(done.stderr)
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise UserError(told[0].removeprefix("error: ") if told else f"{command} ended with status {done.returncode}")
 
 
 @flow(name="evaluate-tokenar", log_prints=True)
@@ -41,8 +116,22 @@ def evaluate_tokenar(
     seed: int = 0,
 ) -> dict:
     """Sample a picture for every test sample and measure it; returns the means."""
-    pictures = f"{out}/samples"
-    sample(model, shards, pictures, SampleConfig(seed=seed, guidance=guidance), limit=limit)
-    numbers = evaluate(model, shards, f"{out}/evaluation", predictions=pictures)
+    drawn = f"{out}/samples"
+    sample(model, shards, drawn, SampleConfig(seed=seed, guidance=guidance), limit=limit)
+    numbers = evaluate(model, shards, f"{out}/evaluation", predictions=drawn, limit=limit)
     create_table_artifact([numbers], key="evaluation", description="Means over the test samples")
+    create_markdown_artifact(picture_strips(Path(out) / "evaluation" / "pictures"), key="drawn-pictures",
+                             description="References, background, drawn, tokenizer's round trip, true")  # fmt: skip
     return numbers
+
+
+def picture_strips(folder: Path, count: int = 6, height: int = 96) -> str:
+    """Markdown with the first strips of an evaluation, inlined."""
+    lines = []
+    for path in sorted(folder.glob("*.png"))[:count]:
+        strip = pictures.decode(path.read_bytes(), str(path)).convert("RGB")
+        strip.thumbnail((10_000, height))
+        buffer = io.BytesIO()
+        strip.save(buffer, "JPEG", quality=85)
+        lines.append(f"![{path.stem}](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})\n")
+    return "\n".join(lines)

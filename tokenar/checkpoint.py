@@ -1,10 +1,14 @@
-"""What a run leaves on disk: checkpoints to continue from, and the model folder that sampler and evaluator read.
+"""Checkpoints to continue from: every process writes what it holds, in the background, and any number of them reads it.
 
-    out/checkpoints/step-000100.pt    everything needed to continue, loaded with weights_only=True
-    out/tokenizer.safetensors         the tokenizer of the run
-    out/model/                        model.safetensors, config.json, tokenizer.safetensors
+    out/checkpoints/step-000100/                        exists only when it is whole
+        rank-00000-of-00002.safetensors ...             pieces of weights, averages and optimiser state (saved_state.py)
+        facts.json                                      step, settings, sizes and digests of the files
+    out/checkpoints/best -> step-000100
 
-Every file is written under a temporary name and renamed, so that a file that exists is whole.
+Since a tensor is kept by name, in pieces that know their place, a checkpoint of one way of spreading the network loads
+into any other. What several processes hold alike is written by one of them. Nothing is pickled.
+
+No state of a random number generator is kept: all that is random about step s follows from (seed, s).
 """
 
 from __future__ import annotations
@@ -12,113 +16,263 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from data_schemas.errors import UserError
-from tokenar.config import ModelConfig, TextConfig, first_problem
-from tokenar.model import TokenAR
-from tokenar.text import HashedWords
-from tokenar.tokenizers import PatchCodebook
+from tokenar.model_folder import Model, load_model, save_model, write_atomically
+from tokenar.parallel import Workers, piece
+from tokenar.saved_state import SavedState, digest, model_state, optimizer_facts, optimizer_state, write_pieces
 
-MODEL_FORMAT = 1
-_CHECKPOINT = re.compile(r"step-(\d{6,})\.pt")
+__all__ = ["Checkpoints", "Model", "checkpoints", "load_model", "save_model", "write_atomically"]
 
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+FORMAT = 1
+_FOLDER = re.compile(r"step-(\d{6,})")
+_T = TypeVar("_T")
 
 
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [
-        (int(m[1]), path) for path in (out / "checkpoints").glob("*.pt") if (m := _CHECKPOINT.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
+    found = [path for path in (out / "checkpoints").glob("step-*") if _FOLDER.fullmatch(path.name)]
+    return sorted(found, key=_step)
 
 
-def save_checkpoint(out: Path, state: dict[str, Any], keep: int) -> Path:
-    """Write ``state`` (tensors, dicts, lists, numbers, text; ``state["step"]`` names it); drop all but ``keep``."""
-    path = out / "checkpoints" / f"step-{state['step']:06d}.pt"
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
-    for old in checkpoints(out)[:-keep]:
-        old.unlink(missing_ok=True)
-    return path
+class Checkpoints:
+    """The checkpoints of the run in ``out``, of which the newest ``keep`` stay, and the best.
 
+    All processes of ``group`` make it, and call each of its methods, together. A save that fails raises UserError from
+    the next call, on every process; the earlier checkpoints stay. Call ``wait`` before the group is left.
+    """
 
-def newest_checkpoint(out: Path) -> dict[str, Any]:
-    """The newest checkpoint that can be read; a damaged one is passed over. UserError if there is none."""
-    found = checkpoints(out)
-    for path in reversed(found):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(state, dict) and {"model", "optimizer", "step", "epoch", "batch", "config"} <= set(state):
-                return state
-        except Exception:  # a damaged archive raises many kinds: RuntimeError, EOFError, UnpicklingError, KeyError
-            continue
-    if found:
-        raise UserError(f"{out / 'checkpoints'}: no checkpoint there can be read; start again with --overwrite")
-    raise UserError(f"{out}: nothing to resume, no checkpoint found; leave --resume away or give the run's --out")
+    def __init__(self, out: Path, keep: int, group: Workers):
+        self.out, self.keep, self.group = out, keep, group
+        self.folder = out / "checkpoints"
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._staged: dict[str, Tensor] = {}
+        self._held: int | None = None  # the step whose state is in a checkpoint, or on its way
+        self._sound: Path | None = None  # the checkpoint whose files were compared with their digests
+        # The threads talk among themselves while training uses the main group, and on the CPU.
+        self._channel: dist.ProcessGroup | None = None
+        if group.world > 1:
+            self._channel = dist.new_group(backend="gloo")  # type: ignore[assignment]  # it may also be NON_GROUP
+        if group.first:
+            for left in self.folder.glob(".step-*.tmp"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        group.wait()
 
+    def save(
+        self,
+        step: int,
+        net: nn.Module,
+        optimizer: Optimizer,
+        facts: dict[str, Any],
+        ema: Mapping[str, Tensor] | None = None,
+        best: bool = False,
+    ) -> None:
+        """Copy the state as it is now and write it in the background; waits for the save before.
 
-@dataclass
-class Model:
-    """A trained model with what it needs to read prompts and pictures."""
+        ``facts`` is for JSON: settings, the place in the data. ``ema`` is by parameter name, spread like the
+        parameters. ``best`` makes this the checkpoint that is not dropped, until another is. A step that was just
+        saved or loaded is not written again.
+        """
+        self.wait()
+        if step == self._held:
+            if best and self.group.first:
+                self._point(step)
+            return
+        facts = {**facts, "step": step}
+        index = json.dumps({"format": FORMAT, "facts": facts, "optimizer": optimizer_facts(net, optimizer)})
+        tensors, places = self._stage(model_state(net, ema) | optimizer_state(net, optimizer))
+        self._held = step
+        arguments = (step, tensors, places, json.loads(index), best)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
+        self._thread.start()
 
-    net: TokenAR
-    tokenizer: PatchCodebook
-    text: HashedWords
+    def wait(self) -> None:
+        """Until the last save is on the disk. UserError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            self._held = None
+            raise error
 
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose files are as they were written; a damaged one is told of and passed over."""
+        self.wait()
+        for path in reversed(self._gather(checkpoints(self.out))[0]):
+            problem = self._problem(path)
+            if problem is None:
+                return path
+            if self.group.first:
+                print(f"{path}: {problem}; passed over", file=sys.stderr, flush=True)
+        return None
 
-def save_model(folder: Path, net: TokenAR, tokenizer: PatchCodebook, text: TextConfig) -> None:
-    """Write the model folder; config.json comes last and marks it whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").unlink(missing_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path))
-    write_atomically(folder / "tokenizer.safetensors", tokenizer.save)
-    config = {"format": MODEL_FORMAT, "model": net.config.model_dump(), "text": text.model_dump()}
-    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    def load(
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        ema: Mapping[str, Tensor] | None = None,
+        path: Path | None = None,
+    ) -> dict[str, Any]:
+        """Fill network, optimiser and averages from ``path`` or the newest checkpoint; its facts, with "step".
 
+        Every process reads only what it holds. Raises UserError where there is no readable checkpoint, and naming what
+        differs where it is one of another model or optimiser.
+        """
+        self.wait()
+        path = path or self._newest_or_refuse()
+        problem = self._problem(path)
+        if problem is not None:
+            raise UserError(f"{path}: {problem}; resume from another checkpoint")
+        index = _read_index(path)
+        with ExitStack() as files, torch.no_grad():
+            saved = SavedState(path, sorted(index["files"]), files, self.group)
+            saved.fill(model_state(net, ema))
+            saved.fill_optimizer(net, optimizer, index["optimizer"])
+        self._held = index["facts"]["step"]
+        return index["facts"]
 
-def load_model(folder: str | Path) -> Model:
-    """Read a model folder, in evaluation mode. UserError naming the file that is missing or damaged."""
-    folder = Path(folder)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no model there (no config.json); give the 'model' folder of a finished run")
-    try:
-        settings = json.loads(path.read_text())
-        if settings["format"] != MODEL_FORMAT:
-            raise UserError(f"{path}: model format {settings['format']}, this program reads {MODEL_FORMAT}")
-        config, text = ModelConfig.model_validate(settings["model"]), TextConfig.model_validate(settings["text"])
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}; train or copy the model again") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not a model configuration ({error}); train or copy the model again") from error
-    net = TokenAR(config)
-    try:
-        net.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    def _newest_or_refuse(self) -> Path:
+        path = self.newest()
+        if path is not None:
+            return path
+        if checkpoints(self.out):
+            raise UserError(f"{self.folder}: no checkpoint there can be read; start again with --overwrite")
         raise UserError(
-            f"{folder / 'model.safetensors'}: not the whole weights of this model ({reason}); "
-            "train or copy the model again"
-        ) from error
-    return Model(net.eval(), PatchCodebook.load(folder / "tokenizer.safetensors"), HashedWords(text))
+            f"{self.out}: nothing to resume, no checkpoint found; leave --resume away or give the run's --out"
+        )
+
+    def _stage(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(CPU copies of what this process is to write, their places in the whole tensors), both by name."""
+        tensors, places = {}, {}
+        # Largest first, so that processes that hold the same and take turns write about as many bytes each.
+        for number, name in enumerate(sorted(state, key=lambda name: (-state[name].numel(), name))):
+            own = piece(state[name], self.group)
+            if number % own.replicas != own.replica or not own.local.numel():
+                continue
+            copy = self._staged.get(name)
+            if copy is None or copy.shape != own.local.shape or copy.dtype != own.local.dtype:
+                copy = torch.empty(own.local.shape, dtype=own.local.dtype, pin_memory=own.local.is_cuda)
+            tensors[name] = copy.copy_(own.local, non_blocking=True)
+            places[name] = {"shape": own.shape, "offset": own.offset}
+        if self.group.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        self._staged = tensors  # pinning memory takes long: the next save uses it again
+        return tensors, places
+
+    def _run(
+        self, step: int, tensors: dict[str, Tensor], places: dict[str, Any], index: dict[str, Any], best: bool
+    ) -> None:
+        """The thread: every process writes its file, then the first makes them a checkpoint."""
+        final, temporary = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.tmp"
+        name = f"rank-{self.group.rank:05d}-of-{self.group.world:05d}.safetensors"
+        try:
+            written, problem = _attempt(lambda: write_pieces(temporary / name, tensors, places))
+            reports = self._gather((name, written, problem))
+            problem = next((problem for *_, problem in reports if problem), None)
+            if self.group.first:
+                if problem is None:
+                    index["files"] = {name: written for name, written, _ in reports}
+                    _, problem = _attempt(lambda: self._commit(temporary, final, index, best))
+                shutil.rmtree(temporary, ignore_errors=True)
+            problem = self._gather(problem)[0]
+            if problem is not None:
+                raise UserError(f"{final}: cannot be saved ({problem}); see to the disk and continue with --resume")
+        except Exception as error:  # raised where the next call can tell it
+            self._error = error
+
+    def _commit(self, temporary: Path, final: Path, index: dict[str, Any], best: bool) -> None:
+        """Give the folder its name, and drop what is no longer kept."""
+        with open(temporary / "facts.json", "w") as file:
+            json.dump(index, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _drop(final)  # a damaged one that was passed over, or of a run that went on from before it
+        os.rename(temporary, final)
+        if best:
+            self._point(_step(final))
+        best_path = (self.folder / "best").resolve()
+        # Later ones are no past of this run; they are damaged, or will be written again.
+        past = [path for path in checkpoints(self.out) if _step(path) <= _step(final)]
+        for path in past[: -self.keep]:
+            if path.resolve() != best_path:
+                _drop(path)
+
+    def _point(self, step: int) -> None:
+        """Let ``best`` lead to the checkpoint of ``step``."""
+        link = self.folder / ".best.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"step-{step:06d}")
+        os.replace(link, self.folder / "best")
+
+    def _problem(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint's files; the processes share the reading."""
+        if path == self._sound:
+            return None
+        _, problem = _attempt(lambda: self._check(path))
+        problem = next((problem for problem in self._gather(problem) if problem), None)
+        if problem is None:
+            self._sound = path
+        return problem
+
+    def _check(self, path: Path) -> None:
+        for number, (name, written) in enumerate(sorted(_read_index(path)["files"].items())):
+            if not (path / name).is_file() or (path / name).stat().st_size != written["bytes"]:
+                raise ValueError(f"{name} is missing or cut short")
+            if number % self.group.world == self.group.rank and digest(path / name) != written["sha256"]:
+                raise ValueError(f"{name} is damaged")
+
+    def _gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        if self._channel is None:
+            return [value]
+        values: list[Any] = [None] * self.group.world
+        dist.all_gather_object(values, value, group=self._channel)
+        return values
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """facts.json as it was written. Raises ValueError for what is not one, with the reason."""
+    try:
+        index = json.loads((path / "facts.json").read_text())
+        version = index["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError("facts.json is missing or damaged") from error
+    if version != FORMAT:
+        raise ValueError(f"facts.json is of format {version}, this program reads {FORMAT}")
+    return index
+
+
+def _drop(path: Path) -> None:
+    """Delete a checkpoint if it is there. It loses its name first: being killed half-way leaves no half checkpoint."""
+    if path.exists():
+        doomed = path.with_name(f".{path.name}.old.tmp")
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _attempt(act: Callable[[], _T]) -> tuple[_T | None, str | None]:
+    """(result, None), or (None, what went wrong in a few words): the other processes wait to hear of either."""
+    try:
+        return act(), None
+    except Exception as error:
+        inner = re.search(r"I/O error: (.*?) \(os error", str(error))  # as safetensors says it
+        reason = inner[1] if inner else getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return None, reason.splitlines()[0]

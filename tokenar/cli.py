@@ -1,4 +1,4 @@
-"""The commands tokenar-train, tokenar-sample and tokenar-eval.
+"""The commands tokenar-encode, tokenar-train, tokenar-sample and tokenar-eval.
 
 Whatever a user can get wrong ends in one line on stderr and exit code 2. A run that was asked to stop says so and
 leaves with 128 plus the number of the signal, after saving.
@@ -6,6 +6,7 @@ leaves with 128 plus the number of the signal, after saving.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -14,8 +15,17 @@ import typer
 from pydantic import ValidationError
 
 from data_schemas.errors import UserError
-from tokenar.config import PRESETS, SampleConfig, TrainConfig, first_problem, read_train_config, with_changes
+from tokenar.config import (
+    PRESETS,
+    SampleConfig,
+    TrainConfig,
+    first_problem,
+    read_settings,
+    read_train_config,
+    with_changes,
+)
 
+encode_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 train_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 sample_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 eval_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -32,12 +42,48 @@ TopP = Annotated[float, typer.Option(help="Only the most probable tokens up to t
 DEFAULT = SampleConfig()
 
 
+@encode_app.command("encode")
+def encode_command(
+    shards: Annotated[str | None, typer.Option(help="Glob of the raw shards.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the encoded shards.")] = None,
+    vq: Annotated[str | None, typer.Option(help="Weights of the VQ tokenizer: vq_ds16_t2i.pt or safetensors.")] = None,
+    t5: Annotated[str | None, typer.Option(help="Text encoder: a Hugging Face id or a folder.")] = None,
+    teacher: Annotated[bool, typer.Option(help="Also make the distillation targets.")] = True,
+    keep_padding: Annotated[
+        bool | None, typer.Option(help="Also the captions' padding, which `released` reads.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples encoded at once.")] = None,
+    vq_batch: Annotated[int | None, typer.Option(help="Pictures in the VQ tokenizer at once.")] = None,
+    config: Annotated[str | None, typer.Option(help="JSON file of settings, instead of the options.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make shards again that other encoders made.")] = False,
+) -> None:
+    """Run the frozen encoders over shards once, before training. Several GPUs: torchrun -m tokenar.cli encode ..."""
+    from tokenar.encode import EncodeConfig, encode
+
+    given = {
+        "shards": shards, "out": out, "vq": vq, "text": {"model": t5} if t5 else None, "keep_padding": keep_padding,
+        "image_size": image_size, "batch": batch, "vq_batch": vq_batch,
+    }  # fmt: skip
+    values = {key: value for key, value in given.items() if value is not None} | ({} if teacher else {"teacher": None})
+    if config is not None:
+        if values:
+            raise UserError(f"--config and --{next(iter(values))} exclude each other; give one")
+        settings = read_settings(config, EncodeConfig)
+    else:
+        if missing := [f"--{name}" for name in ("shards", "out", "vq") if name not in values]:
+            raise UserError(f"{', '.join(missing)} missing; say what to encode, with what, and where to")
+        settings = EncodeConfig.model_validate(values)
+    done = encode(settings, overwrite=overwrite)
+    typer.echo(f"{settings.out}: {done['encoded']} shards encoded, {done['there']} there already")
+
+
 @train_app.command()
 def train(
     shards: Annotated[str | None, typer.Option(help="Glob of the training shards.")] = None,
     val_shards: Annotated[str | None, typer.Option(help="Glob of the validation shards.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.  [default: runs/train]")] = None,
-    preset: Annotated[str, typer.Option(help="Settings to start from: " + ", ".join(PRESETS) + ".")] = "cpu_small",
+    preset: Annotated[str | None, typer.Option(help="Settings to start from: " + ", ".join(PRESETS) + ".")] = None,
     config: Annotated[str | None, typer.Option(help="JSON file of settings, instead of a preset.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step, over all processes.")] = None,
@@ -49,6 +95,17 @@ def train(
     index_embedding: Annotated[bool | None, typer.Option(help="Tell source tokens their picture.")] = None,
     identity_disentanglement: Annotated[bool | None, typer.Option(help="Predict the references again.")] = None,
     instruct_tokens: Annotated[int | None, typer.Option(help="Learned positions after the text; 0 is off.")] = None,
+    tokenizer_weights: Annotated[str | None, typer.Option(help="File of the VQ tokenizer.")] = None,
+    start_from: Annotated[str | None, typer.Option(help="Published checkpoint to begin with.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="Over processes: ddp, fsdp or hybrid.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    wandb: Annotated[bool | None, typer.Option("--wandb", help="Also log to Weights & Biases.")] = None,
+    profile: Annotated[bool | None, typer.Option("--profile", help="Trace a few early steps.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting: ema=0.999, model.layers=4; repeatable.")
+    ] = None,
+    sweep: Annotated[str | None, typer.Option(help="'ablation': train and measure the paper's ablations.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each run of a sweep.")] = 3,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run first.")] = False,
 ) -> None:
@@ -57,21 +114,46 @@ def train(
         "shards": shards, "val_shards": val_shards, "out": out, "steps": steps, "batch": batch, "lr": lr, "seed": seed,
         "log_every": log_every, "eval_every": eval_every, "save_every": save_every,
         "model__index_embedding": index_embedding, "model__instruct_tokens": instruct_tokens,
-        "model__identity_disentanglement": identity_disentanglement,
+        "model__identity_disentanglement": identity_disentanglement, "tokenizer_weights": tokenizer_weights,
+        "start_from": start_from, "parallel": parallel, "precision": precision, "wandb": wandb, "profile": profile,
     }  # fmt: skip
-    settings = with_changes(_start(preset, config), **{k: v for k, v in given.items() if v is not None})
-    if not settings.shards:
+    changes = {key: value for key, value in given.items() if value is not None} | _assigned(settings or [])
+    start = _start(preset or ("cpu_ablation" if sweep else "cpu_small"), config)
+    run_config = with_changes(start, **changes)
+    if not run_config.shards:
         raise UserError("no training shards; give --shards 'folder/train-*.tar'")
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; give one")
+    if sweep is not None:
+        if sweep != "ablation":
+            raise UserError(f"no sweep {sweep!r}; there is: ablation")
+        from tokenar.ablation import sweep as run_sweep
+
+        run_sweep(run_config, seeds, say=typer.echo)
+        typer.echo(f"{run_config.out}: ablation.md, ablation.png, ablation.json")
+        return
     from tokenar.train import train as run  # torch is slow to import; --help and mistakes need not wait for it
 
-    summary = run(settings, resume=resume, overwrite=overwrite)
+    summary = run(run_config, resume=resume, overwrite=overwrite)
     if not summary["finished"]:
         _say(f"stopped after step {summary['steps']}, saved; continue with the same command and --resume")
         raise typer.Exit(128 + (summary["signal"] or 0))
     if "model" in summary:  # only the first of several processes has it
         typer.echo(_train_line(summary))
+
+
+def _assigned(settings: list[str]) -> dict[str, object]:
+    """``name=value`` or ``part.name=value`` as what with_changes takes; values are JSON, or else text."""
+    changes: dict[str, object] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: no value; write name=value, such as ema=0.999 or model.layers=4")
+        try:
+            changes[name.replace(".", "__")] = json.loads(value)
+        except ValueError:
+            changes[name.replace(".", "__")] = value
+    return changes
 
 
 def _start(preset: str, config: str | None) -> TrainConfig:
@@ -152,6 +234,11 @@ def _run(app: Callable[[], object]) -> None:
     sys.exit(2)
 
 
+def encode_main() -> None:
+    """Entry point of tokenar-encode."""
+    _run(encode_app)
+
+
 def train_main() -> None:
     """Entry point of tokenar-train."""
     _run(train_app)
@@ -168,8 +255,9 @@ def eval_main() -> None:
 
 
 def main() -> None:
-    """All three as ``python -m tokenar.cli train|sample|eval``."""
+    """All of them as ``python -m tokenar.cli encode|train|sample|eval``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command("encode")(encode_command)
     app.command("train")(train)
     app.command("sample")(sample)
     app.command("eval")(evaluate)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from math import isqrt
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from data_schemas.errors import UserError
+from tokenar.encoder_config import Settings, T5Config, TeacherConfig, TextConfig, TokenizerConfig, VqConfig, vq16
+
+Kind = TypeVar("Kind", bound=Settings)
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelConfig(_Settings):
+class ModelConfig(Settings):
     """The transformer. The three parts of the method that can be switched off one by one are ``index_embedding``,
     ``instruct_tokens`` (0 is off) and ``identity_disentanglement``. Fields with two ways to go stand where the released
     program differs from the paper or from itself; ``released`` and ``tokenar_xl`` choose."""
@@ -120,29 +119,7 @@ class ModelConfig(_Settings):
         return -(-inner // self.feed_forward_multiple) * self.feed_forward_multiple
 
 
-class TokenizerConfig(_Settings):
-    """The patch codebook. Sides in pixels."""
-
-    image_size: int = Field(default=64, ge=1)
-    patch: int = Field(default=4, ge=1)
-    vocabulary: int = Field(default=512, ge=2)
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _patches_fit(self) -> TokenizerConfig:
-        if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
-        return self
-
-
-class TextConfig(_Settings):
-    """The hashed words encoder: ``tokens`` positions of ``width`` numbers."""
-
-    tokens: int = Field(default=16, ge=1)
-    width: int = Field(default=64, ge=1)
-
-
-class DropConfig(_Settings):
+class DropConfig(Settings):
     """How often a training sample loses what guidance needs to do without (spec/tokenar.md section 1)."""
 
     both: float = Field(default=0.05, ge=0, le=1)
@@ -156,44 +133,95 @@ class DropConfig(_Settings):
         return self
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """One training run."""
 
-    shards: str = Field(description="glob of the training shards")
-    val_shards: str | None = Field(default=None, description="glob of the validation shards")
+    shards: str = Field(description="glob of the training shards, raw or from tokenar-encode")
+    val_shards: str | None = Field(default=None, description="glob of the validation shards, of the same kind")
     out: str = Field(default="runs/train", description="folder of the run")
+    start_from: str | None = Field(default=None, description="published checkpoint that training begins with")
     model: ModelConfig
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    text: TextConfig = TextConfig()
-    steps: int = Field(default=1000, ge=1)
-    batch: int = Field(default=8, ge=1, description="samples a step, over all processes together")
-    lr: float = Field(default=1e-4, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(default=0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0)
-    variations: int = Field(default=0, ge=0, description="varied copies of every sample, see data.vary")
+    tokenizer: TokenizerConfig | VqConfig = TokenizerConfig()
+    tokenizer_weights: str | None = Field(default=None, description="file of the VQ tokenizer's weights")
+    text: TextConfig | T5Config = TextConfig()
+    teacher: TeacherConfig | None = Field(default=None, description="whose features model.distill learns")
+    distill_weight: float = Field(default=0.5, ge=0, description="of the teacher's loss; the tokens' loss has 1")
+    variations: int = Field(default=0, ge=0, description="varied copies of every sample (data.vary), from raw shards")
     drops: DropConfig = DropConfig()
     seed: int = Field(default=0, ge=0)
+
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=8, ge=1, description="samples a step, over all processes together")
+    accumulation: int = Field(default=1, ge=1, description="parts in which a process takes its share of a batch")
+    lr: float = Field(default=1e-4, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="after the warm-up; cosine and linear end at 5 %"
+    )
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(default=0.05, ge=0)
+    decay_tables: bool = Field(default=False, description="let embeddings and soft prompts decay too, as released")
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(default=1.0, gt=0, description="largest norm of all gradients together")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights; they become the model")
+
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the sums; weights are float32")
+    parallel: Literal["ddp", "fsdp", "hybrid"] = Field(default="ddp", description="see parallel.py")
+    compile: bool = Field(default=False, description="compile the blocks")
+    deterministic: bool = Field(default=True, description="the same bits every time; slower on a GPU")
+    activation_checkpointing: Literal["none", "selective", "block"] = Field(
+        default="none", description="recompute blocks in the backward pass; selective: all but their attention"
+    )
+
     log_every: int = Field(default=10, ge=1)
     eval_every: int = Field(default=0, ge=0, description="steps between validations; 0: only at the end")
+    val_samples: int | None = Field(default=None, ge=1, description="validate on so many, evenly spread; None: all")
+    pictures_every: int = Field(default=0, ge=0, description="steps between drawn samples; 0: never")
+    pictures: int = Field(default=4, ge=1, description="how many of the validation samples are drawn")
     save_every: int = Field(default=200, ge=1)
-    keep: int = Field(default=2, ge=1, description="checkpoints kept")
+    keep: int = Field(default=2, ge=1, description="checkpoints kept, besides the best")
+    wandb: bool = Field(default=False, description="also log to Weights & Biases")
+    profile: bool = Field(default=False, description="trace a few early steps to the run's folder")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
         model, tokenizer, text = self.model, self.tokenizer, self.text
-        if model.grid * tokenizer.patch != tokenizer.image_size:
-            raise ValueError(f"model.grid {model.grid} must be image_size / patch")
-        if model.vocabulary != tokenizer.vocabulary:
-            raise ValueError("model.vocabulary and tokenizer.vocabulary must be the same")
-        if (model.text_tokens, model.text_width) != (text.tokens, text.width):
+        if isinstance(tokenizer, VqConfig):
+            vocabulary = tokenizer.codebook_size
+        else:
+            vocabulary = tokenizer.vocabulary
+            if model.grid * tokenizer.patch != tokenizer.image_size:
+                raise ValueError(f"model.grid {model.grid} must be image_size / patch")
+            if self.tokenizer_weights:
+                raise ValueError("tokenizer_weights are those of a VQ tokenizer; a patch codebook is fitted")
+        if model.vocabulary != vocabulary:
+            raise ValueError("model.vocabulary and the tokenizer's must be the same")
+        if model.text_tokens != text.tokens or (isinstance(text, TextConfig) and model.text_width != text.width):
             raise ValueError("model.text_tokens, text_width must be text.tokens, width")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> TrainConfig:
+        model = self.model
+        if (model.distill == "dinov2") != (self.teacher is not None) or model.distill == "clip":
+            raise ValueError("model.distill dinov2 and teacher go together: set both or none, and no other distill")
+        if model.instruct_mode != "casual" or not model.background:
+            raise ValueError("shards hold samples for model.instruct_mode casual and model.background true")
+        if self.pictures_every and (self.parallel != "ddp" or not self.val_shards):
+            raise ValueError("pictures_every draws validation samples under parallel ddp; set val_shards, or 0")
+        return self
 
-class SampleConfig(_Settings):
+    @property
+    def image_size(self) -> int:
+        """Pixels of a picture's side."""
+        return self.model.grid * self.unit
+
+    @property
+    def unit(self) -> int:
+        """Pixels of a token's side."""
+        return self.tokenizer.reduction if isinstance(self.tokenizer, VqConfig) else self.tokenizer.patch
+
+
+class SampleConfig(Settings):
     """How a picture is drawn from the model's probabilities (spec/tokenar.md section 6)."""
 
     seed: int = Field(default=0, ge=0)
@@ -258,7 +286,7 @@ _CPU_MODEL = ModelConfig(
 )  # fmt: skip
 _CPU_TRAIN: dict[str, object] = {
     "steps": 700, "batch": 4, "lr": 3e-3, "schedule": "cosine", "warmup": 20, "variations": 16,
-    "log_every": 25, "eval_every": 100, "save_every": 200,
+    "decay_tables": True, "log_every": 25, "eval_every": 100, "save_every": 200,
 }  # fmt: skip
 
 
@@ -274,7 +302,46 @@ def cpu_small(shards: str = "", **changes: object) -> TrainConfig:
     return with_changes(TrainConfig.model_validate(values), **changes)
 
 
-PRESETS = {"cpu_small": cpu_small}
+_GPU_TRAIN: dict[str, object] = {
+    "tokenizer": vq16(), "text": T5Config(), "teacher": TeacherConfig(), "precision": "bfloat16", "compile": True,
+    "deterministic": False,
+}  # fmt: skip
+
+
+def train_released(shards: str = "", **changes: object) -> TrainConfig:
+    """The run of the published script (spec/tokenar.md section 10): 32 samples a step, 50 epochs of 31 steps.
+
+    From shards made with ``tokenar-encode --keep-padding``, as this model reads the captions' padding. Beyond the
+    script, missing references are left out and not padded with grey pictures.
+    """
+    values = {"shards": shards, "model": released(), "steps": 1550, "batch": 32, "decay_tables": True, **_GPU_TRAIN}
+    return with_changes(TrainConfig.model_validate(values), **changes)
+
+
+def train_tokenar_xl(shards: str = "", **changes: object) -> TrainConfig:
+    """The paper's run on InstructAR (7000 steps of 48 samples) of the repaired model, for 8 GPUs of 80 GB.
+
+    Besides the model (see ``tokenar_xl``): a short warm-up, no decay of embeddings and soft prompts, averaged weights.
+    With two references GPT-XL fits a card of 24 GB at one sample a part and ``activation_checkpointing="block"``.
+    """
+    values = {
+        "shards": shards, "model": tokenar_xl(), "steps": 7000, "batch": 48, "accumulation": 3, "warmup": 100,
+        "ema": 0.999, **_GPU_TRAIN,
+    }  # fmt: skip
+    return with_changes(TrainConfig.model_validate(values), **changes)
+
+
+def cpu_ablation(shards: str = "", **changes: object) -> TrainConfig:
+    """``cpu_small``, stopped earlier: a sweep of 24 such runs takes under half an hour on two processor cores."""
+    return with_changes(cpu_small(shards, steps=300), **changes)
+
+
+PRESETS = {
+    "cpu_small": cpu_small,
+    "cpu_ablation": cpu_ablation,
+    "tokenar_xl": train_tokenar_xl,
+    "released": train_released,
+}
 
 
 def with_changes(config: TrainConfig, **changes: object) -> TrainConfig:
@@ -285,6 +352,8 @@ def with_changes(config: TrainConfig, **changes: object) -> TrainConfig:
     values = config.model_dump()
     for key, value in changes.items():
         part, _, field = key.partition("__")
+        if field and not isinstance(values.get(part), dict):
+            raise UserError(f"{part}.{field}: these settings have no part {part!r}; set it as a whole")
         if field:
             values[part][field] = value
         else:
@@ -294,8 +363,13 @@ def with_changes(config: TrainConfig, **changes: object) -> TrainConfig:
 
 def read_train_config(path: str) -> TrainConfig:
     """A training configuration from a JSON file."""
+    return read_settings(path, TrainConfig)
+
+
+def read_settings(path: str, kind: type[Kind]) -> Kind:
+    """Settings of a kind from a JSON file; UserError with the first mistake."""
     try:
-        return TrainConfig.model_validate_json(Path(path).read_bytes())
+        return kind.model_validate_json(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSON file of settings") from error
     except ValidationError as error:

@@ -1,16 +1,18 @@
-"""Shards to encoded samples in memory, and the order in which training sees them."""
+"""Shards to encoded samples, the order in which training sees them, and each process's share of a batch."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample, expand_shards, read_shard
+from tokenar.teacher import Teacher
 from tokenar.text import TextEncoder
 from tokenar.tokenizers import ImageTokenizer, picture_tensor
 
@@ -18,13 +20,15 @@ from tokenar.tokenizers import ImageTokenizer, picture_tensor
 @dataclass
 class Encoded:
     """One sample as the model reads it: codes of R references and the background [R+1, N], text [text_tokens, C],
-    codes of the picture [N]."""
+    codes of the picture [N], the text's own positions [text_tokens] bool, and what the teacher sees [P, 768]."""
 
     sample_id: str
     prompt: str
     sources: Tensor
     text: Tensor
     picture: Tensor
+    text_mask: Tensor
+    teacher: Tensor | None = None
 
     @property
     def references(self) -> int:
@@ -33,11 +37,49 @@ class Encoded:
 
 @dataclass
 class Batch:
-    """Stacked samples with the same R: sources [B, R+1, N], text [B, text_tokens, C], picture [B, N]."""
+    """Stacked samples with the same R: sources [B, R+1, N], text [B, text_tokens, C], picture [B, N],
+    text_mask [B, text_tokens] bool, teacher [B, P, 768] or None."""
 
     sources: Tensor
     text: Tensor
     picture: Tensor
+    text_mask: Tensor
+    teacher: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """On a device; from pinned memory without waiting for it."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU copies from by itself."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        teacher = None if self.teacher is None else change(self.teacher)
+        return Batch(change(self.sources), change(self.text), change(self.picture), change(self.text_mask), teacher)
+
+
+class Samples(Protocol):
+    """What there is to train on: samples by number, each with its number of references and its id."""
+
+    references: list[int]
+    sample_ids: list[str]
+
+    def read(self, number: int, epoch: int | None = None) -> Encoded:
+        """Sample ``number`` as it comes in an epoch, or as it is."""
+        ...
+
+
+class InMemory:
+    """Samples as they are and in varied copies, of which every epoch shows another."""
+
+    def __init__(self, copies: list[list[Encoded]]):
+        self.copies = copies
+        self.references = [sample.references for sample in copies[0]]
+        self.sample_ids = [sample.sample_id for sample in copies[0]]
+
+    def read(self, number: int, epoch: int | None = None) -> Encoded:
+        return self.copies[0 if epoch is None else (number + epoch) % len(self.copies)][number]
 
 
 def read_samples(pattern: str, limit: int | None = None) -> Iterator[ShardSample]:
@@ -117,15 +159,20 @@ def as_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def encode(samples: Sequence[Resized], tokenizer: ImageTokenizer, text: TextEncoder) -> list[Encoded]:
-    """Codes and text features of every sample."""
-    features = text.encode([sample.prompt for sample in samples])
+def encode(
+    samples: Sequence[Resized], tokenizer: ImageTokenizer, text: TextEncoder, teacher: Teacher | None = None
+) -> list[Encoded]:
+    """Codes and text features of every sample, and what the teacher sees in its target."""
+    features, masks = text.encode_with_mask([sample.prompt for sample in samples])
     lengths = [len(sample.pixels) for sample in samples]
     coded = tokenizer.encode(as_float(torch.cat([sample.pixels for sample in samples]))).split(lengths)
-    encoded = []
-    for sample, row, codes in zip(samples, features, coded, strict=True):
-        encoded.append(Encoded(sample.sample_id, sample.prompt, codes[:-1], row, codes[-1]))
-    return encoded
+    seen: Sequence[Tensor | None] = [None] * len(samples)
+    if teacher is not None:
+        seen = list(teacher.encode(as_float(torch.stack([sample.pixels[-1] for sample in samples]))))
+    return [
+        Encoded(sample.sample_id, sample.prompt, codes[:-1], row.float(), codes[-1], mask, target)
+        for sample, row, mask, codes, target in zip(samples, features, masks, coded, seen, strict=True)
+    ]
 
 
 def encode_sample(sample: ShardSample, tokenizer: ImageTokenizer, text: TextEncoder, max_references: int) -> Encoded:
@@ -136,10 +183,13 @@ def encode_sample(sample: ShardSample, tokenizer: ImageTokenizer, text: TextEnco
 
 def collate(samples: Sequence[Encoded]) -> Batch:
     """Stack samples that have the same number of references."""
+    teachers = [sample.teacher for sample in samples if sample.teacher is not None]
     return Batch(
         torch.stack([sample.sources for sample in samples]),
         torch.stack([sample.text for sample in samples]),
         torch.stack([sample.picture for sample in samples]),
+        torch.stack([sample.text_mask for sample in samples]),
+        torch.stack(teachers) if teachers else None,
     )
 
 
@@ -165,7 +215,19 @@ def rank_share(batch: Sequence[int], rank: int, world: int) -> list[int]:
     return list(batch[rank::world])
 
 
-@dataclass
+def rank_parts(count: int, batch: int, rank: int, world: int, accumulation: int) -> list[list[int]]:
+    """One process's share of a batch of ``count`` samples in parts, as places in the batch.
+
+    Every process has the same number of parts, as they compute together; one that is short of samples has empty
+    parts. A part has at most as many samples as in a full batch of ``batch`` cut by processes and ``accumulation``.
+    """
+    size = -(-batch // (world * accumulation))
+    mine = rank_share(range(count), rank, world)
+    rounds = -(-len(range(0, count, world)) // size)
+    return [mine[number * size : (number + 1) * size] for number in range(rounds)]
+
+
+@dataclass(frozen=True)
 class Position:
     """Where training stands in the data: the next batch is number ``batch`` of ``epoch``."""
 
@@ -188,7 +250,7 @@ class Order:
             self._epoch = self.position.epoch
             self._batches = epoch_batches(self.references, self.batch, self.seed, self._epoch)
         chosen = self._batches[self.position.batch]
-        self.position.batch += 1
-        if self.position.batch == len(self._batches):
-            self.position = Position(self.position.epoch + 1, 0)
+        batch = self.position.batch + 1
+        whole = batch == len(self._batches)
+        self.position = Position(self.position.epoch + 1, 0) if whole else Position(self.position.epoch, batch)
         return chosen

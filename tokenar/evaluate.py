@@ -22,9 +22,9 @@ from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample
 from tokenar import data, metrics
-from tokenar.checkpoint import Model, load_model, write_atomically
 from tokenar.config import SampleConfig
 from tokenar.generate import sample as draw_samples
+from tokenar.model_folder import Model, load_model, write_atomically
 from tokenar.progress import Progress
 from tokenar.tokenizers import picture_tensor, tensor_picture
 
@@ -167,11 +167,11 @@ def _loss(item: ShardSample, model: Model | None) -> dict[str, float]:
         return {}
     encoded = data.encode_sample(item, model.tokenizer, model.text, model.net.config.max_references)
     device = model.net.norm.weight.device
-    batch = data.collate([encoded])
-    sources, picture = batch.sources.to(device), batch.picture.to(device)
-    wanted = model.net.target_tokens(sources, picture)[0]
-    losses = F.cross_entropy(model.net(sources, batch.text.to(device), picture)[0], wanted, reduction="none")
-    return {"loss": losses.mean().item(), "loss_target": losses[-picture.shape[1] :].mean().item()}
+    batch = data.collate([encoded]).to(device)
+    wanted = model.net.target_tokens(batch.sources, batch.picture)[0]
+    logits = model.net(batch.sources, batch.text, batch.picture, text_mask=batch.text_mask)[0]
+    losses = F.cross_entropy(logits, wanted, reduction="none")
+    return {"loss": losses.mean().item(), "loss_target": losses[-batch.picture.shape[1] :].mean().item()}
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from tokenar import data
-from tokenar.checkpoint import Model, load_model, write_atomically
 from tokenar.config import SampleConfig
 from tokenar.model import KeyValueCache, TokenAR
+from tokenar.model_folder import Model, load_model, write_atomically
 from tokenar.progress import Progress
 from tokenar.tokenizers import tensor_picture
 
@@ -176,9 +176,11 @@ def sample(
     total = sum(drawn_tokens(net, samples[chosen[0]].references, config) for chosen in batches)
     with Progress("sample", total, every=net.config.image_tokens, show=not quiet) as bar:
         for chosen in batches:
-            batch = data.collate([samples[i] for i in chosen])
+            batch = data.collate([samples[i] for i in chosen]).to(device)
             seeds = [config.seed + i for i in chosen]
-            codes = generate(net, batch.sources.to(device), batch.text.to(device), seeds, config, bar.advance)
+            codes = generate(
+                net, batch.sources, batch.text, seeds, config, bar.advance, text_mask=batch.text_mask
+            )  # fmt: skip
             for i, seed, pixels in zip(chosen, seeds, loaded.tokenizer.decode(codes.cpu()), strict=True):
                 file = f"{samples[i].sample_id}.png"
                 record = {"sample_id": samples[i].sample_id, "file": file, "prompt": samples[i].prompt,

@@ -11,6 +11,7 @@ Where the release contradicts the paper or itself, ModelConfig has a field (see 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,14 @@ from tokenar.positions import (
     layout_rotary,
     make_layout,
     null_rows,
+    padding_last,
     source_ids,
 )
 from tokenar.published import PublishedModel
 
 TEACHER_WIDTH = 768
+Scorer = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From hidden states [B, E N, D], the output head [V, D] and the tokens to predict [B, E N]: what to give back."""
 
 
 class RMSNorm(nn.Module):
@@ -301,10 +305,29 @@ class TokenAR(nn.Module, PublishedModel):
             cache.filled += x.shape[1]
         return self.norm(x)
 
+    def whole(self, x: Tensor, layout: Layout, text_mask: Tensor | None, text_dropped: Tensor | None) -> Tensor:
+        """Hidden states of all positions of a sequence at once, [B, T, D] -> [B, T, D]; ``mask`` tells of the others.
+
+        Padding that nobody may see is moved behind everything else, where causal attention hides it without a mask:
+        the fast attention kernels take none. Only a model without instruct tokens predicts from a padding position.
+        """
+        config, length, rotary = self.config, x.shape[1], self.tables(layout)[0][: x.shape[1]]
+        moved = config.text_padding == "masked" and config.source_attention == "causal" and config.instruct_tokens
+        if not moved or text_mask is None:
+            return self.hidden(x, rotary, mask=self.mask(layout, length, text_mask, text_dropped))
+        kept = text_mask if text_dropped is None else text_mask | text_dropped[:, None]
+        order = padding_last(layout, length, kept)[..., None]
+        hidden = self.hidden(x.gather(1, order.expand_as(x)), rotary[order[..., 0]][:, None])
+        return hidden.gather(1, order.argsort(dim=1).expand_as(x))
+
+    @property
+    def head(self) -> Tensor:
+        """The output head, [V, D]."""
+        return self.tok_embeddings.weight if self.output is None else self.output.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] float32."""
-        head = self.tok_embeddings if self.output is None else self.output
-        return F.linear(hidden, head.weight).float()
+        return F.linear(hidden, self.head).float()
 
     def copies(self, sources: Tensor) -> Tensor:
         """What is predicted before the picture, [B, copies N] codes: with disentanglement the references."""
@@ -325,6 +348,7 @@ class TokenAR(nn.Module, PublishedModel):
         text_mask: Tensor | None = None,
         instruct: Tensor | None = None,
         with_features: bool = False,
+        score: Scorer | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits [B, E N, V] float32, only where a target token is predicted (spec/tokenar.md section 3).
 
@@ -332,18 +356,19 @@ class TokenAR(nn.Module, PublishedModel):
         picture [B, N] int64. ``draws`` [B] are uniform numbers of the caller's generator that decide the guidance
         drops; in evaluation mode, or without them, nothing is dropped. ``text_mask`` [B, text_tokens] bool is needed
         with masked padding, ``instruct`` [B] in special mode. ``with_features`` asks for the pair (logits, alignment
-        features [B, n, 768]), the features from where the picture's own tokens are predicted.
+        features [B, n, 768]), the features from where the picture's own tokens are predicted. What ``score`` makes of
+        the hidden states comes in place of the logits, which in training are the largest thing in memory.
         """
         layout = self.layout_of(sources)
         image_dropped = text_dropped = None
         if self.training and draws is not None:
             image_dropped, text_dropped = drop_decisions(draws, drops or DropConfig())
         prefix = self.embed_prefix(sources, text, image_dropped, text_dropped, instruct)
-        target = self.embed_target(self.target_tokens(sources, picture)[:, :-1], layout)
-        length = layout.total - 1
-        mask = self.mask(layout, length, text_mask, text_dropped)
-        hidden = self.hidden(torch.cat([prefix, target], dim=1), self.tables(layout)[0][:length], mask=mask)
-        logits = self.logits(hidden[:, layout.prefix - 1 :])
+        wanted = self.target_tokens(sources, picture)
+        target = self.embed_target(wanted[:, :-1], layout)
+        hidden = self.whole(torch.cat([prefix, target], dim=1), layout, text_mask, text_dropped)
+        scored = hidden[:, layout.prefix - 1 :]
+        logits = self.logits(scored) if score is None else score(scored, self.head, wanted)
         if not with_features:
             return logits
         if self.alignment is None:

@@ -196,8 +196,21 @@ def attention_mask(layout: Layout, length: int, text_mask: torch.Tensor | None) 
     return mask & seen[:, None, None, :]
 
 
+def padding_last(layout: Layout, length: int, text_mask: torch.Tensor) -> torch.Tensor:
+    """Order of the first ``length`` positions in which the text's padding comes last, [B, length] int64.
+
+    ``text_mask`` [B, text_tokens] bool is True at the text's own positions; what is not moved keeps its order.
+    """
+    moved = torch.zeros(len(text_mask), length, dtype=torch.bool, device=text_mask.device)
+    moved[:, layout.source_tokens : layout.source_tokens + layout.config.text_tokens] = ~text_mask
+    return moved.int().argsort(dim=1, stable=True)
+
+
 def apply_rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Turn neighbouring pairs of ``x`` [B, H, T, head_width] by ``table`` [T, head_width / 2, 2]; in float32."""
+    """Turn neighbouring pairs of ``x`` [B, H, T, head_width] by ``table`` [T, head_width / 2, 2]; in float32.
+
+    With a table for every sample it is [B, 1, T, head_width / 2, 2].
+    """
     even, odd = x.float()[..., 0::2], x.float()[..., 1::2]
     cos, sin = table[..., 0], table[..., 1]
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)

@@ -10,25 +10,15 @@ from functools import cached_property
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from tokenar.encoder_config import TeacherConfig
 from tokenar.frozen import fingerprint, load_pretrained, transformers
 
 SIDE = 224
 SHORTEST_EDGE = 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, channel by channel."""
-
-
-class TeacherConfig(BaseModel):
-    """``model`` is a folder or a Hugging Face id of a DINOv2 whose files are on this machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = Field(default="facebook/dinov2-base", min_length=1)
-    revision: str = Field(default="main", min_length=1)
-    whole: bool = Field(default=False, description="show the whole picture, not the middle 87.5 % as published")
 
 
 def teacher_pixels(pictures: Tensor, whole: bool = False) -> Tensor:

@@ -13,10 +13,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from tokenar.config import TextConfig
+from tokenar.encoder_config import T5Config, TextConfig
 from tokenar.frozen import LOCAL, cannot_load, fingerprint, load_pretrained, transformers
 
 
@@ -28,6 +27,10 @@ class TextEncoder(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> [B, tokens, width] float32."""
+        ...
+
+    def encode_with_mask(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B prompts -> (features [B, tokens, width], [B, tokens] bool, True where a prompt is)."""
         ...
 
 
@@ -59,16 +62,10 @@ class HashedWords:
                 features[row, column] = word_vector(word, self.width)
         return torch.from_numpy(features)
 
-
-class T5Config(BaseModel):
-    """``model`` is a folder or a Hugging Face id of a T5 whose files are on this machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = Field(default="google/flan-t5-xl", min_length=1)
-    revision: str = Field(default="main", min_length=1)
-    tokens: int = Field(default=120, ge=1, description="longer prompts are cut, shorter ones padded on the right")
-    clean: bool = Field(default=False, description="clean captions first; the published model reads them as they are")
+    def encode_with_mask(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B prompts -> (features as from ``encode``, [B, tokens] bool, True where there is a word)."""
+        features = self.encode(prompts)
+        return features, features.any(dim=-1)
 
 
 class T5Encoder:

@@ -6,35 +6,46 @@ checkpoint needs no generator state, and a resumed run draws what an uninterrupt
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
 
 from data_schemas.errors import UserError
 from tokenar import checkpoint, data
 from tokenar.config import TrainConfig
+from tokenar.inputs import load_inputs
+from tokenar.log import Log, Speed, profiler, wandb_module
 from tokenar.model import TokenAR
 from tokenar.parallel import Workers, workers
+from tokenar.prefetch import Prefetched
 from tokenar.progress import Progress
+from tokenar.published import load_published
 from tokenar.signals import StopSignal, stop_signals
-from tokenar.text import HashedWords
-from tokenar.tokenizers import PatchCodebook
+from tokenar.step import Part, Step, Work
+from tokenar.validate import draw_samples, fixed_subset, validate
 
-RUN_FILES = ("checkpoints", "tensorboard", "model", "metrics.jsonl", "summary.json", "tokenizer.safetensors")
-MAY_CHANGE = {"steps", "log_every", "eval_every", "save_every", "keep", "out"}
-"""Settings that a resumed run may have different. With the cosine schedule ``steps`` bends the rest of the curve."""
+RUN_FILES = (
+    "checkpoints", "tensorboard", "model", "pictures", "profile", "wandb", "wandb-id.txt", "metrics.jsonl",
+    "summary.json", "tokenizer.safetensors",
+)  # fmt: skip
+MAY_CHANGE = {
+    "steps", "log_every", "eval_every", "pictures_every", "pictures", "save_every", "keep", "out", "wandb", "profile",
+    "accumulation", "parallel", "compile", "activation_checkpointing",
+}  # fmt: skip
+"""Settings that a resumed run may have different. With a falling schedule ``steps`` bends the rest of the curve; the
+last line's change the order of sums and so the last digits."""
+BASELINE_SAMPLES = 1000
+READERS = 4
+"""Threads that read ahead; samples in memory need one."""
+STOP_EVERY = 5
+"""Steps between two looks at other processes' signals on GPUs, as every look waits for the device."""
 
 
 def train(
@@ -50,38 +61,22 @@ def train(
     whole checkpoint; ``overwrite`` first removes what an earlier run left. Raises UserError for data, folders and
     settings that cannot be used, and for a loss that is not finite.
     """
-    with workers() as group, _deterministic(), stop_signals() as stop:
+    if config.wandb:
+        wandb_module()  # told before any work
+    with workers() as group, _repeatable(config), stop_signals() as stop:
         return _Trainer(config, group, stop, progress, resume, overwrite).run()
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    """Deterministic kernels and untouched global random numbers for the caller."""
+def _repeatable(config: TrainConfig) -> Iterator[None]:
+    """Deterministic kernels if asked for, and untouched global random numbers for the caller."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng():
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step 0, 1, ...: linear warm-up, then constant or a cosine down to 5 %."""
-    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    if config.schedule == "constant":
-        return config.lr * warm
-    return config.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-
-
-def make_optimizer(net: TokenAR, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in two groups (spec section 10): tensors of two or more dimensions decay, the norms do not."""
-    parameters = list(net.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8)
 
 
 def unigram(train_tokens: Tensor, other: Tensor | None, vocabulary: int) -> tuple[float, float | None]:
@@ -99,6 +94,33 @@ def unigram(train_tokens: Tensor, other: Tensor | None, vocabulary: int) -> tupl
     return entropy, -smooth[other.flatten()].mean().item()
 
 
+def shares(
+    order: data.Order, first: int, samples: data.Samples, config: TrainConfig, net: TokenAR, group: Workers
+) -> Prefetched[Any, Work]:
+    """One process's work of step ``first`` and on, without end, read ahead in threads."""
+
+    def batches() -> Iterator[tuple[int, int, list[int], data.Position]]:
+        step = first
+        while True:
+            epoch, chosen = order.position.epoch, order.next()
+            yield step, epoch, chosen, order.position
+            step += 1
+
+    def read(item: tuple[int, int, list[int], data.Position]) -> Work:
+        step, epoch, chosen, behind = item
+        draws = torch.rand(len(chosen), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
+        parts = []
+        for places in data.rank_parts(len(chosen), config.batch, group.rank, group.world, config.accumulation):
+            taken = places or [0]
+            batch = data.collate([samples.read(chosen[i], epoch) for i in taken])
+            batch = batch.pinned() if group.device.type == "cuda" else batch
+            parts.append(Part(batch, draws[taken], counted=int(bool(places))))
+        references = samples.references[chosen[0]]
+        return Work(step, parts, len(chosen), len(chosen) * net.layout(references).target_tokens, references, behind)
+
+    return Prefetched(batches(), read, 1 if isinstance(samples, data.InMemory) else READERS)
+
+
 class _Trainer:
     """One run. The order of the calls in ``run`` is the order of events."""
 
@@ -113,33 +135,37 @@ class _Trainer:
     ):
         self.config, self.group, self.stop, self.progress = config, group, stop, progress
         self.out = Path(config.out)
-        self.state = self._open_out(resume, overwrite)
-        self.step = 0
         self.begun = time.monotonic()
+        self.done = 0  # steps
+        self.best: float | None = None  # validation loss so far
+        self.last: dict[str, Any] = {}
+        self.validation: dict[str, float] = {}
+        self._open_out(resume, overwrite)
+        self.checkpoints = checkpoint.Checkpoints(self.out, config.keep, group)
+        self.step, self.facts = self._build(resume)
 
     def run(self) -> dict[str, Any]:
-        self._load_data(resumed=self.state is not None)
-        self._build()
-        if self.group.first:
-            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step or None)
-            self._open_metrics()
-        name = "train"
-        options = {"every": self.config.log_every, "initial": self.step, "show": self.group.first}
-        with Progress(name, self.config.steps, **options) as bar:  # type: ignore[arg-type]
-            self._loop(bar)
-        summary = self._finish()
-        self.group.wait()
+        config, group = self.config, self.group
+        self._load_data()
+        stream = shares(self.order, self.done, self.inputs.train, config, self.step.net, group)
+        bar = Progress("train", config.steps, every=config.log_every, initial=self.done, show=group.first)
+        with stream, bar, profiler(config, group) as traced:
+            try:
+                self._open_log()
+                self._loop(stream, bar, traced)
+                summary = self._finish()
+            except BaseException:
+                with suppress(UserError):  # the first mistake is told, but what was being saved is saved
+                    self.checkpoints.wait()
+                raise
+        group.wait()
         return summary
 
     # Preparation
 
-    def _open_out(self, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-        """Check the run folder; the checkpoint to continue from, if any."""
-        state = None
-        if resume:
-            state = checkpoint.newest_checkpoint(self.out)
-            _same_settings(self.config, json.loads(state["config"]), self.out)
-        elif self.group.first:
+    def _open_out(self, resume: bool, overwrite: bool) -> None:
+        """Make the run folder, or check that the one there may be used."""
+        if self.group.first and not resume:
             if self.out.exists() and not self.out.is_dir():
                 raise UserError(f"{self.out}: is a file; give another --out")
             if overwrite:
@@ -156,208 +182,169 @@ class _Trainer:
             except OSError as error:
                 raise UserError(f"{self.out}: cannot be made ({error.strerror}); give another --out") from error
         self.group.wait()
-        return state
 
-    def _load_data(self, resumed: bool) -> None:
-        """Read the shards, fit or load the tokenizer, and encode everything once."""
-        config = self.config
-        size, most = config.tokenizer.image_size, config.model.max_references
-        train_set = data.read_resized(config.shards, size, most)
-        val_set = data.read_resized(config.val_shards, size, most) if config.val_shards else []
-        varied = data.variations(train_set, config.variations, config.tokenizer.patch, config.seed)
-        path = self.out / "tokenizer.safetensors"
-        if self.group.first and not resumed:
-            fitted = torch.cat([sample.pixels for copy in varied[:2] for sample in copy])
-            codebook = PatchCodebook.fit(config.tokenizer, data.as_float(fitted))
-            checkpoint.write_atomically(path, codebook.save)
-        self.group.wait()
-        self.tokenizer = PatchCodebook.load(path)
-        text = HashedWords(config.text)
-        self.copies = [data.encode(copy, self.tokenizer, text) for copy in varied]
-        self.val_set = data.encode(val_set, self.tokenizer, text) if val_set else []
-        names = "\n".join(sample.sample_id for sample in train_set)
-        self.data_digest = hashlib.sha256(names.encode()).hexdigest()
-
-    def _build(self) -> None:
-        """Network, optimiser and order, new or from the checkpoint."""
+    def _build(self, resume: bool) -> tuple[Step, dict[str, Any] | None]:
+        """Network and optimiser, new or from the newest checkpoint, with what that says of the run."""
         config = self.config
         torch.manual_seed(config.seed)
-        self.net = TokenAR(config.model).to(self.group.device)
-        self.optimizer = make_optimizer(self.net, config)
-        position = data.Position()
-        if self.state is not None:
-            if self.state["data"] != self.data_digest:
-                raise UserError(f"{config.shards}: other samples than the run began with; start again with --overwrite")
-            self.net.load_state_dict(self.state["model"])
-            self.optimizer.load_state_dict(self.state["optimizer"])
-            self.step = self.state["step"]
-            position = data.Position(self.state["epoch"], self.state["batch"])
-            self.state = None
-        references = [sample.references for sample in self.copies[0]]
-        self.order = data.Order(references, config.batch, config.seed, position)
-        self.parallel: nn.Module = self.net
-        if self.group.world > 1:
-            self.parallel = DistributedDataParallel(self.net)
+        net = TokenAR(config.model).to(self.group.device)
+        if config.start_from and not resume:
+            load_published(net, config.start_from)
+        step = Step(net, config, self.group)
+        if not resume:
+            return step, None
+        facts = self.checkpoints.load(net, step.optimizer, step.averages)
+        _same_settings(config, json.loads(facts["config"]), self.out)
+        self.done, self.best = facts["step"], facts["best"]
+        return step, facts
 
-    def _open_metrics(self) -> None:
-        """Drop rows that a stopped run wrote after its last checkpoint; a new run begins with the unigram figures."""
-        path = self.out / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if self.step and path.exists() else []
-        kept = [row for row in rows if row["step"] <= self.step]
-        checkpoint.write_atomically(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in kept)))
-        self.baseline = self._baseline()
-        if not self.step:
-            self._record({"step": 0, **self.baseline, "parameters": sum(p.numel() for p in self.net.parameters())})
+    def _load_data(self) -> None:
+        """Open or encode the samples, and go to the place in them."""
+        config, facts, position = self.config, self.facts, data.Position()
+        self.inputs = load_inputs(config, self.group, self.out / "tokenizer.safetensors", resumed=facts is not None)
+        if config.pictures_every and self.inputs.tokenizer is None:
+            raise UserError("pictures_every: there is no tokenizer to draw with; set tokenizer_weights, or 0")
+        if facts is not None:
+            if (facts["data"], facts["encoders"]) != (self.inputs.digest, self.inputs.encoders):
+                raise UserError(f"{config.shards}: other samples than the run began with; start again with --overwrite")
+            position = data.Position(facts["epoch"], facts["batch"])
+        self.position = position
+        self.order = data.Order(self.inputs.train.references, config.batch, config.seed, position)
+
+    def _open_log(self) -> None:
+        """A new run's log begins with the unigram figures."""
+        self.log = Log(self.config, self.done, self.progress) if self.group.first else None
+        self.speed = Speed(self.step.net, self.config, self.group)
+        self.baseline = self._baseline() if self.log else {}
+        if self.log and not self.done:
+            parameters = sum(p.numel() for p in self.step.net.parameters())
+            self.log.record({"step": 0, **self.baseline, "parameters": parameters})
 
     def _baseline(self) -> dict[str, Any]:
-        """Unigram figures of the scored tokens, and of the picture's tokens alone."""
-        vocabulary = self.config.model.vocabulary
+        """Unigram figures of the scored tokens, and of the picture's tokens alone; of many samples a fixed part."""
+        net, inputs = self.step.net, self.inputs
 
-        def scored(samples: list[data.Encoded], picture_only: bool) -> Tensor | None:
-            if not samples:
+        def scored(samples: data.Samples | None, picture_only: bool) -> Tensor | None:
+            if samples is None:
                 return None
-            parts = [s.picture if picture_only else self.net.target_tokens(s.sources[None], s.picture[None])[0]
-                     for s in samples]  # fmt: skip
-            return torch.cat(parts)
+            numbers = fixed_subset(len(samples.references), BASELINE_SAMPLES)
+            some = [samples.read(number) for number in numbers]
+            if picture_only:
+                return torch.cat([s.picture for s in some])
+            return torch.cat([net.target_tokens(s.sources[None], s.picture[None])[0] for s in some])
 
         rows: dict[str, Any] = {}
         for suffix, only in (("", False), ("_target", True)):
-            tokens = scored(self.copies[0], only)
+            tokens = scored(inputs.train, only)
             assert tokens is not None
-            entropy, cross = unigram(tokens, scored(self.val_set, only), vocabulary)
+            entropy, cross = unigram(tokens, scored(inputs.val, only), self.config.model.vocabulary)
             rows |= {f"unigram_entropy{suffix}": entropy, f"val_unigram_cross_entropy{suffix}": cross}
         return rows
 
     # The loop
 
-    def _loop(self, bar: Progress) -> None:
+    def _loop(self, stream: Prefetched[Any, Work], bar: Progress, traced: Callable[[], None]) -> None:
         config = self.config
-        window, samples, tokens = time.monotonic(), 0, 0
-        self.last: dict[str, Any] = {}
-        while self.step < config.steps and not self.group.any(self.stop.received):
-            chosen = self.order.position.epoch, self.order.next()
-            loss, norm, rate = self._update(*chosen)
-            self.step += 1
-            samples += len(chosen[1])
-            tokens += len(chosen[1]) * self.net.layout(self.copies[0][chosen[1][0]].references).target_tokens
-            if self.group.first and (self.step % config.log_every == 0 or self.step == config.steps):
-                seconds = time.monotonic() - window
-                self.last = {
-                    "step": self.step, "loss": loss, "samples_per_s": samples / seconds,
-                    "tokens_per_s": tokens / seconds, "lr": rate, "grad_norm": norm,
-                }  # fmt: skip
-                self._record(self.last)
-                window, samples, tokens = time.monotonic(), 0, 0
-            spent = self.last.get("samples_per_s")
-            bar.advance(f"loss {loss:.3f}" + (f"  {spent:.1f} samples/s" if spent else ""))
+        while self.done < config.steps and not self._stopped():
+            work = next(stream)
+            rate = self.step.update(work)
+            self.done, self.position = self.done + 1, work.behind
+            self.speed.count(work.samples, work.scored_tokens, work.references)
+            if self.done % config.log_every == 0 or self.done == config.steps:
+                self._log_row(work, rate, stream.waited)
+            shown = self.last
+            bar.advance(f"loss {shown['loss']:.3f}  {shown['samples_per_s']:.1f} samples/s" if shown else "")
             self._evaluate_and_save(bar)
+            traced()
 
-    def _update(self, epoch: int, chosen: list[int]) -> tuple[float, float, float]:
-        """One optimiser step on a batch; (mean loss over all processes, gradient norm, learning rate)."""
-        config, group, step = self.config, self.group, self.step
-        draws = torch.rand(len(chosen), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
-        torch.manual_seed((config.seed * 1_000_003 + step) * group.world + group.rank)
-        mine = data.rank_share(range(len(chosen)), group.rank, group.world)
-        share = mine or [0]  # a last batch smaller than the number of processes: take part with weight zero
-        batch = data.collate([self._pick(chosen[i], epoch) for i in share])
-        self.parallel.train()
-        loss = self._loss_sum(batch, draws[share]) * (len(mine) > 0)
-        layout = self.net.layout(batch.sources.shape[1] - 1)
-        loss = loss / (len(chosen) * layout.target_tokens)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss * group.world).backward()
-        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), config.clip))
-        total = float(group.total(loss.detach().clone()))
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise UserError(
-                f"the loss is not finite at step {step + 1}; set a lower --lr and continue with --overwrite"
-            )
-        rate = learning_rate(config, step)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
-        self.optimizer.step()
-        return total, norm, rate
+    def _stopped(self) -> bool:
+        """Whether some process was asked to stop."""
+        group = self.group
+        if group.world > 1 and group.device.type == "cuda" and self.done % STOP_EVERY:
+            return False
+        return group.any(self.stop.received)
 
-    def _pick(self, number: int, epoch: int) -> data.Encoded:
-        """Sample ``number`` in the copy that is its turn in this epoch."""
-        return self.copies[(number + epoch) % len(self.copies)][number]
-
-    def _loss_sum(self, batch: data.Batch, draws: Tensor) -> Tensor:
-        device = self.group.device
-        sources, picture = batch.sources.to(device), batch.picture.to(device)
-        logits = self.parallel(sources, batch.text.to(device), picture, draws.to(device), self.config.drops)
-        wanted = self.net.target_tokens(sources, picture)
-        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Mean cross entropy of the validation samples in nats: all scored tokens, the picture's, the references'."""
-        self.net.eval()
-        sums = {"val_loss": [0.0, 0], "val_loss_target": [0.0, 0], "val_loss_references": [0.0, 0]}
-        n = self.config.model.image_tokens
-        for chosen in data.epoch_batches([s.references for s in self.val_set], self.config.batch, 0, 0):
-            batch = data.collate([self.val_set[i] for i in chosen])
-            device = self.group.device
-            sources, picture = batch.sources.to(device), batch.picture.to(device)
-            logits = self.net(sources, batch.text.to(device), picture)
-            wanted = self.net.target_tokens(sources, picture)
-            losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-            for key, part in zip(sums, (losses, losses[:, -n:], losses[:, :-n]), strict=True):
-                sums[key][0] += part.sum().item()
-                sums[key][1] += part.numel()
-        return {key: total / count for key, (total, count) in sums.items() if count}
+    def _log_row(self, work: Work, rate: float, waited: float) -> None:
+        found = self.step.read(work)
+        self.last = {"step": self.done, **found, "lr": rate, **self.speed.row(waited)}
+        if self.log:
+            self.log.record(self.last)
+        self.step.check()
 
     def _evaluate_and_save(self, bar: Progress) -> None:
-        """Whatever is due after a step, on the first process."""
-        config, last = self.config, self.step == self.config.steps
-        if not self.group.first:
-            return
-        due = last or (config.eval_every and self.step % config.eval_every == 0)
-        if self.val_set and due:
-            row = {"step": self.step, **self.validate()}
-            self._record(row)
+        """Whatever is due after a step."""
+        config, last, best = self.config, self.done == self.config.steps, False
+        if self.inputs.val and (last or (config.eval_every and self.done % config.eval_every == 0)):
+            best = self._validate(bar)
+        if config.pictures_every and self.done % config.pictures_every == 0:
+            self._draw()
+        if last or best or self.done % config.save_every == 0:
+            self._save(best)
+
+    def _validate(self, bar: Progress) -> bool:
+        """Log the validation losses, of the averaged weights if there are; whether they are the best so far."""
+        assert self.inputs.val is not None
+        with self._averaged():
+            self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
+        loss = self.validation["val_loss"]
+        best = self.best is None or loss < self.best
+        self.best = loss if best else self.best
+        if self.log:
+            self.log.record({"step": self.done, **self.validation})
             baseline = self.baseline["val_unigram_cross_entropy"]
-            bar.line(f"step {self.step}  validation loss {row['val_loss']:.3f}  (unigram {baseline:.3f})")
-        if last or self.step % config.save_every == 0:
-            self._save()
+            bar.line(f"step {self.done}  validation loss {loss:.3f}  (unigram {baseline:.3f})")
+        return best
+
+    def _draw(self) -> None:
+        """A sheet of drawn validation samples in ``out/pictures``."""
+        if not self.log:
+            return
+        assert self.inputs.val is not None
+        assert self.inputs.tokenizer is not None
+        with self._averaged():
+            drawn = draw_samples(self.step.net, self.inputs.tokenizer, self.inputs.val, self.config)
+        path = self.out / "pictures" / f"step-{self.done:06d}.png"
+        checkpoint.write_atomically(path, lambda temporary: drawn.save(temporary, format="png"))
+        self.log.picture(self.done, drawn)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.step.average.swapped() if self.step.average else nullcontext()
 
     # What is written
 
-    def _record(self, row: dict[str, Any]) -> None:
-        with open(self.out / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if key != "step" and value is not None:
-                self.writer.add_scalar(key, value, row["step"])
-        if self.progress is not None:
-            self.progress(row)
-
-    def _save(self) -> None:
-        state = {
-            "step": self.step, "model": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "epoch": self.order.position.epoch, "batch": self.order.position.batch, "data": self.data_digest,
-            "config": self.config.model_dump_json(),
+    def _save(self, best: bool = False) -> None:
+        self.step.check()
+        facts = {
+            "epoch": self.position.epoch, "batch": self.position.batch, "data": self.inputs.digest,
+            "encoders": self.inputs.encoders, "best": self.best, "config": self.config.model_dump_json(),
         }  # fmt: skip
-        checkpoint.save_checkpoint(self.out, state, self.config.keep)
+        step = self.step
+        self.checkpoints.save(self.done, step.net, step.optimizer, facts, step.averages, best)
 
     def _finish(self) -> dict[str, Any]:
         """Save and sum up; the model folder only once the run is whole."""
-        finished = self.step >= self.config.steps
+        finished = self.done >= self.config.steps
         summary: dict[str, Any] = {
-            "out": str(self.out), "finished": finished, "steps": self.step, "signal": self.stop.number,
-            "seconds": round(time.monotonic() - self.begun, 1),
+            "out": str(self.out), "finished": finished, "steps": self.done, "signal": self.stop.number,
         }  # fmt: skip
-        if not self.group.first:
-            return summary
+        self._save()
         if finished:
-            checkpoint.save_model(self.out / "model", self.net, self.tokenizer, self.config.text)
-            validation = self.validate() if self.val_set else {}
-            summary |= {"model": str(self.out / "model"), "loss": self.last.get("loss"), **validation, **self.baseline}
-        else:
-            self._save()
+            if self.inputs.val and not self.validation:
+                with self._averaged():
+                    self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
+            checkpoint.save_model(
+                self.out / "model", self.step.net, self.inputs.tokenizer, self.config.text,
+                ema=self.step.averages, first=self.group.first,
+            )  # fmt: skip
+            summary |= {"loss": self.last.get("loss"), **self.validation}
+        self.checkpoints.wait()
+        summary["seconds"] = round(time.monotonic() - self.begun, 1)
+        if not self.log:
+            return summary
+        summary |= ({"model": str(self.out / "model")} if finished else {}) | self.baseline
         content = json.dumps(summary, indent=2) + "\n"
         checkpoint.write_atomically(self.out / "summary.json", lambda path: path.write_text(content))
-        self.writer.close()
+        self.log.close()
         return summary
 
 

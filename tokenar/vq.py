@@ -13,15 +13,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_schemas.errors import UserError
+from tokenar.encoder_config import VQ_GROUPS, VqConfig
+from tokenar.encoder_config import vq8 as vq8
+from tokenar.encoder_config import vq16 as vq16
 from tokenar.frozen import fingerprint
 
-GROUPS = 32
 ENCODER_RES_BLOCKS = 2
 DECODER_RES_BLOCKS = 3
 USAGE_COUNTS = 65536
@@ -30,50 +31,11 @@ SEARCH_ROWS = 2048
 """Latent vectors compared with the whole codebook at once: 128 MB for 16384 codes."""
 
 
-class VqConfig(BaseModel):
-    """Widths of a VQ tokenizer; ``ch_mult`` has one factor of ``base_channels`` a level, finest first."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ch_mult: tuple[int, ...] = Field(min_length=1)
-    base_channels: int = Field(default=128, ge=GROUPS, multiple_of=GROUPS)
-    z_channels: int = Field(default=256, ge=1)
-    codebook_size: int = Field(default=16384, ge=2)
-    codebook_embed_dim: int = Field(default=8, ge=1)
-
-    @field_validator("ch_mult")
-    @classmethod
-    def _positive(cls, factors: tuple[int, ...]) -> tuple[int, ...]:
-        if min(factors) < 1:
-            raise ValueError("every factor must be at least 1")
-        return factors
-
-    @property
-    def reduction(self) -> int:
-        """Pixels a token, along one side."""
-        return 2 ** (len(self.ch_mult) - 1)
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of every level, finest first."""
-        return [self.base_channels * factor for factor in self.ch_mult]
-
-
-def vq16() -> VqConfig:
-    """16 x 16 pixels a token: LlamaGen's ``vq_ds16_t2i.pt``, the tokenizer of the published TokenAR."""
-    return VqConfig(ch_mult=(1, 1, 2, 2, 4))
-
-
-def vq8() -> VqConfig:
-    """8 x 8 pixels a token: LlamaGen's VQ-8."""
-    return VqConfig(ch_mult=(1, 2, 2, 4))
-
-
 # The network
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+    return nn.GroupNorm(VQ_GROUPS, channels, eps=1e-6)
 
 
 def _conv3(channels: int, out: int) -> nn.Conv2d:

@@ -34,12 +34,13 @@ def save_tiny_t5(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_tiny_dinov2(folder: Path, seed: int = 0) -> Path:
-    """Width 24, patches of 14 pixels, trained for pictures of 70 pixels."""
+def save_tiny_dinov2(folder: Path, seed: int = 0, width: int = 24, patch: int = 14) -> Path:
+    """Width 24, patches of 14 pixels, trained for pictures of 5 x 5 patches."""
     from transformers import Dinov2Config, Dinov2Model
 
     config = Dinov2Config(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=70, patch_size=14,
+        hidden_size=width, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=5 * patch,
+        patch_size=patch,
         initializer_range=0.3,
     )  # fmt: skip
     torch.manual_seed(seed)

@@ -24,7 +24,7 @@ def test_train_refuses(shards, tmp_path):
 def test_a_shard_cut_short(shards, tmp_path):
     whole = (shards / "train-00000.tar").read_bytes()
     (tmp_path / "train-0.tar").write_bytes(whole[: len(whole) // 2])
-    path = write_config(tiny_config(tmp_path, tmp_path / "run"), tmp_path / "c.json")
+    path = write_config(tiny_config(tmp_path, tmp_path / "run", val_shards=None), tmp_path / "c.json")
     refused(command("train", "--config", path), "train-0.tar", "cut short or damaged")
 
 
@@ -33,7 +33,7 @@ def test_a_damaged_picture(shards, tmp_path):
     at = content.find(b"IDAT", content.find(b".target.png"))
     content[at + 10 : at + 200] = bytes(190)
     (tmp_path / "train-0.tar").write_bytes(content)
-    path = write_config(tiny_config(tmp_path, tmp_path / "run"), tmp_path / "c.json")
+    path = write_config(tiny_config(tmp_path, tmp_path / "run", val_shards=None), tmp_path / "c.json")
     refused(in_process("train", "--config", path), "target.png", "not a readable picture")
 
 

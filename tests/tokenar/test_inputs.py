@@ -1,16 +1,24 @@
-"""Tokenizer, text and the order of the data."""
+"""Tokenizer, text, the order of the data, and training on shards that were encoded before."""
+
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from small_run import make_sample, rows, tiny_config, weights, write_shard
+from tiny_encoders import TINY_VQ, save_tiny_dinov2, save_tiny_t5, tiny_vq
 
 from data_schemas.errors import UserError
-from tokenar import data
-from tokenar.config import TextConfig, TokenizerConfig
+from tokenar import checkpoint, data
+from tokenar.config import TrainConfig, with_changes
+from tokenar.encode import EncodeConfig, encode
+from tokenar.encoder_config import TextConfig, TokenizerConfig
 from tokenar.text import HashedWords, word_vector, words
 from tokenar.tokenizers import PatchCodebook, picture_tensor, tensor_picture
+from tokenar.train import train
 
 TINY = TokenizerConfig(image_size=32, patch=4, vocabulary=16)
 
@@ -152,3 +160,130 @@ def test_codes_are_those_of_each_picture(samples, pixels):
 def test_more_references_than_the_model_takes(shards):
     with pytest.raises(UserError, match="2 references, the model takes up to 1"):
         data.read_resized(str(shards / "test-*.tar"), 32, 1)
+
+
+def test_words_are_told_from_padding():
+    features, mask = HashedWords(TextConfig(tokens=3, width=8)).encode_with_mask(["one two", ""])
+    assert mask.tolist() == [[True, True, False], [False, False, False]]
+    assert torch.equal(features, HashedWords(TextConfig(tokens=3, width=8)).encode(["one two", ""]))
+
+
+# Encoded shards
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """Files of tiny frozen encoders: pictures of 8 pixels are 4 x 4 tokens, the teacher sees 2 x 2 patches."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("frozen")
+    save_file(tiny_vq().state_dict(), folder / "vq.safetensors")
+    save_tiny_t5(folder / "t5")
+    save_tiny_dinov2(folder / "dinov2", width=768, patch=112)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(shards, frozen, tmp_path_factory):
+    """Folders of the same samples: raw, encoded, and encoded with the captions' padding."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name, keep_padding in (("encoded", False), ("padded", True)):
+        encode(encode_config(frozen, shards, folder / name, keep_padding=keep_padding))
+    return {"raw": shards, "encoded": folder / "encoded", "padded": folder / "padded"}
+
+
+def encode_config(frozen, shards, out, **changes):
+    return EncodeConfig(
+        shards=f"{shards}/*.tar", out=str(out), vq=str(frozen / "vq.safetensors"), vq_config=TINY_VQ, image_size=8,
+        text={"model": str(frozen / "t5"), "tokens": 40}, teacher={"model": str(frozen / "dinov2")}, **changes
+    )  # fmt: skip
+
+
+def frozen_config(frozen, shards, out, **changes):
+    """A run with the frozen encoders, distillation too."""
+    config = tiny_config(shards, out)
+    model = config.model.model_dump() | {
+        "vocabulary": 64, "text_tokens": 40, "text_width": 16, "text_padding": "masked", "distill": "dinov2",
+    }  # fmt: skip
+    values = config.model_dump() | {
+        "model": model, "tokenizer": TINY_VQ.model_dump(), "tokenizer_weights": str(frozen / "vq.safetensors"),
+        "text": {"model": str(frozen / "t5"), "tokens": 40}, "teacher": {"model": str(frozen / "dinov2")},
+        "variations": 0,
+    }  # fmt: skip
+    return with_changes(TrainConfig.model_validate(values), **changes)
+
+
+@pytest.mark.parametrize(("kind", "padding"), [("encoded", "masked"), ("padded", "attended")])
+def test_encoded_shards_give_the_losses_of_raw_ones(kind, padding, frozen, sets, tmp_path):
+    found = {}
+    for name in ("raw", kind):
+        train(frozen_config(frozen, sets[name], tmp_path / name, model__text_padding=padding))
+        found[name] = [
+            {key: row[key] for key in ("loss", "loss_teacher", "grad_norm")} for row in rows(tmp_path / name)[1:-1]
+        ]
+    assert len(found["raw"]) == 6
+    for one, other in zip(found["raw"], found[kind], strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    assert weights(tmp_path / kind).keys() == weights(tmp_path / "raw").keys()
+
+
+def test_a_run_on_encoded_shards_goes_on_where_it_was(frozen, sets, tmp_path):
+    config = frozen_config(frozen, sets["encoded"], tmp_path / "whole", pictures_every=4)
+    train(config)
+    assert (tmp_path / "whole" / "pictures" / "step-000004.png").exists()
+    parts = with_changes(config, out=str(tmp_path / "parts"), steps=4)
+    train(parts)
+    train(with_changes(parts, steps=6), resume=True)
+    assert all(torch.equal(t, weights(tmp_path / "parts")[name]) for name, t in weights(tmp_path / "whole").items())
+
+
+def test_without_the_encoders_the_shards_are_taken_as_they_are(frozen, sets, tmp_path, capsys):
+    config = frozen_config(
+        frozen, sets["encoded"], tmp_path / "run", tokenizer_weights=None, text__model=str(tmp_path / "none"), steps=1
+    )
+    train(config)
+    assert "text encoder not compared with the shards'" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model" / "tokenizer.safetensors").exists()
+
+
+def test_shards_that_do_not_go_with_the_settings(frozen, sets, tmp_path):
+    def refused(told, kind="encoded", **changes):
+        with pytest.raises(UserError, match=told):
+            train(frozen_config(frozen, sets[kind], tmp_path / "run", **changes), overwrite=True)
+
+    refused("there is no encoder to make them", "raw", tokenizer_weights=None)
+    refused("encoded without the captions' padding", model__text_padding="attended")
+    refused("encoded with the captions' padding", "padded")
+    refused("encoded with text_width 16, the model has 8", model__text_width=8)
+    refused("encoded pictures cannot be varied", variations=1)
+    refused("is a raw shard and .* an encoded one", val_shards=str(sets["raw"] / "test-*.tar"))
+    save_file(tiny_vq(seed=1).state_dict(), tmp_path / "other.safetensors")
+    refused("encoded with tokenizer", tokenizer_weights=str(tmp_path / "other.safetensors"))
+    save_tiny_t5(tmp_path / "t5", seed=1)
+    refused("encoded with text", text__model=str(tmp_path / "t5"))
+    with pytest.raises(UserError, match="set tokenizer and text so"):
+        train(tiny_config(sets["encoded"], tmp_path / "run"), overwrite=True)
+
+
+def test_more_references_in_encoded_shards_than_the_model_takes(frozen, tmp_path):
+    write_shard(tmp_path / "raw" / "train-0.tar", [make_sample(i, side=64, references=2 + i) for i in range(2)])
+    encode(encode_config(frozen, tmp_path / "raw", tmp_path / "encoded"))
+    config = frozen_config(frozen, tmp_path / "encoded", tmp_path / "run", val_shards=None)
+    with pytest.raises(UserError, match="3 references, the model takes up to 2"):
+        train(config)
+
+
+def test_a_shard_that_vanishes_leaves_the_last_good_checkpoint(frozen, sets, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(sets["encoded"], folder)
+    config = frozen_config(frozen, folder, tmp_path / "run", steps=400, save_every=2, val_shards=None, log_every=2)
+
+    def remove(row):
+        if row["step"] == 2:
+            (folder / "train-00001.tar").unlink()
+
+    with pytest.raises(UserError, match=r"train-00001.tar: no such shard"):
+        train(config, remove)
+    assert checkpoint.checkpoints(tmp_path / "run")
+    shutil.copy(sets["encoded"] / "train-00001.tar", folder)
+    done = rows(tmp_path / "run")[-1]["step"]
+    assert train(with_changes(config, steps=done + 4), resume=True)["finished"]

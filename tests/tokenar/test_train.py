@@ -3,27 +3,36 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from small_run import SMALL, command, make_sample, rows, tiny_config, weights, write_config, write_shard
+from PIL import Image
+from safetensors.torch import load_file
+from small_run import command, in_process, make_sample, rows, tiny_config, weights, write_config, write_shard
 
 from data_schemas.errors import UserError
-from tokenar import checkpoint
-from tokenar.config import cpu_small, with_changes
-from tokenar.model import TokenAR
-from tokenar.train import learning_rate, make_optimizer, train, unigram
+from tokenar import checkpoint, data
+from tokenar.config import PRESETS, TrainConfig, cpu_small, with_changes
+from tokenar.encoder_config import TextConfig, TokenizerConfig
+from tokenar.train import train, unigram
 
 
 def test_a_run_leaves_what_it_says(trained):
     logged = rows(trained)
     assert logged[0]["step"] == 0
     assert 0 < logged[0]["unigram_entropy"] < math.log(16)
-    assert {"step", "loss", "samples_per_s", "tokens_per_s", "lr", "grad_norm"} == set(logged[1])
+    assert set(logged[1]) == {
+        "step", "loss", "loss_target", "loss_references", "grad_norm", "lr", "samples_per_s", "tokens_per_s", "mfu",
+        "data_wait", "memory_gb",
+    }  # fmt: skip
+    assert all(row["mfu"] > 0 and 0 <= row["data_wait"] <= 1 and row["memory_gb"] > 0.1 for row in logged[1:-1])
     assert [row["step"] for row in logged if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert {"val_loss", "val_loss_target", "val_loss_references"} < set(logged[-1])
     assert len(checkpoint.checkpoints(trained)) == 2
@@ -62,11 +71,12 @@ def test_a_damaged_checkpoint_is_passed_over(trained, shards, tmp_path):
     out = tmp_path / "run"
     train(tiny_config(shards, out))
     newest = checkpoint.checkpoints(out)[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
+    (file,) = newest.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
     train(tiny_config(shards, out), resume=True)
     assert all(torch.equal(t, weights(out)[name]) for name, t in weights(trained).items())
     for path in checkpoint.checkpoints(out):
-        path.write_bytes(b"")
+        (path / "facts.json").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint there can be read"):
         train(tiny_config(shards, out), resume=True)
 
@@ -86,10 +96,10 @@ def test_an_interrupted_command_continues(trained, shards, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + signal.SIGTERM, errors
     assert "saved; continue with the same command and --resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    done = int(checkpoint.checkpoints(out)[-1].stem.split("-")[1])
+    done = int(checkpoint.checkpoints(out)[-1].name.split("-")[1])
     finished = command("train", "--config", path, "--resume", "--steps", done + 2)
     assert finished.returncode == 0, finished.stderr
     assert "model:" in finished.stdout
@@ -101,24 +111,110 @@ def first_losses(out):
     return [torch.tensor(row["loss"]) for row in rows(out) if "loss" in row][:3]
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(shards, tmp_path):
-    # Dropout draws per process, so it is off; the rest is sums in another order: 1e-4 after six steps.
-    config = tiny_config(shards, tmp_path / "one", model__dropout=0.0, model__text_dropout=0.0, batch=3)
-    train(config)
-    two = with_changes(config, out=str(tmp_path / "two"))
-    path = write_config(two, tmp_path / "two.json")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launcher, "-m", "tokenar.cli", "train", "--config", path], capture_output=True, text=True, timeout=180,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory):
+    """A run of one process without dropout, which every process would draw for itself."""
+    config = tiny_config(
+        shards, tmp_path_factory.mktemp("alone") / "run", model__dropout=0.0, model__text_dropout=0.0, batch=3,
+        steps=40, save_every=7,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    single, double = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert [r["loss"] for r in double if "loss" in r] == pytest.approx(
-        [r["loss"] for r in single if "loss" in r], abs=1e-4
-    )
-    assert double[-1]["val_loss"] == pytest.approx(single[-1]["val_loss"], abs=1e-4)
+    train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def in_two(alone, tmp_path_factory):
+    """The same run in two processes, in parts and with averages."""
+    return run_in_two(alone, tmp_path_factory.mktemp("two"), accumulation=2, ema=0.5)
+
+
+def run_in_two(config, folder, **changes):
+    config = with_changes(config, out=str(folder / "run"), **changes)
+    process = torchrun(config, folder)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors[-3000:]
+    return config
+
+
+def torchrun(config, folder, *options):
+    """The command in two processes; the finished process of the launcher."""
+    path = write_config(config, folder / "settings.json")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*launcher, "-m", "tokenar.cli", "train", "--config", path, *options], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def same_numbers(one, two):
+    """The same sums in another order: 1e-4 after 40 steps."""
+    one, two = rows(Path(one.out)), rows(Path(two.out))
+    for name in ("loss", "loss_target", "loss_references", "grad_norm"):
+        single, double = ([row[name] for row in found if name in row] for found in (one, two))
+        assert double == pytest.approx(single, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(alone, in_two):
+    same_numbers(alone, in_two)
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_share_of_the_network_each_give_the_same(alone, in_two, tmp_path):
+    sharded = run_in_two(alone, tmp_path, parallel="fsdp", ema=0.5)
+    same_numbers(alone, sharded)
+    validation = [
+        row["val_loss"] for config in (in_two, sharded) for row in rows(Path(config.out)) if "val_loss" in row
+    ]
+    assert validation[0] == pytest.approx(validation[1], abs=1e-4)  # of averaged weights
+    assert checkpoint.load_model(Path(sharded.out) / "model").net.config == alone.model
+
+
+def killed(process, out, step):
+    """End a run with SIGKILL once it has logged ``step``: every process of it."""
+    deadline = time.monotonic() + 120
+    while not ((out / "metrics.jsonl").exists() and any(row["step"] >= step for row in whole_rows(out))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in [*children, process.pid]:
+        os.kill(int(child), signal.SIGKILL)
+    process.communicate()
+
+
+def whole_rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().rpartition("\n")[0].splitlines()]
+
+
+def losses_of(out):
+    return [row["loss"] for row in rows(out) if "loss" in row]
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_and_resumed_is_undisturbed(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "whole", steps=60, save_every=7, ema=0.9)
+    train(config)
+    disturbed = with_changes(config, out=str(tmp_path / "killed"))
+    path = write_config(disturbed, tmp_path / "settings.json")
+    process = subprocess.Popen([sys.executable, "-m", "tokenar.cli", "train", "--config", path], stderr=subprocess.PIPE)
+    killed(process, tmp_path / "killed", random.randint(8, 40))
+    assert not (tmp_path / "killed" / "model").exists()
+    train(disturbed, resume=True)
+    assert all(torch.equal(t, weights(tmp_path / "killed")[name]) for name, t in weights(tmp_path / "whole").items())
+    assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_are_undisturbed(in_two, tmp_path):
+    disturbed = with_changes(in_two, out=str(tmp_path / "run"))
+    killed(torchrun(disturbed, tmp_path), tmp_path / "run", random.randint(8, 25))
+    process = torchrun(disturbed, tmp_path, "--resume")
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors[-3000:]
+    whole = Path(in_two.out)
+    assert all(torch.equal(t, weights(tmp_path / "run")[name]) for name, t in weights(whole).items())
+    assert losses_of(tmp_path / "run") == losses_of(whole)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(trained, shards, tmp_path):
@@ -136,7 +232,7 @@ def test_overwrite_removes_the_run_and_nothing_else(shards, tmp_path):
     (out / "notes.txt").write_text("mine")
     train(tiny_config(shards, out, steps=1), overwrite=True)
     assert (out / "notes.txt").read_text() == "mine"
-    assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000001.pt"]
+    assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000001"]
 
 
 def test_other_samples_are_not_continued_with(shards, tmp_path):
@@ -160,29 +256,108 @@ def test_a_loss_that_explodes_is_one_clear_error(shards, tmp_path):
         train(tiny_config(shards, tmp_path / "run", lr=1e30, steps=30))
 
 
+def test_a_loss_that_is_none_leaves_the_last_good_checkpoint(trained, shards, tmp_path, monkeypatch):
+    real, calls = data.collate, []
+
+    def poisoned(samples):
+        batch = real(samples)
+        calls.append(len(samples))
+        if len(calls) == 5:
+            batch.text[:] = math.nan
+        return batch
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(data, "collate", poisoned)
+    with pytest.raises(UserError, match="the loss is not finite at step 5;"):
+        train(tiny_config(shards, out))
+    monkeypatch.setattr(data, "collate", real)
+    assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000003"]
+    train(tiny_config(shards, out), resume=True)
+    assert all(torch.equal(t, weights(out)[name]) for name, t in weights(trained).items())
+
+
+def test_averages_become_the_model_and_the_best_validation_is_kept(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", ema=0.9, eval_every=2, keep=1, steps=5)
+    train(config)
+    model, last = weights(tmp_path / "run"), checkpoint.checkpoints(tmp_path / "run")[-1]
+    (file,) = last.glob("*.safetensors")
+    saved = load_file(file)
+    assert all(torch.equal(model[name], saved[f"ema.{name}"]) for name in model)
+    assert not torch.equal(model["norm.weight"], saved["model.norm.weight"])
+    best = min((row["val_loss"], row["step"]) for row in rows(tmp_path / "run") if "val_loss" in row)[1]
+    assert (tmp_path / "run" / "checkpoints" / "best").resolve().name == f"step-{best:06d}"
+
+
+def test_pictures_are_drawn_at_intervals(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", pictures_every=2, pictures=2, steps=5)
+    train(config)
+    drawn = sorted(path.name for path in (tmp_path / "run" / "pictures").iterdir())
+    assert drawn == ["step-000002.png", "step-000004.png"]
+    with Image.open(tmp_path / "run" / "pictures" / drawn[0]) as sheet:
+        assert sheet.size == (5 * 32, 2 * 32)  # two references, background, target, drawn
+
+
+def test_a_trace_on_request(shards, tmp_path):
+    train(tiny_config(shards, tmp_path / "run", profile=True))
+    (trace,) = (tmp_path / "run" / "profile").iterdir()
+    assert "scaled_dot_product" in trace.read_text()
+
+
+def test_weights_and_biases_gets_every_row_when_asked_for(shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb is not installed"):
+        train(tiny_config(shards, tmp_path / "none", wandb=True))
+    assert not (tmp_path / "none").exists()
+    told = []
+    run = SimpleNamespace(log=lambda numbers, step: told.append((step, numbers)), finish=lambda: told.append("end"))
+    fake = SimpleNamespace(init=lambda **options: run, util=SimpleNamespace(generate_id=lambda: "id"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    train(tiny_config(shards, tmp_path / "run", wandb=True, steps=2))
+    assert [entry[0] for entry in told[:-1]] == [0, 1, 2, 2]
+    assert told[1][1]["loss"] == rows(tmp_path / "run")[1]["loss"]
+    assert told[-1] == "end"
+
+
+def test_any_setting_from_the_command_line(shards, tmp_path):
+    path = write_config(tiny_config(shards, tmp_path / "run"), tmp_path / "c.json")
+    result = in_process(
+        "train", "--config", path, "--steps", 1, "--set", "model.layers=2", "--set", "ema=0.5", "--parallel", "fsdp"
+    )
+    assert result.returncode == 0, result.stderr
+    last = checkpoint.checkpoints(tmp_path / "run")[-1]
+    facts = json.loads(json.loads((last / "facts.json").read_text())["facts"]["config"])
+    assert (facts["model"]["layers"], facts["ema"], facts["parallel"]) == (2, 0.5, "fsdp")
+    for wrong, told in (("ema", "no value"), ("nothing=1", "nothing"), ("a.b=1", "no part 'a'"), ("ema=7", "ema")):
+        result = in_process("train", "--config", path, "--set", wrong)
+        assert result.returncode == 2
+        assert told in result.stderr
+
+
+def test_training_starts_from_a_published_checkpoint(trained, shards, tmp_path):
+    begun = str(trained / "model" / "model.safetensors")
+    train(tiny_config(shards, tmp_path / "run", steps=1, start_from=begun))
+    assert rows(tmp_path / "run")[1]["loss"] < 0.99 * rows(trained)[1]["loss"]
+    with pytest.raises(UserError, match="in this model"):
+        train(tiny_config(shards, tmp_path / "other", start_from=begun, model__width=32))
+
+
+def test_settings_of_earlier_runs_are_still_read():
+    stored = {"shards": "x", "model": cpu_small().model.model_dump(), "steps": 5,
+              "tokenizer": {"image_size": 96, "patch": 8, "vocabulary": 512, "seed": 0},
+              "text": {"tokens": 16, "width": 64}}  # fmt: skip
+    config = TrainConfig.model_validate_json(json.dumps(stored))
+    assert (type(config.text), type(config.tokenizer)) == (TextConfig, TokenizerConfig)
+    for name, preset in PRESETS.items():
+        again = TrainConfig.model_validate_json(preset("x").model_dump_json())
+        assert again == preset("x"), name
+
+
 def test_caller_keeps_its_random_numbers(shards, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
     train(tiny_config(shards, tmp_path / "run", steps=1))
     assert torch.equal(torch.rand(1), expected)
-
-
-def test_learning_rate_curve():
-    config = cpu_small("x", lr=1.0, warmup=4, steps=100)
-    assert learning_rate(config, 0) == pytest.approx(0.25)
-    assert learning_rate(config, 50) == pytest.approx(0.525)
-    assert learning_rate(with_changes(config, schedule="constant"), 99) == 1.0
-
-
-def test_norms_do_not_decay():
-    net = TokenAR(SMALL)
-    decay, plain = make_optimizer(net, cpu_small("x")).param_groups
-    assert decay["weight_decay"] == 0.05
-    assert plain["weight_decay"] == 0.0
-    assert {p.dim() for p in plain["params"]} == {1}
-    assert len(plain["params"]) == 5
-    assert any(p is net.img_uncond_embedding for p in decay["params"])
 
 
 def test_unigram_by_hand():

@@ -1,0 +1,60 @@
+"""The sweep: the paper's four rows and the instruct-token counts from one configuration, resumable."""
+
+import json
+
+import pytest
+from PIL import Image
+from small_run import command, tiny_config, write_config
+
+from data_schemas.errors import UserError
+from tokenar.ablation import runs_of, sweep
+from tokenar.config import cpu_small, with_changes
+
+FOUR = ["baseline", "without instruct tokens", "without ITD", "full"]
+
+
+def test_the_papers_rows_and_counts():
+    runs = runs_of(cpu_small())
+    assert list(runs)[:4] == FOUR
+    # 30, 60, 240 and 1024 of the paper's 120, of 8 here
+    assert [c["model__instruct_tokens"] for c in list(runs.values())[4:]] == [2, 4, 16, 68]
+    made = {name: with_changes(cpu_small(), **changes).model for name, changes in runs.items()}
+    parts = {n: (m.index_embedding, m.instruct_tokens, m.identity_disentanglement) for n, m in made.items()}
+    assert [parts[n] for n in FOUR] == [(False, 0, False), (True, 0, True), (True, 8, False), (True, 8, True)]
+
+
+@pytest.mark.slow
+def test_a_sweep_writes_one_table_and_goes_on_where_it_was(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "sweep", steps=2, model__instruct_tokens=4)
+    said: list[str] = []
+    table = sweep(config, seeds=2, limit=2, say=said.append)
+    names = [row["run"] for row in table]
+    assert names[:4] == FOUR
+    assert all(len(row["seeds"]) == 2 for row in table)
+    full = table[3]
+    mean = sum(s["identity"] for s in full["seeds"]) / 2
+    assert full["identity"] == pytest.approx(mean)
+    page = (tmp_path / "sweep/ablation.md").read_text()
+    assert all(f"| {name} |" in page for name in names)
+    assert f"{full['identity']:.4f} ± {full['identity_std']:.4f}" in page
+    assert Image.open(tmp_path / "sweep/ablation.png").size[0] > 600
+
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("model.safetensors")}
+    assert len(stamps) == 2 * len(names)
+    victim = tmp_path / "sweep/full-seed0/ablation.json"
+    victim.unlink()
+    assert sweep(config, seeds=2, limit=2, say=said.append) == table
+    again = [p.parts[-3] for p, stamp in stamps.items() if p.stat().st_mtime_ns != stamp]
+    assert again == ["full-seed0"], "only what was not whole is made again, with the same figures"
+    assert json.loads((tmp_path / "sweep/ablation.json").read_text())[0]["run"] == "baseline"
+
+
+def test_what_a_sweep_needs_is_said(shards, tmp_path):
+    with pytest.raises(UserError, match="held-out subjects; give --val-shards"):
+        sweep(tiny_config(shards, tmp_path / "a", val_shards=None))
+    with pytest.raises(UserError, match="instruct_tokens above 0"):
+        sweep(tiny_config(shards, tmp_path / "a", model__instruct_tokens=0))
+    settings = write_config(tiny_config(shards, tmp_path / "a"), tmp_path / "settings.json")
+    done = command("train", "--config", str(settings), "--sweep", "everything")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: no sweep 'everything'; there is: ablation"

@@ -1,0 +1,116 @@
+"""A network spread over processes computes what one process computes.
+
+Gradients are sums in another order: float32 numbers agree to 2e-6 of what they measure.
+"""
+
+import json
+
+import pytest
+import spread
+import torch
+from safetensors.torch import load_file
+from spread import ALONE, LIMIT, Training
+from torch import nn
+
+from data_schemas.errors import UserError
+from tokenar.parallel import Workers, clip, parallelise
+
+MODES = ("ddp", "fsdp", "hybrid")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The three steps of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    spread.measure(ALONE, folder, ["ddp"])
+    return json.loads((folder / "ddp-0.json").read_text()), load_file(folder / "ddp.safetensors")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder of the same with two processes, and of steps in bfloat16."""
+    folder = tmp_path_factory.mktemp("two")
+    spread.spread(2, spread.measure_all, folder, MODES)
+    return folder
+
+
+def _same_numbers(folder, mode, alone):
+    reported, tensors = alone
+    for path in sorted(folder.glob(f"{mode}-*.json")):
+        for found, expected in zip(json.loads(path.read_text())["steps"], reported["steps"], strict=True):
+            assert found == pytest.approx(expected, rel=2e-6)
+    found = load_file(folder / f"{mode}.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, expected in tensors.items():
+        # What Adam makes of a gradient that is nearly zero is not comparable.
+        tolerance = 2e-6 if name.startswith(("gradient", "exp_avg", "step")) else 2e-5
+        torch.testing.assert_close(found[name], expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_compute_what_one_does(mode, alone, two):
+    _same_numbers(two, mode, alone)
+
+
+@pytest.mark.slow
+def test_a_copy_on_every_node_and_shards_within(alone, tmp_path):
+    spread.spread(4, spread.measure, tmp_path, ["hybrid"], per_node=2)
+    _same_numbers(tmp_path, "hybrid", alone)
+    reports = [json.loads((tmp_path / f"hybrid-{rank}.json").read_text()) for rank in range(4)]
+    assert reports[0]["held"] + reports[1]["held"] == reports[0]["total"]
+    assert [report["held"] for report in reports[2:]] == [report["held"] for report in reports[:2]]
+
+
+@pytest.mark.slow
+def test_sharded_processes_hold_their_share(two):
+    held = {
+        mode: [json.loads((two / f"{mode}-{rank}.json").read_text())["held"] for rank in range(2)] for mode in MODES
+    }
+    total = json.loads((two / "ddp-0.json").read_text())["total"]
+    assert held["ddp"] == [total, total]
+    for mode in ("fsdp", "hybrid"):
+        assert sum(held[mode]) == total
+        assert max(held[mode]) < 0.6 * total
+
+
+@pytest.mark.slow
+def test_bfloat16_on_float32_parameters(two):
+    expected = Training(ALONE, dtype=torch.bfloat16).steps(0, 3)
+    for rank in range(2):
+        found = json.loads((two / f"bfloat16-{rank}.json").read_text())
+        assert found["dtypes"] == ["torch.float32"]
+        assert found["inputs"] == {"draws": "torch.float32", "rotary": "torch.float32"}
+        assert [loss for loss, _ in found["steps"]] == pytest.approx([loss for loss, _ in expected], abs=0.02)
+        assert [norm for _, norm in found["steps"]] == pytest.approx([norm for _, norm in expected], rel=0.05)
+
+
+def test_one_process_needs_nothing_around_the_network():
+    net = Training(ALONE).net
+    for mode in MODES:
+        assert parallelise(net, mode, ALONE, torch.bfloat16) is net
+
+
+def test_the_norm_of_all_gradients_and_what_is_left():
+    layers = nn.Linear(2, 1), nn.Linear(1, 1, bias=False)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    for parameter, values in zip(parameters, ([[3.0, 0.0]], [4.0], [[12.0]]), strict=True):
+        parameter.grad = torch.tensor(values)
+    assert clip(parameters, 20.0) == 13.0
+    assert parameters[2].grad == 12.0
+    assert clip(parameters, 6.5) == 13.0
+    assert parameters[2].grad.item() == pytest.approx(6.0)
+    assert clip(parameters, 6.5).item() == pytest.approx(6.5)
+
+
+def test_the_norm_is_clipped_to_the_limit(alone):
+    reported, tensors = alone
+    assert reported["steps"][0][1] > LIMIT
+    left = torch.cat([tensor.flatten() for name, tensor in tensors.items() if name.startswith("gradient")])
+    assert left.norm().item() == pytest.approx(LIMIT, rel=1e-5)
+
+
+def test_nodes_of_unequal_size_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="3 processes are not the same number on every node"):
+        parallelise(Training(ALONE).net, "hybrid", Workers(0, 3, torch.device("cpu")), torch.float32)

@@ -1,0 +1,134 @@
+"""The paper's ablations from one configuration: its four rows, and the number of instruct tokens (paper, section 4.2).
+
+Every run differs from the given configuration in the named parts alone and is made with each of the same seeds. A run
+that is whole is not made again, so a sweep that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_schemas.errors import UserError
+from tokenar.checkpoint import write_atomically
+from tokenar.config import SampleConfig, TrainConfig, with_changes
+from tokenar.evaluate import evaluate
+from tokenar.train import train
+
+ROWS: dict[str, dict[str, object]] = {
+    "baseline": {
+        "model__index_embedding": False, "model__instruct_tokens": 0, "model__identity_disentanglement": False,
+    },
+    "without instruct tokens": {"model__instruct_tokens": 0},
+    "without ITD": {"model__identity_disentanglement": False},
+    "full": {},
+}  # fmt: skip
+"""The paper's Table 4: "baseline" has none of the three parts."""
+
+PAPER_COUNTS = (30, 60, 120, 240, 1024)
+"""Numbers of instruct tokens around the paper's choice of 120 (its Fig. 8); scaled to the configuration's own."""
+
+METRICS = ("identity", "identity_wrong", "psnr", "ssim", "background_psnr")
+
+
+def runs_of(config: TrainConfig) -> dict[str, dict[str, object]]:
+    """Name of each run -> what it changes; the count of "full" is not trained twice."""
+    own = config.model.instruct_tokens
+    if not own:
+        raise UserError("a sweep needs model.instruct_tokens above 0; they are one of the parts that it takes away")
+    counts = sorted({max(1, round(count * own / 120)) for count in PAPER_COUNTS} - {own})
+    return ROWS | {f"{count} instruct tokens": {"model__instruct_tokens": count} for count in counts}
+
+
+def sweep(
+    config: TrainConfig,
+    seeds: int = 3,
+    sampling: SampleConfig | None = None,
+    limit: int | None = None,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Train and evaluate every run with ``seeds`` seeds; returns the table's rows.
+
+    ``config.out`` gets a folder a run, ``ablation.json`` (every figure of every seed), ``ablation.md`` and
+    ``ablation.png``. UserError without validation shards: identity is measured on subjects that were not trained on.
+    """
+    if not config.val_shards:
+        raise UserError("a sweep measures identity on held-out subjects; give --val-shards")
+    out, table = Path(config.out), []
+    for name, changes in runs_of(config).items():
+        figures = []
+        for seed in range(config.seed, config.seed + seeds):
+            folder = out / f"{name.replace(' ', '-')}-seed{seed}"
+            run = with_changes(config, **changes, seed=seed, out=str(folder))
+            figures.append(_one(run, sampling or SampleConfig(), limit))
+            say(f"{name}, seed {seed}: identity {figures[-1]['identity']:.4f}")
+        tokens = with_changes(config, **changes).model.instruct_tokens
+        table.append({"run": name, "instruct_tokens": tokens, "seeds": figures} | _means(figures))
+        _write(out, table)
+    return table
+
+
+def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict[str, Any]:
+    """The figures of one run, trained and measured unless both are there already."""
+    done = Path(config.out) / "ablation.json"
+    asked = {"train": config.model_dump(mode="json"), "sampling": sampling.model_dump(), "limit": limit}
+    if done.is_file() and (found := json.loads(done.read_text()))["asked"] == asked:
+        return found["figures"]
+    summary = train(config, overwrite=True)
+    if not summary["finished"]:
+        raise UserError(f"{config.out}: stopped; the same command goes on from the runs that are whole")
+    measured = evaluate(summary["model"], str(config.val_shards), f"{config.out}/evaluation", config=sampling,
+                        limit=limit, quiet=True)  # fmt: skip
+    figures = {"seed": config.seed, "val_loss": summary["val_loss"], "val_loss_target": summary["val_loss_target"]}
+    figures |= {key: measured[key] for key in METRICS if measured.get(key) is not None}
+    content = json.dumps({"asked": asked, "figures": figures})
+    write_atomically(done, lambda path: path.write_text(content))
+    return figures
+
+
+def _means(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds of every figure."""
+    found: dict[str, Any] = {}
+    for key in (k for k in figures[0] if k != "seed"):
+        values = [float(row[key]) for row in figures]
+        found[key] = statistics.mean(values)
+        found[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return found
+
+
+def _write(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    columns = [key for key in ("val_loss_target", *METRICS) if key in table[0]]
+    lines = ["| run | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for row in table:
+        cells = [f"{row[key]:.4f} ± {row[f'{key}_std']:.4f}" for key in columns]
+        lines.append(f"| {row['run']} | " + " | ".join(cells) + " |")
+    text = "\n".join(lines) + f"\n\nMean ± standard deviation over {len(table[0]['seeds'])} seeds.\n"
+    write_atomically(out / "ablation.md", lambda path: path.write_text(text))
+    write_atomically(out / "ablation.json", lambda path: path.write_text(json.dumps(table, indent=2) + "\n"))
+    write_atomically(out / "ablation.png", lambda path: _plot(path, table))
+
+
+def _plot(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    """Identity of every run with its seeds as points: the four rows left, the instruct-token counts right."""
+    from matplotlib.figure import Figure  # no window, no global state
+
+    rows = [row for row in table if row["run"] in ROWS]
+    counts = [row for row in table if row["run"] not in ROWS or row["run"] == "full"]
+    counts.sort(key=lambda row: row["instruct_tokens"])
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, shown, title in zip(
+        figure.subplots(1, 2, sharey=True), (rows, counts), ("parts of the method", "number of instruct tokens"),
+        strict=True,
+    ):  # fmt: skip
+        for x, row in enumerate(shown):
+            axes.plot([x] * len(row["seeds"]), [s["identity"] for s in row["seeds"]], "o", color="0.7", markersize=5)
+            axes.plot([x - 0.25, x + 0.25], [row["identity"]] * 2, color="C0", linewidth=2.5)
+        names = [row["run"] if shown is rows else str(row["instruct_tokens"]) for row in shown]
+        axes.set_xticks(range(len(shown)), names, rotation=15)
+        axes.set_title(title)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("identity similarity")
+    figure.savefig(path, format="png", dpi=120)

@@ -1,0 +1,221 @@
+"""What a training run reads: samples encoded now from raw shards, or beforehand by tokenar-encode."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_schemas.errors import UserError
+from data_schemas.shards import expand_shards
+from tokenar import data
+from tokenar.checkpoint import write_atomically
+from tokenar.config import TrainConfig
+from tokenar.encoded_shards import EncodedShards, is_encoded, pad_text
+from tokenar.encoder_config import T5Config, VqConfig
+from tokenar.parallel import Workers
+from tokenar.teacher import Teacher
+from tokenar.text import HashedWords, T5Encoder, TextEncoder
+from tokenar.tokenizers import PatchCodebook
+from tokenar.vq import VqTokenizer, load_network
+
+ENCODED_AT_ONCE = 16
+"""Samples whose pictures are decoded to floats at once, about 4 MB a picture of 512 pixels."""
+
+
+@dataclass
+class Inputs:
+    """Training and validation samples, and the tokenizer that draws pictures if it is here.
+
+    ``digest`` and ``encoders`` tell these samples, and what encoded them, from others.
+    """
+
+    train: data.Samples
+    val: data.Samples | None
+    tokenizer: PatchCodebook | VqTokenizer | None
+    digest: str
+    encoders: dict[str, str | None]
+
+
+class FromShards:
+    """The samples of encoded shards, read one by one."""
+
+    def __init__(self, shards: EncodedShards, text_tokens: int):
+        self.shards, self.text_tokens = shards, text_tokens
+        self.references, self.sample_ids = shards.references, shards.sample_ids
+
+    def read(self, number: int, epoch: int | None = None) -> data.Encoded:
+        """Sample ``number``, the same in every epoch; UserError naming the shard if it vanished or is damaged."""
+        sample = self.shards.read(number)
+        text, mask = pad_text([sample.text], self.text_tokens)
+        return data.Encoded(sample.sample_id, "", sample.codes[:-1], text[0], sample.codes[-1], mask[0], sample.teacher)
+
+
+def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
+    """Read or open everything. ``fitted`` is where the run keeps a tokenizer that is fitted on its own pictures.
+
+    UserError for shards that do not go with the settings or with each other.
+    """
+    patterns = [config.shards, *([config.val_shards] if config.val_shards else [])]
+    kinds = {is_encoded(url): url for pattern in patterns for url in expand_shards(pattern)}
+    if len(kinds) == 2:
+        raise UserError(f"{kinds[False]} is a raw shard and {kinds[True]} an encoded one; give shards of one kind")
+    if True in kinds:
+        inputs = _open_encoded(config, group)
+    elif isinstance(config.tokenizer, VqConfig):
+        inputs = _encode_all(config, group)
+    else:
+        inputs = _encode_with_codebook(config, group, fitted, resumed)
+    most = config.model.max_references
+    for samples in (inputs.train, inputs.val):
+        if samples and max(samples.references) > most:
+            raise UserError(
+                f"sample {samples.sample_ids[samples.references.index(max(samples.references))]}: "
+                f"{max(samples.references)} references, the model takes up to {most}; set model.max_references higher"
+            )
+    return inputs
+
+
+def _digest(sample_ids: list[str]) -> str:
+    return hashlib.sha256("\n".join(sample_ids).encode()).hexdigest()
+
+
+# Raw shards
+
+
+def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
+    """Everything in memory; the first process fits the codebook."""
+    assert not isinstance(config.tokenizer, VqConfig)
+    train_set, val_set = _read_raw(config)
+    varied = data.variations(train_set, config.variations, config.unit, config.seed)
+    if group.first and not resumed:
+        pixels = torch.cat([sample.pixels for copy in varied[:2] for sample in copy])
+        write_atomically(fitted, PatchCodebook.fit(config.tokenizer, data.as_float(pixels)).save)
+    group.wait()
+    tokenizer = PatchCodebook.load(fitted)
+    text, teacher = _text_encoder(config, group), _teacher(config, group)
+    copies = [data.encode(copy, tokenizer, text, teacher) for copy in varied]
+    val = data.InMemory([data.encode(val_set, tokenizer, text, teacher)]) if val_set else None
+    return Inputs(data.InMemory(copies), val, tokenizer, _digest([sample.sample_id for sample in train_set]), {})
+
+
+def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
+    """Everything in memory with the frozen encoders: for small runs."""
+    train_set, val_set = _read_raw(config)
+    tokenizer = _vq_tokenizer(config, group)
+    if tokenizer is None:
+        raise UserError(
+            f"{config.shards}: holds no codes, and there is no encoder to make them; set tokenizer_weights, or run "
+            "tokenar-encode on the shards and give what it makes"
+        )
+    text, teacher = _text_encoder(config, group), _teacher(config, group)
+
+    def encode(samples: list[data.Resized]) -> list[data.Encoded]:
+        parts = [samples[start : start + ENCODED_AT_ONCE] for start in range(0, len(samples), ENCODED_AT_ONCE)]
+        return [sample for part in parts for sample in data.encode(part, tokenizer, text, teacher)]
+
+    copies = [encode(copy) for copy in data.variations(train_set, config.variations, config.unit, config.seed)]
+    val = data.InMemory([encode(val_set)]) if val_set else None
+    encoders: dict[str, str | None] = {"tokenizer": tokenizer.fingerprint}
+    return Inputs(data.InMemory(copies), val, tokenizer, _digest([sample.sample_id for sample in train_set]), encoders)
+
+
+def _read_raw(config: TrainConfig) -> tuple[list[data.Resized], list[data.Resized]]:
+    size, most = config.image_size, config.model.max_references
+    val_set = data.read_resized(config.val_shards, size, most) if config.val_shards else []
+    return data.read_resized(config.shards, size, most), val_set
+
+
+def _vq_tokenizer(config: TrainConfig, group: Workers) -> VqTokenizer | None:
+    if config.tokenizer_weights is None:
+        return None
+    assert isinstance(config.tokenizer, VqConfig)
+    return VqTokenizer(load_network(config.tokenizer_weights, config.tokenizer), config.image_size, group.device)
+
+
+def _text_encoder(config: TrainConfig, group: Workers) -> TextEncoder:
+    if not isinstance(config.text, T5Config):
+        return HashedWords(config.text)
+    encoder = T5Encoder(config.text, group.device)
+    if encoder.width != config.model.text_width:
+        raise UserError(f"text.model gives features of width {encoder.width}; set model.text_width so")
+    return encoder
+
+
+def _teacher(config: TrainConfig, group: Workers) -> Teacher | None:
+    return Teacher(config.teacher, group.device) if config.teacher else None
+
+
+# Encoded shards
+
+
+def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
+    if not isinstance(config.tokenizer, VqConfig) or not isinstance(config.text, T5Config):
+        raise UserError(
+            f"{config.shards}: encoded shards hold the codes of a VQ tokenizer and features of a T5; set tokenizer and "
+            "text so, as the presets released and tokenar_xl do, or give raw shards"
+        )
+    if config.variations:
+        raise UserError(f"{config.shards}: encoded pictures cannot be varied; set variations 0 or give raw shards")
+    train = EncodedShards(config.shards)
+    val = EncodedShards(config.val_shards) if config.val_shards else None
+    if val:
+        val.expect(**train.encoders.model_dump())
+    _check_shapes(config, train)
+    tokenizer = _vq_tokenizer(config, group)
+    if group.first:
+        _check_encoders(config, train, tokenizer, group)
+    group.wait()
+    tokens = config.model.text_tokens
+    return Inputs(
+        FromShards(train, tokens), FromShards(val, tokens) if val else None, tokenizer, _digest(train.sample_ids),
+        train.encoders.model_dump(),
+    )  # fmt: skip
+
+
+def _check_shapes(config: TrainConfig, shards: EncodedShards) -> None:
+    model, shapes = config.model, shards.shapes
+    for name in ("image_tokens", "vocabulary", "text_tokens", "text_width"):
+        if getattr(model, name) != getattr(shapes, name):
+            raise UserError(
+                f"{config.shards}: encoded with {name} {getattr(shapes, name)}, the model has {getattr(model, name)}; "
+                "give the shards' settings or encode them again"
+            )
+    if config.teacher and shapes.teacher is None:
+        raise UserError(f"{config.shards}: encoded without a teacher; encode them with one or set teacher to null")
+    padded = shards.encoders.text.endswith("+padding")
+    if padded != (model.text_padding == "attended"):
+        raise UserError(
+            f"{config.shards}: encoded {'with' if padded else 'without'} the captions' padding, which the model "
+            f"{'masks' if padded else 'reads'}; encode them {'without' if padded else 'with'} --keep-padding or set "
+            f"model.text_padding to {'attended' if padded else 'masked'}"
+        )
+
+
+def _check_encoders(config: TrainConfig, shards: EncodedShards, tokenizer: VqTokenizer | None, group: Workers) -> None:
+    """Refuse shards of other encoders. One whose weights are not on this machine cannot be compared; that is told."""
+    padding = "+padding" if shards.encoders.text.endswith("+padding") else ""
+
+    def text() -> str:
+        return _text_encoder(config, group).fingerprint + padding  # type: ignore[attr-defined]
+
+    def teacher() -> str:
+        return Teacher(config.teacher, group.device).fingerprint if config.teacher else ""
+
+    shards.expect(
+        tokenizer=tokenizer.fingerprint if tokenizer else None,
+        text=_if_here("text encoder", text),
+        teacher=_if_here("teacher", teacher) if config.teacher else None,
+    )
+
+
+def _if_here(name: str, fingerprint: Callable[[], str]) -> str | None:
+    try:
+        return fingerprint()
+    except UserError as error:
+        print(f"{name} not compared with the shards': {error}", file=sys.stderr, flush=True)
+        return None
