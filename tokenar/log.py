@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class Log:
     def __init__(self, config: TrainConfig, step: int, progress: Callable[[dict[str, Any]], None] | None):
         out = Path(config.out)
         self.path, self.progress = out / "metrics.jsonl", progress
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()] if step and self.path.exists() else []
+        rows = _rows(self.path) if step and self.path.exists() else []
         kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
         write_atomically(self.path, lambda path: path.write_text(kept))
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step or None)
@@ -131,6 +131,15 @@ class Log:
         self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last one that was cut short by a full disk or a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def wandb_module() -> Any:

@@ -254,7 +254,9 @@ class _Trainer:
                 self._log_row(work, rate, stream.waited)
             shown = self.last
             bar.advance(f"loss {shown['loss']:.3f}  {shown['samples_per_s']:.1f} samples/s" if shown else "")
+            begun = time.monotonic()
             self._evaluate_and_save(bar)
+            self.speed.begun += time.monotonic() - begun  # speed is that of the training
             traced()
 
     def _stopped(self) -> bool:

@@ -51,7 +51,8 @@ def draw_samples(net: TokenAR, tokenizer: ImageTokenizer, samples: data.Samples,
     device, rows = net.norm.weight.device, []
     for number in fixed_subset(len(samples.references), config.pictures):
         batch = data.collate([samples.read(number)]).to(device)
-        drawn = generate(net, batch.sources, batch.text, [number], SampleConfig(), text_mask=batch.text_mask)
+        with torch.compiler.set_stance("force_eager"):  # every length of a growing sequence would be compiled anew
+            drawn = generate(net, batch.sources, batch.text, [number], SampleConfig(), text_mask=batch.text_mask)
         rows.append(tokenizer.decode(torch.cat([batch.sources[0], batch.picture, drawn]).cpu()))
     return sheet(rows)
 

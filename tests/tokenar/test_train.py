@@ -61,6 +61,8 @@ def test_the_loss_falls(shards, tmp_path):
 def test_resumed_weights_are_those_of_an_uninterrupted_run(trained, shards, tmp_path):
     out = tmp_path / "run"
     train(tiny_config(shards, out, steps=3))
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # the disk was full
     train(tiny_config(shards, out, steps=6), resume=True)
     expected, found = weights(trained), weights(out)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -168,6 +170,16 @@ def test_two_processes_with_a_share_of_the_network_each_give_the_same(alone, in_
     ]
     assert validation[0] == pytest.approx(validation[1], abs=1e-4)  # of averaged weights
     assert checkpoint.load_model(Path(sharded.out) / "model").net.config == alone.model
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_as_two(alone, tmp_path):
+    begun = with_changes(alone, out=str(tmp_path / "run"), steps=11)
+    train(begun)
+    process = torchrun(with_changes(begun, steps=alone.steps), tmp_path, "--resume")
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors[-3000:]
+    same_numbers(alone, begun)
 
 
 def killed(process, out, step):

@@ -1,0 +1,216 @@
+"""One training step: the trainer on encoded samples beside a plain one that does what the published trainer does.
+
+The plain step runs the frozen encoders (VQ on every picture, T5 on every prompt), fills up to three references with
+grey pictures, and makes the logits of all positions before it cuts out those that are scored. Both see the same samples
+with two real references, have weights of the same sizes and the same optimiser, and take turns on the same machine. The
+last line is one JSON object.
+
+python benchmarks/train_step.py                          # a small model on a CPU, in float32
+python benchmarks/train_step.py --size xl --batch 4      # GPT-XL on a GPU, in bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenar.config import ModelConfig, TrainConfig, released, tokenar_xl
+from tokenar.data import Batch, Position
+from tokenar.encoder_config import VqConfig, vq16
+from tokenar.log import TRAINING_PASSES, memory_gb, peak_flops
+from tokenar.model import TokenAR
+from tokenar.optimizer import parameter_groups
+from tokenar.parallel import Workers
+from tokenar.step import Part, Step, Work
+from tokenar.vq import VqNetwork, VqTokenizer
+
+REFERENCES, SLOTS = 2, 3
+GOAL = {"mfu": 0.45, "samples_per_s": 11.0}
+"""For GPT-XL on one H100 with two references."""
+
+
+@dataclass
+class Size:
+    """Settings of one size: ours, the plain one's, its tokenizer, and what T5's configuration is called with."""
+
+    ours: ModelConfig
+    plain: ModelConfig
+    vq: VqConfig
+    t5: dict[str, int]
+
+
+def cpu_size() -> Size:
+    """128 pixels, 64 tokens an image. The trained model is scaled down further than the frozen encoders, as in a small
+    run with published ones: a VQ-16 of half the width and a T5-base. ``ratio_without_encoders`` leaves them out.
+    """
+    small = {"layers": 6, "heads": 4, "width": 256, "vocabulary": 4096, "grid": 8, "text_tokens": 24,
+             "text_width": 768, "instruct_tokens": 24, "distill": None}  # fmt: skip
+    ours, plain = (ModelConfig.model_validate(model.model_dump() | small) for model in (tokenar_xl(), released()))
+    vq = VqConfig(ch_mult=(1, 1, 2, 2, 4), base_channels=64, codebook_size=4096)
+    return Size(ours, plain, vq, {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12})
+
+
+def xl_size() -> Size:
+    """The published sizes; without the teacher, which neither side has."""
+    ours, plain = (
+        ModelConfig.model_validate(model.model_dump() | {"distill": None}) for model in (tokenar_xl(), released())
+    )
+    return Size(ours, plain, vq16(), {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32})
+
+
+@dataclass
+class Raw:
+    """What a shard holds: pictures [B, R+2, 3, S, S] of references, background, target in [-1, 1], and the prompts'
+    words [B, T] int64 with their mask."""
+
+    pictures: Tensor
+    words: Tensor
+    mask: Tensor
+
+
+def raw_samples(size: Size, batch: int, device: torch.device) -> Raw:
+    generator = torch.Generator().manual_seed(0)
+    side = size.ours.grid * size.vq.reduction
+    pictures = torch.rand(batch, REFERENCES + 2, 3, side, side, generator=generator) * 2 - 1
+    words = torch.randint(1000, (batch, size.ours.text_tokens), generator=generator)
+    mask = torch.arange(size.ours.text_tokens) < size.ours.text_tokens // 3
+    return Raw(pictures.to(device), words.to(device), mask.expand(batch, -1).to(device))
+
+
+def with_grey(raw: Raw) -> Tensor:
+    """[B, SLOTS + 2, 3, S, S]: missing references are grey."""
+    grey = torch.zeros_like(raw.pictures[:, : SLOTS - REFERENCES])
+    return torch.cat([raw.pictures[:, :REFERENCES], grey, raw.pictures[:, REFERENCES:]], dim=1)
+
+
+class Encoders:
+    """A VQ tokenizer in float32 and a T5 in ``dtype``, with drawn weights."""
+
+    def __init__(self, size: Size, device: torch.device, dtype: torch.dtype):
+        from transformers import T5Config, T5EncoderModel
+
+        torch.manual_seed(0)
+        self.tokenizer = VqTokenizer(VqNetwork(size.vq).eval(), size.ours.grid * size.vq.reduction, device, batch=64)
+        config = T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", **size.t5)
+        self.text = T5EncoderModel(config).eval().to(device, dtype)
+
+    @torch.no_grad()
+    def codes(self, pictures: Tensor) -> Tensor:
+        return self.tokenizer.encode(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+
+    @torch.no_grad()
+    def features(self, raw: Raw) -> Tensor:
+        return self.text(input_ids=raw.words, attention_mask=raw.mask.long()).last_hidden_state.float()
+
+
+def plain_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype) -> Callable[[], object]:
+    """The published trainer's step (spec/tokenar.md sections 3, 7, 8 and 10), eager."""
+    device = raw.pictures.device
+    net = TokenAR(size.plain).to(device).train()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(net, 0.05, decay_tables=True), lr=1e-4, betas=(0.9, 0.95), fused=device.type == "cuda"
+    )
+    layout = net.layout(SLOTS)
+
+    def step() -> object:
+        codes = encoders.codes(with_grey(raw))
+        text, sources, picture = encoders.features(raw), codes[:, :-1], codes[:, -1]
+        wanted = net.target_tokens(sources, picture)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            x = torch.cat([net.embed_prefix(sources, text), net.embed_target(wanted[:, :-1], layout)], dim=1)
+            hidden = net.hidden(x, net.tables(layout)[0][: x.shape[1]])
+            logits = net.logits(hidden)[:, layout.prefix - 1 :]
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def trainer_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype, recompute: str) -> Callable[[], object]:
+    """The trainer's step on what tokenar-encode stores."""
+    device, batch = raw.pictures.device, len(raw.pictures)
+    codes = encoders.codes(raw.pictures).cpu()
+    stored = Batch(codes[:, :-1], encoders.features(raw).cpu(), codes[:, -1], raw.mask.cpu())
+    config = TrainConfig.model_construct(
+        model=size.ours, precision="bfloat16" if dtype == torch.bfloat16 else "float32", compile=device.type == "cuda",
+        activation_checkpointing=recompute,
+    )  # fmt: skip
+    trained = Step(TokenAR(size.ours).to(device), config, Workers(0, 1, device))
+    scored = batch * trained.net.layout(REFERENCES).target_tokens
+    numbers = itertools.count()
+
+    def step() -> object:
+        part = Part(stored, torch.full((batch,), 0.5))
+        trained.update(Work(next(numbers), [part], batch, scored, REFERENCES, Position()))
+        return trained.sums
+
+    return step
+
+
+def seconds(build: Callable[[], Callable[[], object]], device: torch.device, steps: int, warmup: int) -> list[float]:
+    """Seconds of each step of one side, which is built for it and gone afterwards."""
+    step, taken = build(), []
+    for number in range(warmup + steps):
+        begun = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= warmup:
+            taken.append(time.perf_counter() - begun)
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["cpu", "xl"], default="cpu")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of each side a round")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the sides take turns")
+    parser.add_argument("--checkpointing", choices=["none", "selective", "block"], default="none")
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size, dtype = (xl_size(), torch.bfloat16) if given.size == "xl" else (cpu_size(), torch.float32)
+    encoders, raw = Encoders(size, device, dtype), raw_samples(size, given.batch, device)
+    sides = {
+        "plain": lambda: plain_step(size, encoders, raw, dtype),
+        "trainer": lambda: trainer_step(size, encoders, raw, dtype, given.checkpointing),
+        "encoders": lambda: lambda: (encoders.codes(with_grey(raw)), encoders.features(raw)),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(given.rounds):
+        for name, build in sides.items():
+            taken[name] += seconds(build, device, given.steps, warmup=3 if device.type == "cuda" else 1)
+    middle = {name: statistics.median(values) for name, values in taken.items()}
+    with torch.device("meta"):
+        flops = TRAINING_PASSES * TokenAR(size.ours).flops(REFERENCES) * given.batch
+    mfu = flops / middle["trainer"] / peak_flops(device, dtype)
+    rates = {name: given.batch / middle[name] for name in ("plain", "trainer")}
+    print(json.dumps({
+        "benchmark": "train_step", "size": given.size, "batch": given.batch, "device": _name(device),
+        "plain_samples_per_s": round(rates["plain"], 3), "trainer_samples_per_s": round(rates["trainer"], 3),
+        "ratio": round(rates["trainer"] / rates["plain"], 2), "mfu": round(mfu, 3),
+        "memory_gb": round(memory_gb(device), 2),
+        "ratio_without_encoders": round((middle["plain"] - middle["encoders"]) / middle["trainer"], 2),
+        **({"goal": GOAL} if given.size == "xl" else {}),
+    }))  # fmt: skip
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()
