@@ -87,7 +87,7 @@ def decode_sample(sample_id: str, members: dict[str, bytes], source: str) -> Sha
         raise UserError(f"{where}: {count} references, expected 1 to {MAX_REFERENCES}")
     return ShardSample(
         sample_id=sample_id,
-        references=[picture(f"reference_{i}.png").convert("RGB") for i in range(count)],
+        references=[pictures.on_white(picture(f"reference_{i}.png")) for i in range(count)],
         references_rgba=[picture(f"reference_{i}.rgba.png").convert("RGBA") for i in range(count)],
         background=picture("background.png").convert("RGB"),
         foreground=picture("foreground.png").convert("RGBA"),

@@ -32,8 +32,8 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
     report_run(config)
     return places | {
         "checkpoint": f"{training}/model",
-        "samples": f"{training}/samples",
-        "evaluation": f"{training}/evaluation/metrics.json",
+        "samples": f"{training}/evaluation/training/samples",
+        "evaluation": f"{training}/evaluation/table.md",
     }
 
 

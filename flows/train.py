@@ -1,9 +1,7 @@
-"""The flows of the model: encode, train and measure on a curation's shards; and measuring alone."""
+"""The flow of the model: encode, train and measure on a curation's shards."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import subprocess
 import sys
@@ -11,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
-from tokenar.config import PRESETS, SampleConfig, TrainConfig, read_train_config, with_changes
+from flows.evaluate import evaluate_tokenar
+from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
 from tokenar.encode import EncodeConfig, encode
 from tokenar.encoded_shards import is_encoded
 from tokenar.encoder_config import T5Config, VqConfig
-from tokenar.evaluate import evaluate
-from tokenar.generate import sample
 from tokenar.train import train
 
 
@@ -56,7 +52,7 @@ def train_tokenar(
     summary = train_model(config, processes, resume, overwrite)
     create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
     if val_shards:
-        summary |= {"evaluation": evaluate_tokenar(summary["model"], val_shards, out)}
+        summary |= {"evaluation": evaluate_tokenar([summary["model"]], shards=val_shards, out=f"{out}/evaluation")}
     return summary
 
 
@@ -104,34 +100,3 @@ def _torchrun(processes: int, command: str, settings: str, file: Path, *options:
     if done.returncode:
         told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise UserError(told[0].removeprefix("error: ") if told else f"{command} ended with status {done.returncode}")
-
-
-@flow(name="evaluate-tokenar", log_prints=True)
-def evaluate_tokenar(
-    model: str = "runs/quickstart/training/model",
-    shards: str = "runs/quickstart/dataset/test-*.tar",
-    out: str = "runs/quickstart/training",
-    limit: int | None = None,
-    guidance: float = 1.0,
-    seed: int = 0,
-) -> dict:
-    """Sample a picture for every test sample and measure it; returns the means."""
-    drawn = f"{out}/samples"
-    sample(model, shards, drawn, SampleConfig(seed=seed, guidance=guidance), limit=limit)
-    numbers = evaluate(model, shards, f"{out}/evaluation", predictions=drawn, limit=limit)
-    create_table_artifact([numbers], key="evaluation", description="Means over the test samples")
-    create_markdown_artifact(picture_strips(Path(out) / "evaluation" / "pictures"), key="drawn-pictures",
-                             description="References, background, drawn, tokenizer's round trip, true")  # fmt: skip
-    return numbers
-
-
-def picture_strips(folder: Path, count: int = 6, height: int = 96) -> str:
-    """Markdown with the first strips of an evaluation, inlined."""
-    lines = []
-    for path in sorted(folder.glob("*.png"))[:count]:
-        strip = pictures.decode(path.read_bytes(), str(path)).convert("RGB")
-        strip.thumbnail((10_000, height))
-        buffer = io.BytesIO()
-        strip.save(buffer, "JPEG", quality=85)
-        lines.append(f"![{path.stem}](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})\n")
-    return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from typing import Any
 
 import fsspec
@@ -151,21 +152,27 @@ def report_run(config: CurationConfig) -> str:
 
 
 def read_training(folder: str) -> Training | None:
-    """What the trainer (metrics.jsonl), the sampler (samples/) and the evaluator (evaluation/) left, if anything."""
+    """What the trainer (metrics.jsonl) and the evaluator (evaluation/) left, if anything; of the model alone."""
     fs, root = fsspec.core.url_to_fs(folder)
     if not fs.exists(f"{root}/metrics.jsonl"):
         return None
     log = [json.loads(line) for line in fs.cat_file(f"{root}/metrics.jsonl").decode().splitlines()]
-    evaluation, samples = {}, []
+    evaluation, samples, drawn = {}, [], f"{root}/samples"
     if fs.exists(f"{root}/evaluation/metrics.json"):
-        numbers = json.loads(fs.cat_file(f"{root}/evaluation/metrics.json"))
-        # round_trip_*: what the tokenizer alone loses; kept in the file, too much for the page
-        evaluation = {k: v for k, v in numbers.items() if not k.startswith("round_trip") and k != "seed"}
-    if fs.exists(f"{root}/samples/samples.json"):
-        for entry in json.loads(fs.cat_file(f"{root}/samples/samples.json")):
-            data = fs.cat_file(f"{root}/samples/{entry['file']}")
+        methods = json.loads(fs.cat_file(f"{root}/evaluation/metrics.json")).get("methods", {})
+        name = next((name for name, method in methods.items() if "model" in method), None)
+        if name is not None:
+            evaluation, drawn = _headline(methods[name]["figures"]), f"{root}/evaluation/{name}/samples"
+    if fs.exists(f"{drawn}/samples.json"):
+        for entry in json.loads(fs.cat_file(f"{drawn}/samples.json")):
+            data = fs.cat_file(f"{drawn}/{entry['file']}")
             samples.append((entry["sample_id"], pictures.decode(data, entry["file"])))
     return Training(log, evaluation, samples)
+
+
+def _headline(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures without what is too much for the page: each subject alone, and what the tokenizer alone loses."""
+    return {k: v for k, v in figures.items() if not re.match(r"round_trip|subject_\d|similarity_\d", k)}
 
 
 def funnel_rows(result: CurationResult) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ ROWS: dict[str, dict[str, object]] = {
 PAPER_COUNTS = (30, 60, 120, 240, 1024)
 """Numbers of instruct tokens around the paper's choice of 120 (its Fig. 8); scaled to the configuration's own."""
 
-METRICS = ("identity", "identity_wrong", "psnr", "ssim", "background_psnr")
+METRICS = ("identity", "identity_wrong", "swap_rate", "whole_psnr", "whole_ssim", "background_psnr")
 
 
 def runs_of(config: TrainConfig) -> dict[str, dict[str, object]]:
@@ -80,8 +80,11 @@ def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict
     summary = train(config, overwrite=True)
     if not summary["finished"]:
         raise UserError(f"{config.out}: stopped; the same command goes on from the runs that are whole")
-    measured = evaluate(summary["model"], str(config.val_shards), f"{config.out}/evaluation", config=sampling,
-                        limit=limit, quiet=True)  # fmt: skip
+    result = evaluate(
+        str(config.val_shards), f"{config.out}/evaluation", models={"model": summary["model"]}, sampling=sampling,
+        limit=limit, quiet=True,
+    )  # fmt: skip
+    measured = result["methods"]["model"]["figures"]
     figures = {"seed": config.seed, "val_loss": summary["val_loss"], "val_loss_target": summary["val_loss_target"]}
     figures |= {key: measured[key] for key in METRICS if measured.get(key) is not None}
     content = json.dumps({"asked": asked, "figures": figures})

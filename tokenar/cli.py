@@ -7,8 +7,10 @@ leaves with 128 plus the number of the signal, after saving.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -195,8 +197,18 @@ def sample(
 def evaluate(
     shards: Shards,
     out: Out,
-    model: Annotated[str | None, typer.Option(help="The 'model' folder of a finished run.")] = None,
-    predictions: Annotated[str | None, typer.Option(help="Folder of drawn pictures; none: draw them.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]DIR", help="The 'model' folder of a run; repeatable.")
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]DIR", help="Pictures of any method: <sample_id>.png; repeatable."),
+    ] = None,
+    encoders: Annotated[str | None, typer.Option(help="'paper': the published encoders of every figure.")] = None,
+    config: Annotated[str | None, typer.Option(help="JSON file of settings.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting: lpips=PATH, dino=ID, side=512; repeatable.")
+    ] = None,
     limit: Limit = None,
     seed: Seed = DEFAULT.seed,
     guidance: Guidance = DEFAULT.guidance,
@@ -204,13 +216,35 @@ def evaluate(
     top_k: TopK = DEFAULT.top_k,
     top_p: TopP = DEFAULT.top_p,
 ) -> None:
-    """Compare drawn pictures with the true ones."""
+    """Compare drawn pictures with the true ones. Several processes: torchrun ... -m tokenar.cli eval ..."""
+    from tokenar.eval_config import EvalConfig, encoders_of
     from tokenar.evaluate import evaluate as run
 
-    settings = SampleConfig(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
-    result = run(model, shards, out, predictions=predictions, config=settings, limit=limit)
-    shown = (f"{key} {result[key]:.3f}" for key in ("psnr", "ssim", "identity") if result[key] is not None)
-    typer.echo(f"{out}/metrics.json: " + ", ".join(shown))
+    start = read_settings(config, EvalConfig).model_dump() if config is not None else {}
+    changes = (encoders_of(encoders) if encoders is not None else {}) | _assigned(settings or [])
+    run(
+        shards, out, models=_named(model or []), predictions=_named(predictions or []),
+        config=EvalConfig.model_validate(start | changes), limit=limit,
+        sampling=SampleConfig(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p),
+    )  # fmt: skip
+    if int(os.environ.get("RANK", 0)):  # of several processes the first speaks
+        return
+    typer.echo((Path(out) / "table.md").read_text())
+    typer.echo(f"{out}: table.md, table.tex, metrics.json, per_sample.parquet, grid.png")
+
+
+def _named(given: list[str]) -> dict[str, Path]:
+    """``NAME=DIR`` or ``DIR`` as name -> folder; a folder that is there is never taken apart."""
+    from tokenar.evaluate import named
+
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        pair = {name: Path(path)} if equals and not Path(text).is_dir() else named([text])
+        if both := found.keys() & pair.keys():
+            raise UserError(f"{text}: a second method would be called {min(both)!r}; give each its own: NAME=DIR")
+        found |= pair
+    return found
 
 
 def _say(line: str) -> None:

@@ -1,12 +1,19 @@
-"""Drawn pictures against the true ones: pixels, background, and the identity of each subject."""
+"""Drawn pictures against the true ones, several methods in one table. docs/evaluation.md defines the figures.
+
+Under torchrun every process takes its share of the samples. What a process finds out goes into ``out/cache`` as it
+goes, so that the same command goes on where it was stopped; the first process puts everything together. No figure
+depends on the number of processes.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,177 +23,338 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
-from data_schemas.shards import ShardSample
-from tokenar import data, metrics
+from tokenar import eval_tables, metrics
 from tokenar.config import SampleConfig
-from tokenar.generate import sample as draw_samples
+from tokenar.eval_cache import Cache, CachedFeatures, pack, unpack
+from tokenar.eval_config import EvalConfig
+from tokenar.eval_draw import Stored, draw_missing, model_fingerprint, stored_samples
+from tokenar.eval_pictures import Truth, fit, grid, read_drawn, strip
+from tokenar.eval_rows import Scorer, model_figures, summarise
+from tokenar.feature_encoders import Encoders
 from tokenar.model_folder import Model, load_model, write_atomically
+from tokenar.parallel import Workers, workers
 from tokenar.progress import Progress
-from tokenar.tokenizers import picture_tensor, tensor_picture
 
-PACKAGES = ("torch", "timm", "numpy", "pillow", "scikit-image", "scikit-learn")
+PACKAGES = (
+    "torch", "torchvision", "torchmetrics", "torch-fidelity", "timm", "transformers", "numpy", "pillow",
+    "opencv-python-headless",
+)  # fmt: skip
+ROWS = 1
+"""Version of the rows' definitions; part of their keys in the cache."""
+
+PART = 32
+"""Samples between two writes to the cache."""
+
+CROP = (
+    "subject i: pixels with alpha >= 128 inside box i, the rest white, trimmed, in the middle of a white square with "
+    "room of {padding:g} of the longer side around it; the reference likewise along its own alpha"
+)
+NAME = re.compile(r"[\w][\w .+-]*")
+
+Folders = Mapping[str, str | Path] | Mapping[str, Path] | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name in the table and where its pictures are; ``model`` is what draws them, with its fingerprint."""
+
+    name: str
+    pictures: Path
+    model: Path | None = None
+    fingerprint: str | None = None
+
+    def picture(self, sample_id: str) -> Path:
+        return self.pictures / f"{sample_id}.png"
 
 
 def evaluate(
-    model: str | Path | None,
     shards: str,
     out: str | Path,
     *,
-    predictions: str | Path | None = None,
-    config: SampleConfig | None = None,
+    models: Folders = (),
+    predictions: Folders = (),
+    config: EvalConfig | None = None,
+    sampling: SampleConfig | None = None,
     limit: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a model on shards and return what is written to ``out/metrics.json``.
+    """Evaluate models and folders of drawn pictures on shards; returns what is written to ``out/metrics.json``.
 
-    Without ``predictions`` (a folder with ``<sample_id>.png``) the pictures are drawn first, into ``out/samples``.
-    ``out`` also gets ``per_sample.parquet`` and ``pictures/<sample_id>.png``: references, background, drawn picture,
-    tokenizer's round trip of the true picture, true picture. Without a model, predictions are needed and there are no
-    losses. Raises UserError naming what cannot be used.
+    ``models`` are model folders, whose pictures are drawn first, into ``out/<name>/samples``; ``predictions`` folders
+    with ``<sample_id>.png`` of any method. Either maps names to folders, or lists folders, which name themselves.
+    ``out`` also gets per_sample.parquet, table.md, table.tex, grid.png, and ``pictures/<sample_id>.png``: the rows of
+    the grid. Raises UserError naming what cannot be used, missing encoders and pictures before anything is drawn.
     """
-    folder, config = Path(out), config or SampleConfig()
-    if model is None and predictions is None:
-        raise UserError("give a model, a folder of predictions, or both")
-    loaded = load_model(model) if model is not None else None
-    drawn = Path(predictions) if predictions is not None else folder / "samples"
-    if predictions is None:
-        assert loaded is not None
-        draw_samples(loaded, shards, drawn, config, limit=limit, quiet=quiet)
-    elif not drawn.is_dir():
-        raise UserError(f"{drawn}: no such folder; give the folder that tokenar-sample wrote")
-    samples = list(data.read_samples(shards, limit))
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    encoder = metrics.IdentityEncoder()
-    rows = []
-    with Progress("evaluate", len(samples), every=10, show=not quiet) as bar:
-        for number, item in enumerate(samples):
-            shown = Pictures.of(item, drawn / f"{item.sample_id}.png", loaded)
-            other = samples[(number + 1) % len(samples)].references[0]
-            rows.append({"sample_id": item.sample_id, **_score(item, shown, other, encoder), **_loss(item, loaded)})
-            shown.strip(item).save(folder / "pictures" / f"{item.sample_id}.png")
-            bar.advance()
-    table = pa.Table.from_pylist(rows)
-    write_atomically(folder / "per_sample.parquet", lambda path: pq.write_table(table, path))
-    result = _summary(rows) | {
-        "samples": len(rows), "shards": shards, "model": str(model) if model is not None else None,
-        "predictions": str(drawn), "identity_encoder": encoder.name, "seed": config.seed,
-        "sampling": config.model_dump(), "model_config": loaded.net.config.model_dump() if loaded else None,
-        "versions": _versions(),
-    }  # fmt: skip
-    content = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "metrics.json", lambda path: path.write_text(content))
-    return result
+    config, sampling, folder = config or EvalConfig(), sampling or SampleConfig(), Path(out)
+    methods = _methods(models, predictions, folder)
+    with workers() as group:
+        run = Evaluation(shards, folder, methods, config, sampling, limit, group, quiet)
+        run.check_predictions()
+        run.load_encoders()
+        run.draw()
+        run.score()
+        if group.first:
+            run.write()
+        group.wait()
+    return json.loads((folder / "metrics.json").read_text())
 
 
-@dataclass
-class Pictures:
-    """A sample's pictures at the size of the drawn one."""
-
-    drawn: Image.Image
-    target: Image.Image
-    background: Image.Image
-    alpha: Image.Image
-    round_trip: Image.Image | None
-
-    @classmethod
-    def of(cls, item: ShardSample, path: Path, model: Model | None) -> Pictures:
-        """Read the drawn picture and bring the true ones to its size."""
-        if not path.is_file():
-            raise UserError(f"{path}: no prediction for sample {item.sample_id}; draw it with tokenar-sample")
-        drawn = pictures.decode(path.read_bytes(), str(path)).convert("RGB")
-        if drawn.width != drawn.height:
-            raise UserError(f"{path}: {drawn.width} x {drawn.height} pixels, expected a square picture")
-
-        def fit(picture: Image.Image) -> Image.Image:
-            return picture.resize(drawn.size, Image.Resampling.BICUBIC)
-
-        round_trip = None
-        if model is not None:
-            pixels = picture_tensor(item.target, model.tokenizer.image_size)[None]
-            round_trip = fit(tensor_picture(model.tokenizer.decode(model.tokenizer.encode(pixels))[0]))
-        return cls(drawn, fit(item.target), fit(item.background), fit(item.alpha), round_trip)
-
-    def strip(self, item: ShardSample, side: int = 128) -> Image.Image:
-        """Everything in a row, ``side`` pixels each, for the eye."""
-        row = [*item.references, self.background, self.drawn, self.round_trip, self.target]
-        shown = [picture.resize((side, side)) for picture in row if picture is not None]
-        strip = Image.new("RGB", (side * len(shown) + 4 * (len(shown) - 1), side), "white")
-        for column, picture in enumerate(shown):
-            strip.paste(picture, (column * (side + 4), 0))
-        return strip
+def named(folders: Folders) -> dict[str, Path]:
+    """Name -> folder; a folder called "model" or "samples" goes by the name of the one it lies in."""
+    if isinstance(folders, Mapping):
+        return {name: Path(path) for name, path in folders.items()}
+    found: dict[str, Path] = {}
+    for path in map(Path, folders):
+        whole = path.resolve()
+        name = whole.parent.name if whole.name in ("model", "samples") else whole.name
+        if name in found:
+            raise UserError(f"{path}: a second method would be called {name!r}; give each its own: NAME=DIR")
+        found[name] = path
+    return found
 
 
-def _score(
-    item: ShardSample, shown: Pictures, other: Image.Image, encoder: metrics.IdentityEncoder
-) -> dict[str, float | None]:
-    """One row: pixel figures of the drawn picture and the round trip, identity figures."""
-    truth = np.asarray(shown.target) / 255.0
-    background = np.asarray(shown.alpha) < 128
-    row: dict[str, float | None] = {}
-    for name, picture in (("", shown.drawn), ("round_trip_", shown.round_trip)):
-        if picture is None:
-            continue
-        pixels = np.asarray(picture) / 255.0
-        for part, mask in (("", None), ("background_", background), ("subjects_", ~background)):
-            row[f"{name}{part}mse"] = metrics.mse(pixels, truth, mask)
-            row[f"{name}{part}psnr"] = metrics.psnr(pixels, truth, mask)
-            row[f"{name}{part}ssim"] = metrics.ssim(pixels, truth, mask)
-    return row | _identity(item, shown, other, encoder)
+def _methods(models: Folders, predictions: Folders, out: Path) -> list[Method]:
+    drawn, given = named(models), named(predictions)
+    for name in (*drawn, *given):
+        if not NAME.fullmatch(name):
+            raise UserError(f"{name!r} cannot name a method; use letters, digits, spaces and . + -")
+    if both := drawn.keys() & given.keys():
+        raise UserError(f"{min(both)!r} names a model and predictions; give each a name of its own: NAME=DIR")
+    if not drawn and not given:
+        raise UserError("nothing to evaluate; give models, folders of predictions, or both")
+    found = [Method(name, out / name / "samples", path, model_fingerprint(path)) for name, path in drawn.items()]
+    return found + [Method(name, path) for name, path in given.items()]
 
 
-def _identity(
-    item: ShardSample, shown: Pictures, other: Image.Image, encoder: metrics.IdentityEncoder
-) -> dict[str, float | None]:
-    """Cosine of each subject's region with its reference, the smallest over the subjects.
+class Evaluation:
+    """One evaluation on one process of a group; the methods are its steps, in order."""
 
-    ``identity_target`` is the same for the true picture (a model can hardly do better), ``identity_wrong`` for the
-    drawn picture against another subject's reference (what likeness is worth nothing). Without boxes: null.
-    """
-    boxes = item.info.get("boxes")
-    if not isinstance(boxes, list) or len(boxes) != len(item.references):
-        return {"identity": None, "identity_target": None, "identity_wrong": None}
-    count = len(boxes)
-    regions = [metrics.crop(picture, box) for picture in (shown.drawn, shown.target) for box in boxes]
-    table = encoder.similarity(regions, [*item.references, other])
-    wrong = [table[i][(i + 1) % count if count > 1 else count] for i in range(count)]
-    return {
-        "identity": min(table[i][i] for i in range(count)),
-        "identity_target": min(table[count + i][i] for i in range(count)),
-        "identity_wrong": min(wrong),
-    }
+    def __init__(
+        self,
+        shards: str,
+        out: Path,
+        methods: Sequence[Method],
+        config: EvalConfig,
+        sampling: SampleConfig,
+        limit: int | None,
+        group: Workers,
+        quiet: bool,
+    ):
+        self.shards, self.out, self.methods, self.config = shards, out, methods, config
+        self.sampling, self.group, self.quiet = sampling, group, quiet
+        self.digests = {stored.sample_id: stored.digest for stored in stored_samples(shards, limit)}
+        self.ids = list(self.digests)
+        self._model: tuple[str, Model] | None = None
+
+    def check_predictions(self) -> None:
+        """UserError if a folder of predictions lacks a picture."""
+        for method in self.methods:
+            if method.model is not None:
+                continue
+            if not method.pictures.is_dir():
+                raise UserError(f"{method.pictures}: no such folder; give one with a <sample_id>.png for every sample")
+            if lost := [i for i in self.ids if not method.picture(i).is_file()]:
+                raise UserError(
+                    f"{method.pictures}: no prediction for {len(lost)} of {len(self.ids)} samples, first "
+                    f"{lost[0]}.png; draw them, or evaluate the first with --limit"
+                )
+
+    def load_encoders(self) -> None:
+        """UserError naming the encoders that cannot be had."""
+        self.encoders = Encoders(self.config, self.group.device)
+        self.rows = Cache(self.out / "cache" / "rows")
+        self.features = CachedFeatures(Cache(self.out / "cache" / "features"))
+        self.scorer = Scorer(self.config, self.encoders, self.features)
+
+    def draw(self) -> None:
+        """Pictures of the models; then the side at which all are compared."""
+        for method in self.methods:
+            if method.fingerprint is not None:
+                draw_missing(
+                    partial(self._load, method), method.fingerprint, self.shards, self.digests, method.pictures,
+                    self.sampling, self.group, self.quiet,
+                )  # fmt: skip
+        self.side = self.config.side or min(self._side(m.picture(i)) for m in self.methods for i in self.ids)
+
+    def score(self) -> None:
+        """A row for every method and every sample of this process's share, unless the cache has it."""
+        share = sum(1 for number in range(len(self.ids)) if number % self.group.world == self.group.rank)
+        show = not self.quiet and self.group.first
+        with Progress("evaluate", share * len(self.methods), every=10, show=show) as bar:
+            for method in self.methods:
+                for stored, following in self._share():
+                    self._score(method, stored, following)
+                    bar.advance()
+                    if len(self.rows.new) >= PART:
+                        self._flush()
+        self._flush()
+        self.group.wait()
+
+    def _flush(self) -> None:
+        self.features.cache.flush()  # first: a row counts on its features
+        self.rows.flush()
+
+    def _score(self, method: Method, stored: Stored, following: Stored) -> None:
+        key = self._key(method, stored.number)
+        if key in self.rows.values and self._has_features(unpack(self.rows.values[key])):
+            return
+        item = stored.decode()
+        truth = Truth(item, self.side, self.config.padding)
+        drawn = fit(read_drawn(method.picture(stored.sample_id)), self.side)
+        figures = self.scorer.row(truth, drawn, following.decode().references_rgba[0])
+        if method.model is not None:
+            figures |= model_figures(item, truth, self._load(method), self.scorer)
+        if self.encoders.clip:
+            figures["clip_prompt_cut"] = float(self.encoders.clip.cuts(item.prompt))
+        row = {"method": method.name, "sample_id": stored.sample_id, "references": len(item.references), **figures}
+        self.rows.put(key, pack({"row": row, "inception": self.scorer.inception_keys(truth, drawn)}))
+
+    def _has_features(self, found: dict[str, Any]) -> bool:
+        keys = (key for pairs in found["inception"].values() for pair in pairs for key in pair)
+        return all(key in self.features.cache.values for key in keys)
+
+    def _share(self) -> Iterator[tuple[Stored, Stored]]:
+        """This process's samples, each with the one that follows it; the first follows the last."""
+        first = before = None
+        for stored in stored_samples(self.shards, len(self.ids)):
+            first = first or stored
+            if before is not None and before.number % self.group.world == self.group.rank:
+                yield before, stored
+            before = stored
+        assert first is not None
+        assert before is not None
+        if before.number % self.group.world == self.group.rank:
+            yield before, first
+
+    def _key(self, method: Method, number: int) -> str:
+        """Names a row: a digest of all that decides it."""
+        sample_id, following = self.ids[number], self.ids[(number + 1) % len(self.ids)]
+        definitions = ("edge_tolerance", "mask_threshold", "padding", "swap_margin")
+        facts = [
+            ROWS, self.side, {name: getattr(self.config, name) for name in definitions},
+            {name: encoder.fingerprint for name, encoder in self.encoders.named().items()},
+            method.name, method.fingerprint, self.digests[sample_id], self.digests[following],
+            hashlib.sha256(method.picture(sample_id).read_bytes()).hexdigest(),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _load(self, method: Method) -> Model:
+        """The method's model on this process's device; one is held at a time."""
+        assert method.model is not None
+        if self._model is None or self._model[0] != method.name:
+            self._model = None
+            loaded = load_model(method.model)
+            loaded.net.to(self.group.device).eval()
+            self._model = (method.name, loaded)
+        return self._model[1]
+
+    def _side(self, path: Path) -> int:
+        try:
+            with Image.open(path) as picture:
+                return min(picture.size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: not a readable picture ({error}); replace it") from error
+
+    def write(self) -> None:
+        """Put together what all processes found out: every file of the evaluation."""
+        self.rows.load()
+        self.features.cache.load()
+        found = {
+            method.name: [unpack(self.rows.values[self._key(method, n)]) for n in range(len(self.ids))]
+            for method in self.methods
+        }
+        self.rows.compact()
+        self.features.cache.compact()
+        _write_table(self.out / "per_sample.parquet", [entry["row"] for rows in found.values() for entry in rows])
+        result = self._result(found)
+        content = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        self._write_grid()
+        write_atomically(self.out / "table.md", lambda path: path.write_text(eval_tables.markdown(result)))
+        write_atomically(self.out / "table.tex", lambda path: path.write_text(eval_tables.latex(result)))
+        write_atomically(self.out / "metrics.json", lambda path: path.write_text(content))
+
+    def _result(self, found: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+        methods = {method.name: self._method_result(method, found[method.name]) for method in self.methods}
+        encoders = {
+            name: {"name": encoder.name, "fingerprint": encoder.fingerprint}
+            for name, encoder in self.encoders.named().items()
+        }
+        result = {
+            "methods": methods, "samples": len(self.ids), "shards": self.shards, "side": self.side,
+            "crop": CROP.format(padding=self.config.padding), "encoders": encoders,
+            "settings": self.config.model_dump(mode="json"), "sampling": self.sampling.model_dump(mode="json"),
+            "seed": self.sampling.seed, "versions": _versions(),
+        }  # fmt: skip
+        return result | {"notes": eval_tables.notes(result)}
+
+    def _method_result(self, method: Method, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Figures over all samples, and over those with one reference and with several."""
+        groups = {
+            "figures": list(entries),
+            "single_subject": [e for e in entries if e["row"]["references"] == 1],
+            "multi_subject": [e for e in entries if e["row"]["references"] > 1],
+        }
+        result: dict[str, Any] = {"pictures": str(method.pictures)}
+        if method.model is not None:
+            result |= {"model": str(method.model), "fingerprint": method.fingerprint}
+            settings = json.loads((method.model / "config.json").read_text())
+            result["model_config"] = settings["model"]
+        for name, chosen in groups.items():
+            if len(chosen) == len(entries) and name != "figures":
+                result[name] = result["figures"]  # FID takes a while
+            elif chosen:
+                figures = summarise([entry["row"] for entry in chosen]) | self._distances(chosen)
+                result[name] = {"samples": len(chosen), **figures}
+        return result
+
+    def _distances(self, entries: Sequence[dict[str, Any]]) -> dict[str, float | int | None]:
+        """FID and KID of the parts over a set of samples, with the number of pictures and of KID's subsets."""
+        found: dict[str, float | int | None] = {}
+        for part in ("whole", "background", "subjects") if self.encoders.inception else ():
+            pairs = [pair for entry in entries for pair in entry["inception"][part]]
+            found[f"{part}_fid_pictures"] = len(pairs)
+            if not pairs:
+                continue
+            drawn, true = (np.stack([self.features.read(pair[side]) for pair in pairs]) for side in (0, 1))
+            size = min(self.config.kid_subset_size, max(2, len(pairs) // 2))
+            mean, deviation = metrics.kid(drawn, true, self.config.kid_subsets, size, self.config.seed)
+            figures = {"fid": metrics.fid(drawn, true), "kid": mean, "kid_std": deviation}
+            found |= {f"{part}_{name}": value if np.isfinite(value) else None for name, value in figures.items()}
+            found[f"{part}_kid_subset"] = size
+        return found
+
+    def _write_grid(self) -> None:
+        """The first samples side by side, and each as a strip of its own."""
+        items = [stored.decode() for stored in stored_samples(self.shards, min(self.config.shown, len(self.ids)) or 1)]
+        references = max(len(item.references) for item in items)
+        titles = [f"reference {i + 1}" for i in range(references)] + ["background"]
+        titles += [method.name for method in self.methods] + ["truth"]
+        strips = []
+        for item in items[: self.config.shown]:
+            empty = [None] * (references - len(item.references))
+            drawn = [read_drawn(method.picture(item.sample_id)) for method in self.methods]
+            row = strip([*item.references, *empty, item.background, *drawn, item.target])
+            strips.append(row)
+            path = self.out / "pictures" / f"{item.sample_id}.png"
+            write_atomically(path, lambda temporary, shown=row: shown.save(temporary, "PNG"))  # type: ignore[misc]
+        if strips:
+            whole = grid(titles, strips)
+            write_atomically(self.out / "grid.png", lambda path: whole.save(path, "PNG"))
 
 
-@torch.inference_mode()
-def _loss(item: ShardSample, model: Model | None) -> dict[str, float]:
-    """Cross entropy of the true tokens in nats a token: all scored ones, and the picture's."""
-    if model is None:
-        return {}
-    encoded = data.encode_sample(item, model.tokenizer, model.text, model.net.config.max_references)
-    device = model.net.norm.weight.device
-    batch = data.collate([encoded]).to(device)
-    wanted = model.net.target_tokens(batch.sources, batch.picture)[0]
-    logits = model.net(batch.sources, batch.text, batch.picture, text_mask=batch.text_mask)[0]
-    losses = F.cross_entropy(logits, wanted, reduction="none")
-    return {"loss": losses.mean().item(), "loss_target": losses[-batch.picture.shape[1] :].mean().item()}
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Mean of every figure over the samples that have a finite one; null where none has."""
-    means: dict[str, float | None] = {}
-    for key in rows[0]:
-        if key == "sample_id":
-            continue
-        values = [row[key] for row in rows if row[key] is not None and math.isfinite(row[key])]
-        means[key] = float(np.mean(values)) if values else None
-    return means
+def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A column for every name that some row has; null where a row lacks it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
     for name in PACKAGES:
         try:
             found[name] = version(name)

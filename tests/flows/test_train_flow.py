@@ -8,7 +8,9 @@ from prefect.testing.utilities import prefect_test_harness
 from small_run import make_sample, tiny_config, write_shard
 
 from data_schemas.errors import UserError
+from flows.evaluate import evaluate_tokenar
 from flows.train import train_tokenar
+from tokenar.train import train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +34,8 @@ def settings(shards, folder, **changes):
 
 def artifacts():
     with get_client(sync_client=True) as client:
-        return {artifact.key for artifact in client.read_artifacts()}
+        found = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
+        return {artifact.key: artifact.data for artifact in found}
 
 
 @pytest.mark.slow
@@ -45,8 +48,27 @@ def test_a_model_its_figures_and_its_pictures(shards, tmp_path, processes):
     assert summary["finished"]
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
     assert summary["evaluation"]["samples"] == 2
-    assert summary["evaluation"]["identity"] is not None
-    assert {"training", "evaluation", "drawn-pictures"} <= artifacts()
+    assert summary["evaluation"]["methods"]["run"]["figures"]["identity"] is not None
+    assert {"training", "evaluation", "evaluation-table", "evaluation-grid", "drawn-pictures"} <= artifacts().keys()
+
+
+@pytest.mark.slow
+def test_several_checkpoints_and_another_method_in_one_table(shards, tmp_path):
+    glob, models = str(shards / "test-*.tar"), []
+    for name in ("early", "late"):
+        train(tiny_config(shards, tmp_path / name, steps=2 if name == "early" else 4))
+        models.append(str(tmp_path / name / "model"))
+    for number in range(2):
+        make_sample(number, "test", side=64).target.save(tmp_path / f"test-{number:04d}.png")
+    result = evaluate_tokenar(models, {"EditAR": str(tmp_path)}, glob, str(tmp_path / "out"))
+    assert list(result["methods"]) == ["early", "late", "EditAR"]
+    found = artifacts()
+    assert [row["method"] for row in json.loads(found["evaluation"])] == ["early", "late", "EditAR"]
+    assert "| EditAR | CVPR 2025 | **100.00** |" in found["evaluation-table"]
+    assert found["evaluation-grid"].startswith("![grid](data:image/jpeg;base64,")
+    assert found["drawn-pictures"].count("data:image/jpeg") == 2
+    with pytest.raises(UserError, match="no model there"):
+        evaluate_tokenar([str(tmp_path)], {}, glob, str(tmp_path / "out"))
 
 
 def test_mistakes_are_one_line(shards, tmp_path):

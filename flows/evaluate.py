@@ -1,0 +1,63 @@
+"""The flow of the evaluation: several checkpoints and other methods' pictures in one table."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from data_schemas import pictures
+from tokenar.config import SampleConfig
+from tokenar.eval_config import EvalConfig
+from tokenar.evaluate import evaluate
+
+
+@flow(name="evaluate-tokenar", log_prints=True)
+def evaluate_tokenar(
+    models: list[str] = ["runs/quickstart/training/model"],  # noqa: B006  what Prefect's form shows, never changed
+    predictions: dict[str, str] = {},  # noqa: B006
+    shards: str = "runs/quickstart/dataset/test-*.tar",
+    out: str = "runs/quickstart/training/evaluation",
+    config: EvalConfig = EvalConfig(),
+    sampling: SampleConfig = SampleConfig(),
+    limit: int | None = None,
+) -> dict:
+    """Draw a picture for every test sample with every model, and measure them all; returns what metrics.json holds.
+
+    ``models`` are model folders, each a row of the table under the name of its run; ``predictions`` maps the names of
+    other methods to folders of their pictures, ``<sample_id>.png``. What an earlier run made is kept.
+    """
+    result = evaluate(
+        shards, out, models=models, predictions=predictions, config=config, sampling=sampling, limit=limit
+    )  # fmt: skip
+    for note in result["notes"]:
+        print(note)
+    rows = [{"method": name} | method["figures"] for name, method in result["methods"].items()]
+    create_table_artifact(rows, key="evaluation", description="Means over the test samples")
+    place = Path(out)
+    create_markdown_artifact((place / "table.md").read_text(), key="evaluation-table",
+                             description="In the layout of the paper's Tables 2 and 3")  # fmt: skip
+    create_markdown_artifact(inlined(place / "grid.png", 1200), key="evaluation-grid",
+                             description="References, background, every method, truth")  # fmt: skip
+    create_markdown_artifact(picture_strips(place / "pictures"), key="drawn-pictures",
+                             description="References, background, every method, truth")  # fmt: skip
+    return result
+
+
+def picture_strips(folder: Path, count: int = 6) -> str:
+    """Markdown with the first strips of an evaluation, inlined."""
+    return "\n".join(inlined(path, 10_000, 96) for path in sorted(folder.glob("*.png"))[:count])
+
+
+def inlined(path: Path, width: int, height: int = 10_000) -> str:
+    """Markdown that holds a picture itself, at most so many pixels wide and high; empty if there is none."""
+    if not path.is_file():
+        return ""
+    picture = pictures.decode(path.read_bytes(), str(path)).convert("RGB")
+    picture.thumbnail((width, height))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return f"![{path.stem}](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})\n"

@@ -1,0 +1,50 @@
+"""What an evaluation measures with. An encoder that is None is not used, and its figures are left out."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from data_schemas.errors import UserError
+from tokenar.encoder_config import Settings
+
+PAPER_ENCODERS = {
+    "lpips": "alex",
+    "inception": "default",
+    "clip": "openai/clip-vit-large-patch14",
+    "dino": "timm/vit_small_patch16_224.dino",
+    "dinov2": "timm/vit_base_patch14_dinov2.lvd142m",
+}
+"""Published weights for the figures of the paper's tables, which name none: CLIP is torchmetrics' default, DINO the
+one that subject-driven generation is compared by since DreamBooth (arXiv 2208.12242, section 4.3)."""
+
+
+class EvalConfig(Settings):
+    """Encoders and definitions; docs/evaluation.md says what every figure is.
+
+    ``lpips``: "alex", "vgg" or "squeeze" to download torchvision's backbone, or a file of such weights.
+    ``inception``: "default" to download torch-fidelity's weights, or a file of them. ``clip``: a Hugging Face id or a
+    folder. ``dino``, ``dinov2``: an id such as "timm/vit_small_patch16_224.dino", a folder in the same layout, or a
+    safetensors file of that very network.
+    """
+
+    lpips: str | None = Field(default=None, min_length=1)
+    inception: str | None = Field(default=None, min_length=1, description="for FID and KID")
+    clip: str | None = Field(default=None, min_length=1, description="for CLIP-I and CLIP-T")
+    dino: str | None = Field(default=None, min_length=1)
+    dinov2: str | None = Field(default=None, min_length=1, description="also compares identities, if given")
+    side: int | None = Field(default=None, ge=16, le=4096, description="pixels; None: the smallest drawn picture's")
+    edge_tolerance: float = Field(default=2.0, ge=0, description="pixels between edges that match")
+    mask_threshold: float = Field(default=0.1, gt=0, lt=1, description="change that makes a pixel foreground")
+    padding: float = Field(default=0.12, ge=0, le=1, description="white room around a subject, of its longer side")
+    swap_margin: float = Field(default=0.0, ge=-1, le=1, description="below it two subjects count as swapped")
+    kid_subsets: int = Field(default=100, ge=1)
+    kid_subset_size: int = Field(default=1000, ge=2, description="at most half of the pictures")
+    seed: int = Field(default=0, ge=0, description="of KID's subsets")
+    shown: int = Field(default=6, ge=0, description="samples in the picture grid")
+
+
+def encoders_of(name: str) -> dict[str, object]:
+    """The settings that a named set of encoders stands for."""
+    if name != "paper":
+        raise UserError(f"no encoders {name!r}; there is: paper")
+    return dict(PAPER_ENCODERS)
