@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,13 @@ from data_schemas.errors import UserError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Backbone = Literal["alex", "vgg", "squeeze"]
+
+
+def need(package: str, figures: str) -> None:
+    """UserError that says how to get a package that only these figures need, if it is not installed."""
+    if find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise UserError(f"{figures}: {name} is not installed; install it with: pip install 'instructar[paper]'")
 
 
 def folder_of(option: str, source: str, patterns: Sequence[str]) -> Path:
@@ -71,5 +79,5 @@ def lpips_backbone(source: str) -> tuple[Backbone, dict[str, Tensor]]:
 
 
 def _cannot_be_had(option: str, source: str, reason: object) -> UserError:
-    line = " ".join(str(reason).split())[:200] or type(reason).__name__
-    return UserError(f"{option}: {source} cannot be had ({line}); give a path to the weights, or leave {option} out")
+    line = " ".join(str(reason).split())[:100] or type(reason).__name__
+    return UserError(f"{option}: {source} cannot be had ({line})")

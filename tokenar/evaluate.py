@@ -39,7 +39,7 @@ from tokenar.progress import Progress
 
 PACKAGES = (
     "torch", "torchvision", "torchmetrics", "torch-fidelity", "timm", "transformers", "numpy", "pillow",
-    "opencv-python-headless",
+    "scikit-image", "opencv-python-headless",
 )  # fmt: skip
 ROWS = 1
 """Version of the rows' definitions; part of their keys in the cache."""

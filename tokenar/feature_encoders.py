@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from data_schemas.errors import UserError
 from tokenar import frozen
 from tokenar.eval_config import EvalConfig
-from tokenar.eval_weights import folder_of, lpips_backbone, read_weights
-from tokenar.metrics import Features, Mask, Pixels, need_torch_fidelity
+from tokenar.eval_weights import folder_of, lpips_backbone, need, read_weights
+from tokenar.metrics import Features, Mask, Pixels
 
 CHUNK = 16
 SIDE = 224
@@ -57,8 +57,8 @@ class Encoder(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the features."""
-        return frozen.fingerprint(self.network, type(self).__name__, self.name, *self.facts())
+        """SHA-256 of all that decides the features, wherever the weights came from."""
+        return frozen.fingerprint(self.network, type(self).__name__, *self.facts())
 
     def facts(self) -> Sequence[str]:
         """What decides the features besides the weights."""
@@ -189,7 +189,7 @@ class Inception(Encoder):
     layer = "2048"
 
     def __init__(self, source: str, device: torch.device):
-        need_torch_fidelity()
+        need("torch_fidelity", "FID and KID")
         from torch_fidelity import feature_extractor_inceptionv3 as inception
 
         weights = read_weights("inception", source, None if source != "default" else inception.URL_INCEPTION_V3)
@@ -219,6 +219,7 @@ class Lpips:
     """LPIPS (Zhang et al. 2018, version 0.1) with the linear heads that torchmetrics brings."""
 
     def __init__(self, source: str, device: torch.device):
+        need("torchmetrics", "LPIPS")
         # torchmetrics' public class downloads the backbone whatever it is given.
         from torchmetrics.functional.image.lpips import _LPIPS
 
@@ -235,7 +236,7 @@ class Lpips:
 
     @cached_property
     def fingerprint(self) -> str:
-        return frozen.fingerprint(self.network, "lpips", self.name)
+        return frozen.fingerprint(self.network, "lpips")
 
     @torch.inference_mode()
     def __call__(self, a: Pixels, b: Pixels, mask: Mask | None = None) -> float:
@@ -277,9 +278,8 @@ class Encoders:
         self.dino: Timm | None = load("dino", lambda s: Timm("dino", s, DINO, device))
         self.dinov2: Timm | None = load("dinov2", lambda s: Timm("dinov2", s, DINOV2, device))
         if problems:
-            raise UserError(
-                problems[0] if len(problems) == 1 else f"{len(problems)} encoders missing: " + "; ".join(problems)
-            )
+            count = f"{len(problems)} encoders missing: " if len(problems) > 1 else ""
+            raise UserError(f"{count}{'; '.join(problems)}; name weights on this machine, or leave the encoder out")
         self.identity: Encoder = self.dinov2 or EfficientNet(device)
 
     def named(self) -> dict[str, Encoder | Lpips]:

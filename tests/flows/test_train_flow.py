@@ -10,6 +10,7 @@ from small_run import make_sample, tiny_config, write_shard
 from data_schemas.errors import UserError
 from flows.evaluate import evaluate_tokenar
 from flows.train import train_tokenar
+from pipeline.results import read_training
 from tokenar.train import train
 
 
@@ -49,6 +50,10 @@ def test_a_model_its_figures_and_its_pictures(shards, tmp_path, processes):
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
     assert summary["evaluation"]["samples"] == 2
     assert summary["evaluation"]["methods"]["run"]["figures"]["identity"] is not None
+    left = read_training(str(tmp_path / "run"))
+    assert [sample_id for sample_id, _ in left.samples] == ["test-0000", "test-0001"]
+    assert left.evaluation["whole_psnr"] == summary["evaluation"]["methods"]["run"]["figures"]["whole_psnr"]
+    assert not [name for name in left.evaluation if name.startswith(("round_trip", "subject_", "similarity"))]
     assert {"training", "evaluation", "evaluation-table", "evaluation-grid", "drawn-pictures"} <= artifacts().keys()
 
 

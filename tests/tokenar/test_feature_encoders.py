@@ -1,6 +1,7 @@
 """Encoders of an evaluation, tiny and random in the published layouts, against the libraries' own ways."""
 
 import pickle
+import shutil
 
 import lpips
 import numpy as np
@@ -100,9 +101,14 @@ def test_a_picture_is_encoded_by_itself(pictures):
 
 
 def test_a_fingerprint_tells_weights_and_settings_apart(vit, tmp_path):
-    first = Timm("dino", str(vit), "", CPU)
-    other = Timm("dino", str(save_tiny_vit(tmp_path / "vit", seed=1)), "", CPU)
-    assert first.fingerprint == Timm("dino", str(vit), "", CPU).fingerprint != other.fingerprint
+    def fingerprint(folder):
+        return Timm("dino", str(folder), "", CPU).fingerprint
+
+    first, moved, darker = fingerprint(vit), shutil.copytree(vit, tmp_path / "a"), shutil.copytree(vit, tmp_path / "b")
+    config = (darker / "config.json").read_text()
+    (darker / "config.json").write_text(config.replace("0.485", "0.5"))
+    assert fingerprint(moved) == first
+    assert len({first, fingerprint(darker), fingerprint(save_tiny_vit(tmp_path / "c", seed=1))}) == 3
 
 
 class Code:
