@@ -47,6 +47,9 @@ ROWS = 1
 PART = 32
 """Samples between two writes to the cache."""
 
+LPIPS_SIDE = 32
+"""Pixels; below, nothing is left of a picture in AlexNet's last layers."""
+
 CROP = (
     "subject i: pixels with alpha >= 128 inside box i, the rest white, trimmed, in the middle of a white square with "
     "room of {padding:g} of the longer side around it; the reference likewise along its own alpha"
@@ -177,6 +180,8 @@ class Evaluation:
                     self.sampling, self.group, self.quiet,
                 )  # fmt: skip
         self.side = self.config.side or min(self._side(m.picture(i)) for m in self.methods for i in self.ids)
+        if self.encoders.lpips and self.side < LPIPS_SIDE:
+            raise UserError(f"lpips reads no picture below {LPIPS_SIDE} pixels, these have {self.side}; set side")
 
     def score(self) -> None:
         """A row for every method and every sample of this process's share, unless the cache has it."""

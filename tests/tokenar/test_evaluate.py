@@ -13,6 +13,7 @@ from PIL import Image
 from small_run import make_sample, write_shard
 from tiny_eval import save_backbone, save_inception, save_tiny_clip, save_tiny_vit
 
+from data_schemas.errors import UserError
 from data_schemas.shards import read_shard
 from tokenar import eval_tables, feature_encoders
 from tokenar.config import SampleConfig
@@ -179,6 +180,15 @@ def test_single_and_several_subjects_apart(tmp_path):
     assert [row["swapped"] for row in rows] == [None, 0, None, None, None, None]
     assert (rows[2]["subject_1_mse"], rows[2]["subject_2_mse"]) == (0, None), "the third lies outside the picture"
     assert rows[0]["identity"] > rows[0]["identity_wrong"], "of the next sample's reference"
+
+
+def test_lpips_needs_some_pixels(glob, samples, encoders, tmp_path):
+    tiny = write(tmp_path / "tiny", [Image.new("RGB", (16, 16))] * 3, samples)
+    config = EvalConfig(lpips=encoders.lpips)
+    with pytest.raises(UserError, match="lpips reads no picture below 32 pixels, these have 16; set side"):
+        evaluate(glob, tmp_path / "out", predictions=[tiny], config=config, quiet=True)
+    wider = config.model_copy(update={"side": 32})
+    assert evaluate(glob, tmp_path / "out", predictions=[tiny], config=wider, quiet=True)["side"] == 32
 
 
 def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_path, monkeypatch):
