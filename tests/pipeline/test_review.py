@@ -14,9 +14,10 @@ from small_curation import small_config
 
 from data_schemas.errors import UserError
 from data_schemas.tables import REVIEW
-from pipeline.curate import curate
+from pipeline.curate import curate, stage_inputs
 from pipeline.dataset import PictureReader
 from pipeline.results import read_manifest
+from pipeline.run import PartJob
 
 
 def say(run_url, *rows):
@@ -73,6 +74,13 @@ def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(copied):
     assert np.array_equal(np.asarray(reader.picture(first, "alpha")), matte)
     target, background = (np.asarray(reader.picture(last, name)) for name in ("target", "background"))
     assert np.array_equal(target, background)  # nothing is above 1, so nothing is cut out
+
+    def reviews(stage):
+        inputs = stage_inputs(PartJob(result.run, stage, "part-00000", "", result.pool_digest), ("plan",))
+        return {sample.sample_id: sample.review for sample in inputs.samples("part-00000")[0]}
+
+    assert reviews("matting")[first]["matte_png"] == picture.getvalue()
+    assert set(reviews("identity").values()) == {None}, "what does not concern a stage is not read for it"
 
 
 @pytest.mark.parametrize(
