@@ -58,20 +58,25 @@ class Workers:
         return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0)
 
 
-@contextmanager
-def workers() -> Iterator[Workers]:
-    """The processes torchrun started (its environment variables), or this one alone."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def place() -> Workers:
+    """This process's place by torchrun's environment variables, or alone; it takes its GPU, and joins nobody."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Workers(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device)
+
+
+@contextmanager
+def workers() -> Iterator[Workers]:
+    """The processes torchrun started, joined while the block runs, or this one alone."""
+    group = place()
+    if group.world > 1:
+        dist.init_process_group("nccl" if group.device.type == "cuda" else "gloo")
     try:
-        yield Workers(rank, world, device)
+        yield group
     finally:
-        if world > 1:
+        if group.world > 1:
             dist.destroy_process_group()
 
 
