@@ -21,7 +21,7 @@ from tokenar.encode import EncodeConfig, encode
 from tokenar.encoded_shards import is_encoded
 from tokenar.encoder_config import T5Config, VqConfig
 from tokenar.evaluate import evaluate
-from tokenar.generate import sample
+from tokenar.sample import sample
 from tokenar.train import train
 
 

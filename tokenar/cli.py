@@ -174,20 +174,43 @@ def _train_line(summary: dict[str, Any]) -> str:
 @sample_app.command()
 def sample(
     model: ModelFolder,
-    shards: Shards,
     out: Out,
+    shards: Annotated[str | None, typer.Option(help="Glob of shards, such as 'data/test-*.tar'.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Folder with ref/, background.png, description.txt, or a folder of such folders.")
+    ] = None,
+    list_: Annotated[
+        str | None, typer.Option("--list", help="JSON list of objects with references, background and prompt.")
+    ] = None,
     limit: Limit = None,
     seed: Seed = DEFAULT.seed,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each sample, from one reading of it.")] = 1,
     guidance: Guidance = DEFAULT.guidance,
+    image_guidance: Annotated[
+        float, typer.Option(help="Weight of references and background; 1 is off.")
+    ] = DEFAULT.image_guidance,
     temperature: Temperature = DEFAULT.temperature,
     top_k: TopK = DEFAULT.top_k,
     top_p: TopP = DEFAULT.top_p,
+    copies: Annotated[str, typer.Option(help="The references' copies: given, drawn or verified.")] = DEFAULT.copies,
+    batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = DEFAULT.batch,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Any other setting: guided_tokens=64.")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Show pictures as they grow.")] = False,
 ) -> None:
-    """Draw a picture for every sample of the shards."""
-    from tokenar.generate import sample as run
+    """Draw pictures. On several GPUs: torchrun --standalone --nproc-per-node 2 -m tokenar.cli sample ..."""
+    from tokenar import requests
+    from tokenar.sample import sample as run
 
-    settings = SampleConfig(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = run(model, shards, out, settings, limit=limit)
+    places = {requests.from_shards: shards, requests.from_folder: folder, requests.from_list: list_}
+    given = [(read, place) for read, place in places.items() if place is not None]
+    if len(given) != 1:
+        raise UserError("give one of --shards, --folder and --list")
+    config = SampleConfig.model_validate({
+        "seed": seed, "guidance": guidance, "image_guidance": image_guidance, "temperature": temperature,
+        "top_k": top_k, "top_p": top_p, "copies": copies, "batch": batch, **_assigned(settings or []),
+    })  # fmt: skip
+    read, place = given[0]
+    drawn = run(model, read(place, limit), out, config, seeds=seeds, preview=preview)
     typer.echo(f"{len(drawn)} pictures: {out}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data_schemas.errors import UserError
@@ -109,9 +110,8 @@ def read_resized(pattern: str, size: int, max_references: int) -> list[Resized]:
     return [_resized(sample, size, max_references) for sample in read_samples(pattern)]
 
 
-def pixels_of(sample: ShardSample, size: int) -> Tensor:
-    """A sample's pictures as [R+2, 3, size, size] uint8: references, background, target."""
-    pictures = [*sample.references, sample.background, sample.target]
+def pixels_of(pictures: Sequence[Image.Image], size: int) -> Tensor:
+    """RGB pictures as [n, 3, size, size] uint8."""
     stacked = torch.stack([picture_tensor(picture, size) for picture in pictures])
     return ((stacked + 1) * 127.5).round().to(torch.uint8)
 
@@ -122,7 +122,8 @@ def _resized(sample: ShardSample, size: int, max_references: int) -> Resized:
             f"sample {sample.sample_id}: {len(sample.references)} references, the model takes up to "
             f"{max_references}; set model.max_references higher or leave the sample out"
         )
-    return Resized(sample.sample_id, sample.prompt, pixels_of(sample, size))
+    pictures = [*sample.references, sample.background, sample.target]
+    return Resized(sample.sample_id, sample.prompt, pixels_of(pictures, size))
 
 
 def vary(sample: Resized, unit: int, seed: int) -> Resized:

@@ -310,7 +310,8 @@ def _pictures(url: str, sample_id: str, members: dict[str, bytes], size: int) ->
         **sample.info, "sample_id": sample_id, "prompt": sample.prompt, "references": len(sample.references),
     }  # fmt: skip
     read = sum(len(content) for content in members.values())
-    return Pictures(sample_id, sample.prompt, pixels_of(sample, size), info, read)
+    pixels = pixels_of([*sample.references, sample.background, sample.target], size)
+    return Pictures(sample_id, sample.prompt, pixels, info, read)
 
 
 def batches(samples: Iterable[Pictures], size: int) -> Iterator[list[Pictures]]:

@@ -23,9 +23,9 @@ from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample
 from tokenar import data, metrics
 from tokenar.config import SampleConfig
-from tokenar.generate import sample as draw_samples
 from tokenar.model_folder import Model, load_model, write_atomically
 from tokenar.progress import Progress
+from tokenar.sample import sample as draw_samples
 from tokenar.tokenizers import picture_tensor, tensor_picture
 
 PACKAGES = ("torch", "timm", "numpy", "pillow", "scikit-image", "scikit-learn")
