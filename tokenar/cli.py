@@ -1,4 +1,4 @@
-"""The commands tokenar-encode, tokenar-train, tokenar-sample and tokenar-eval.
+"""The commands tokenar-encode, tokenar-train, tokenar-sample, tokenar-eval and tokenar-attention.
 
 Whatever a user can get wrong ends in one line on stderr and exit code 2. A run that was asked to stop says so and
 leaves with 128 plus the number of the signal, after saving.
@@ -29,6 +29,7 @@ encode_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 train_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 sample_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 eval_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+attention_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Shards = Annotated[str, typer.Option(help="Glob of shards, such as 'data/test-*.tar'.")]
 ModelFolder = Annotated[str, typer.Option(help="The 'model' folder of a finished run.")]
@@ -236,6 +237,35 @@ def evaluate(
     typer.echo(f"{out}/metrics.json: " + ", ".join(shown))
 
 
+@attention_app.command("attention")
+def attention(
+    model: ModelFolder,
+    shards: Shards,
+    out: Out,
+    limit: Limit = None,
+    layers: Annotated[str | None, typer.Option(help="Layers in the heat maps: 0,5,11. Else up to four.")] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="Keep every head in the arrays.")] = False,
+    predictions: Annotated[str | None, typer.Option(help="Folder of drawn pictures to take as targets.")] = None,
+) -> None:
+    """See where each part of a picture looks, layer by layer."""
+    from tokenar.attention_report import attend
+
+    chosen = None if layers is None else _numbers("--layers", layers)
+    result = attend(model, shards, out, layers=chosen, heads=heads, predictions=predictions, limit=limit)
+    line = f"{out}/attention.json: {result['samples']} samples"
+    if result["identity"] is not None:
+        line += f", identity {result['identity']:.3f} (chance {result['identity_chance']:.3f})"
+    typer.echo(line)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """``0,5,11`` as numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: not numbers; write them with commas, such as 0,5,11") from error
+
+
 def _say(line: str) -> None:
     """One line on stderr, whatever the message holds."""
     print(" ".join(line.split()), file=sys.stderr, flush=True)
@@ -277,13 +307,19 @@ def eval_main() -> None:
     _run(eval_app)
 
 
+def attention_main() -> None:
+    """Entry point of tokenar-attention."""
+    _run(attention_app)
+
+
 def main() -> None:
-    """All of them as ``python -m tokenar.cli encode|train|sample|eval``."""
+    """All of them as ``python -m tokenar.cli encode|train|sample|eval|attention``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command("encode")(encode_command)
     app.command("train")(train)
     app.command("sample")(sample)
     app.command("eval")(evaluate)
+    app.command("attention")(attention)
     _run(app)
 
 
