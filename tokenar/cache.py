@@ -35,15 +35,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 class Segment:
     """Neighbouring positions for ``groups`` groups of rows, of which the first ``filled`` are there.
 
-    For every layer keys and values [G, K, T, D], with T rounded up to SPLIT. ``bias`` [G, T] float32 is added to the
-    scores of single new positions: 0 for what they see, -inf for the rest.
+    For every layer keys and values [G, K, T, D] in ``dtype`` (or that of ``like``), with T rounded up to SPLIT.
+    ``bias`` [G, T] float32 is added to the scores of single new positions: 0 for what they see, -inf for the rest.
     """
 
-    def __init__(self, config: ModelConfig, groups: int, positions: int, like: Tensor):
+    def __init__(
+        self, config: ModelConfig, groups: int, positions: int, like: Tensor, dtype: torch.dtype | None = None
+    ):
         room = -(-positions // SPLIT) * SPLIT
         shape = (groups, config.key_value_heads, room, config.head_width)
         self.keys, self.values = (
-            [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(config.layers)] for _ in range(2)
+            [torch.zeros(shape, dtype=dtype or like.dtype, device=like.device) for _ in range(config.layers)]
+            for _ in range(2)
         )
         self.bias = torch.full((groups, room), -torch.inf, device=like.device)
         self.groups, self.room, self.filled = groups, room, 0
@@ -98,20 +101,22 @@ class KeyValueCache:
         ends = [segment.filled for segment in self.segments[:-1]] + [end]
         k = _joined([s.keys[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
         v = _joined([s.values[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
-        return attend(q, k, v, mask)
+        return attend(q, k.to(q.dtype), v.to(q.dtype), mask)
 
     def _attend_single(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Products over pieces of SPLIT positions, and one softmax over all of them."""
         own = self.segments[-1]
         assert self.place is not None
-        own.keys[layer].index_copy_(2, self.place, _rows_first(k))
-        own.values[layer].index_copy_(2, self.place, _rows_first(v))
+        _put(own.keys[layer], self.place, _rows_first(k))
+        _put(own.values[layer], self.place, _rows_first(v))
         q = q * q.shape[-1] ** -0.5
         scores, lengths = [], []
         for segment in self.segments:
             lengths.append(self.reach if segment is own else segment.room)
             keys = segment.keys[layer][:, :, : lengths[-1]].unflatten(2, (-1, SPLIT))  # [G, K, pieces, SPLIT, D]
-            found = _by_group(q, segment.groups, keys.shape[1])[:, :, None] @ keys.mT  # [G, K, pieces, queries, SPLIT]
+            found = _by_group(q, segment.groups, keys.shape[1])[:, :, None] @ keys.mT.to(
+                q.dtype
+            )  # [G, K, pieces, queries, SPLIT]
             found = found.transpose(2, 3).flatten(3) + segment.bias[:, None, None, : lengths[-1]]
             scores.append(_by_input(found, *q.shape[:3]))
         shares = torch.cat(scores, dim=-1).softmax(-1, dtype=torch.float32).to(q.dtype).split(lengths, dim=-1)
@@ -119,7 +124,7 @@ class KeyValueCache:
         for segment, share in zip(self.segments, shares, strict=True):
             values = segment.values[layer][:, :, : share.shape[-1]].unflatten(2, (-1, SPLIT))
             pieces = _by_group(share, segment.groups, values.shape[1]).unflatten(3, (-1, SPLIT)).transpose(2, 3)
-            mixed += _by_input((pieces @ values).sum(2), *q.shape[:3])
+            mixed += _by_input((pieces @ values.to(q.dtype)).sum(2), *q.shape[:3])
         return mixed
 
 
@@ -127,6 +132,14 @@ def _joined(parts: Sequence[Tensor], rows: int) -> Tensor:
     """Stored [G, K, T, D] of each segment -> that of all positions for every row, [N, K, T, D]."""
     each = [part.repeat_interleave(rows // len(part), 0) if rows > len(part) else part for part in parts]
     return each[0] if len(each) == 1 else torch.cat(each, dim=2)
+
+
+def _put(stored: Tensor, place: Tensor, new: Tensor) -> None:
+    """Write new [G, K, 1, D] at ``place`` of stored [G, K, T, D]."""
+    new = new.to(stored.dtype)
+    if stored.element_size() == 1:  # float8 has no such operation of its own
+        stored, new = stored.view(torch.uint8), new.view(torch.uint8)
+    stored.index_copy_(2, place, new)
 
 
 def _rows_first(x: Tensor) -> Tensor:

@@ -240,6 +240,10 @@ class SampleConfig(Settings):
     top_k: int = Field(default=0, ge=0, description="0 is off")
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=16, ge=1)
+    weights: Literal["full", "int8", "float8"] = Field(
+        default="full", description="of the blocks and the head while drawing; float8 needs an H100 or newer"
+    )
+    cache: Literal["full", "float8"] = Field(default="full", description="how keys and values are kept")
 
 
 SIZES = {

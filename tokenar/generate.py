@@ -103,9 +103,12 @@ class Decoder:
         self.start = layout.target_tokens - self.count
         own = inputs * len(self.streams)
         images_differ = any(image for image, _ in self.streams)
-        self.sources = Segment(net.config, own if images_differ else inputs, layout.source_tokens, like)
-        self.prefix = Segment(net.config, own, layout.prefix - layout.source_tokens + self.start, like)
-        self.drawn = Segment(net.config, own * seeds, self.count, like)
+        lengths = (layout.source_tokens, layout.prefix - layout.source_tokens + self.start, self.count)
+        groups = (own if images_differ else inputs, own, own * seeds)
+        kept = torch.float8_e4m3fn if config.cache == "float8" else None
+        self.sources, self.prefix, self.drawn = (
+            Segment(net.config, number, length, like, kept) for number, length in zip(groups, lengths, strict=True)
+        )
         self.cache = KeyValueCache([self.sources])
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.token = torch.zeros(inputs * seeds, dtype=torch.int64, device=device)

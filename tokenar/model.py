@@ -57,7 +57,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     number of rows in a product, and a picture must not depend on its batch. Few rows go in as columns, each of them
     contiguous, three times as fast there as rows.
     """
-    if x.dim() != 3 or x.device.type != "cpu" or torch.is_grad_enabled():
+    plain = type(weight.data) is Tensor  # neither quantised nor spread over processes
+    if not plain or x.dim() != 3 or x.device.type != "cpu" or torch.is_grad_enabled():
         return F.linear(x, weight)
     rows = x.shape[1]
     if rows > FEW_ROWS:
@@ -394,7 +395,7 @@ class TokenAR(nn.Module, PublishedModel):
         return 2 * (config.layers * (length * block + length**2 * config.width) + head)
 
     def kv_bytes(self, positions: int) -> int:
-        """Bytes of the keys and values of so many positions of one row, in the precision of the weights."""
+        """Bytes of the keys and values of so many positions of one row, in the precision of the norms."""
         width = self.config.key_value_heads * self.config.head_width
         return 2 * self.config.layers * width * positions * self.norm.weight.element_size()
 

@@ -8,6 +8,7 @@ sampler.draw([cat, cup], table, "a cat beside a cup", seed=3).save("drawn.png")
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -28,6 +29,7 @@ from data_schemas.errors import UserError
 from tokenar import data
 from tokenar.config import SampleConfig
 from tokenar.generate import Decoder
+from tokenar.model import TokenAR
 from tokenar.model_folder import Model, load_model, write_atomically
 from tokenar.parallel import workers
 from tokenar.preview import Preview
@@ -59,16 +61,19 @@ class Sampler:
         self.model = model if isinstance(model, Model) else load_model(model)
         self.config = config or SampleConfig()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.net = self.model.net.to(self.device).eval()
-        if self.device.type == "cuda":
-            self.net = self.net.to(torch.bfloat16)
+        on_gpu, quantised = self.device.type == "cuda", self.config.weights != "full"
+        # A given model is somebody else's too, and stays as it is.
+        net = copy.deepcopy(self.model.net) if isinstance(model, Model) and (on_gpu or quantised) else self.model.net
+        self.net = net.to(self.device, torch.bfloat16 if on_gpu else None).eval()
+        if quantised:
+            quantise(self.net, self.config.weights)
         self._decoder: Decoder | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of settings and weights, the first 16 digits."""
         digest = hashlib.sha256(self.net.config.model_dump_json().encode())
-        for name, tensor in self.net.state_dict().items():
+        for name, tensor in self.model.net.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.float().cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
@@ -123,6 +128,19 @@ class Sampler:
             self._decoder = None  # its memory first
             self._decoder = Decoder(self.net, inputs, references, self.config, seeds)
         return self._decoder
+
+
+def quantise(net: TokenAR, weights: str) -> None:
+    """Weights of the blocks and the head as int8 or float8 with a scale for each row, in place; products stay as they
+    are. Speeds up what waits for memory. UserError without torchao."""
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise UserError(f"weights {weights}: torchao is not installed; pip install 'instructar[paper]'") from error
+    kinds = {"int8": Int8WeightOnlyConfig, "float8": Float8WeightOnlyConfig}
+    for part in (net.layers, net.output):
+        if part is not None:
+            quantize_(part, kinds[weights](set_inductor_config=False))
 
 
 def sample(

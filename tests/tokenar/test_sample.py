@@ -6,13 +6,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
-from small_run import in_process, photo
+from small_run import changed, in_process, inputs, photo, random_net
 
 from data_schemas.errors import UserError
 from data_schemas.shards import read_shard
 from tokenar import requests
 from tokenar.config import SampleConfig
+from tokenar.generate import Decoder
+from tokenar.model_folder import Model
 from tokenar.sample import NEXT_SEED, Sampler, sample
 
 
@@ -219,3 +222,20 @@ def test_a_corrupt_model_and_no_request_are_one_line(model, folder, tmp_path):
     error = done.stderr
     assert error.count("\n") == 1
     assert "model.safetensors: not the whole weights of this model" in error
+
+
+@pytest.mark.parametrize("changes", [{"weights": "int8"}, {"weights": "float8"}, {"cache": "float8"}])
+def test_less_precise_weights_and_keys_draw_nearly_the_same(changes):
+    """Logits move by the share that the format rounds, and the given model stays as it is."""
+    config = changed(width=32, grid=4)
+    net = random_net(config)
+    sources, text, _ = inputs(config)
+    exact = SampleConfig(temperature=0.0, guidance=2.0)
+    wanted = [logits.clone() for _, logits in Decoder(net, 2, 2, exact).decode(sources, text, [0, 1])]
+    settings = SampleConfig(temperature=0.0, guidance=2.0, **changes)
+    sampler = Sampler(Model(net, None, None), settings)
+    found = [logits.clone() for _, logits in Decoder(sampler.net, 2, 2, settings).decode(sources, text, [0, 1])]
+    error = (found[0] - wanted[0]).norm() / wanted[0].norm()
+    assert 1e-4 < error < 0.2
+    again = [logits.clone() for _, logits in Decoder(net, 2, 2, exact).decode(sources, text, [0, 1])]
+    assert all(torch.equal(a, b) for a, b in zip(wanted, again, strict=True))
