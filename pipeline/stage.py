@@ -219,6 +219,19 @@ class Stage(ABC):
         }
 
 
+class BatchStage(Stage):
+    """Base of a stage whose model takes several samples at once: it writes ``process_batch`` alone."""
+
+    @abstractmethod
+    def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]: ...
+
+    def process(self, sample: Sample) -> dict:
+        (scores,) = self.process_batch([sample])
+        if isinstance(scores, Exception):
+            raise scores
+        return scores
+
+
 def describe_error(error: Exception) -> tuple[str, str]:
     """(code, one line) for an error row."""
     message = " ".join(str(error).split()) or type(error).__name__

@@ -1,5 +1,7 @@
 """What several files of tests share: a small curation run on the packaged photographs, and torch on one thread."""
 
+import shutil
+
 import pytest
 import torch
 from small_curation import small_config
@@ -13,6 +15,13 @@ def small_run(tmp_path_factory):
     """(result, places) of an undisturbed run; read only."""
     result = curate(small_config(tmp_path_factory.mktemp("runs")))
     return result, write_results(result)
+
+
+@pytest.fixture
+def copied(small_run, tmp_path):
+    """A copy of the undisturbed run that a test may change."""
+    shutil.copytree(small_run[0].run.config.root, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return tmp_path
 
 
 @pytest.fixture(scope="module")

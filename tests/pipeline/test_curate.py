@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from small_curation import SMALL, small_config
+from small_curation import SMALL, made, small_config
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards, read_shard
@@ -24,11 +23,6 @@ SCORED = ["synthesis", "matting", "semantics", "identity"]
 EVERY = ["references", "plan", *SCORED, "decide", "shards"]
 
 
-def made(result) -> set[str]:
-    """Stages of which a part was made rather than found."""
-    return {stage for stage, parts in result.summaries.items() if not all(p.cached for p in parts)}
-
-
 def contents(root) -> dict[str, str]:
     """Digest of every file of a run that must be the same in every run: all but timings, reports and run.json."""
     found = {}
@@ -36,13 +30,6 @@ def contents(root) -> dict[str, str]:
         if path.is_file() and path.suffix in (".parquet", ".tar"):
             found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
-
-
-@pytest.fixture
-def copied(small_run, tmp_path):
-    """A copy of the undisturbed run that a test may change."""
-    shutil.copytree(small_run[0].run.config.root, tmp_path, dirs_exist_ok=True, symlinks=True)
-    return tmp_path
 
 
 @pytest.fixture

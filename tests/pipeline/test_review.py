@@ -2,7 +2,6 @@
 
 import datetime
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_curation import small_config
+from small_curation import made, small_config
 
 from data_schemas.errors import UserError
 from data_schemas.tables import REVIEW
@@ -27,19 +26,13 @@ def say(run_url, *rows):
 
 
 @pytest.fixture
-def copied(small_run, tmp_path):
+def reviewed(copied, small_run):
     """Config and manifest of a run of its own to write into."""
-    result, _ = small_run
-    shutil.copytree(result.run.config.run_url, tmp_path / "small", symlinks=True)
-    return small_config(tmp_path), read_manifest(result)
+    return small_config(copied), read_manifest(small_run[0])
 
 
-def made(result):
-    return {stage for stage, parts in result.summaries.items() if not all(p.cached for p in parts)}
-
-
-def test_a_verdict_wins_over_the_thresholds(copied):
-    config, before = copied
+def test_a_verdict_wins_over_the_thresholds(reviewed):
+    config, before = reviewed
     kept, rejected = (before[before.decision == d].sample_id.iloc[0] for d in ("kept", "rejected"))
     say(config.run_url, {"sample_id": kept, "verdict": "rejected", "reason": "two left hands"},
         {"sample_id": rejected, "verdict": "kept"})  # fmt: skip
@@ -56,8 +49,8 @@ def test_a_verdict_wins_over_the_thresholds(copied):
     assert not made(curate(config))
 
 
-def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(copied):
-    config, before = copied
+def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(reviewed):
+    config, before = reviewed
     first, last = before.sample_id.iloc[0], before.sample_id.iloc[-1]
     matte = np.zeros((256, 256), np.uint8)
     matte[60:200, 40:220] = 255
@@ -91,15 +84,15 @@ def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(copied):
         ({"matte": "nowhere.png"}, r"the matte nowhere\.png of sample \w+ cannot be read"),
     ],
 )
-def test_a_bad_review_is_one_clear_line(copied, row, line):
-    config, before = copied
+def test_a_bad_review_is_one_clear_line(reviewed, row, line):
+    config, before = reviewed
     say(config.run_url, {"sample_id": before.sample_id.iloc[0], **row})
     with pytest.raises(UserError, match=line):
         curate(config)
 
 
-def test_a_review_that_is_no_table(copied):
-    config, _ = copied
+def test_a_review_that_is_no_table(reviewed):
+    config, _ = reviewed
     with open(f"{config.run_url}/review.parquet", "wb") as file:
         file.write(b"PAR1 not")
     with pytest.raises(UserError, match=r"review\.parquet: not a readable Parquet file"):
