@@ -129,6 +129,17 @@ def read_members(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield current, members
 
 
+def sample_ids(url: str) -> list[str]:
+    """The ids of a tar's samples in stored order, from its headers alone; damage there raises UserError."""
+    try:
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            return list(dict.fromkeys(e.name.rpartition("/")[2].partition(".")[0] for e in tar if e.isfile()))
+    except FileNotFoundError as error:
+        raise UserError(f"{url}: no such shard") from error
+    except tarfile.TarError as error:
+        raise UserError(f"{url}: the shard is cut short or damaged ({error}); make it again") from error
+
+
 def read_shard(url: str) -> Iterator[ShardSample]:
     """Yield every sample of one shard in stored order, decoded and checked."""
     for sample_id, members in read_members(url):

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.engine import prefect_engine
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult, curate
-from pipeline.results import funnel_rows, picture_strip, write_results
+from pipeline.results import funnel_rows, picture_strip, read_manifest, write_results
 
 
 @flow(name="curate-instructar", log_prints=True, validate_parameters=True)
@@ -37,9 +37,9 @@ def rerun_stage(
 
 def _finish(result: CurationResult) -> dict:
     """Report, artifacts and the paths that users look for."""
-    places = write_results(result)
-    create_table_artifact(funnel_rows(result), key="funnel", description="What became of the planned samples")
-    create_markdown_artifact(picture_strip(result), key="pictures", description="Kept and rejected samples")
+    places, manifest = write_results(result), read_manifest(result)
+    create_table_artifact(funnel_rows(result, manifest), key="funnel", description="What became of the planned samples")
+    create_markdown_artifact(picture_strip(result, manifest), key="pictures", description="Kept and rejected samples")
     for name, place in places.items():
         print(f"{name:<10} {place}")
     return places

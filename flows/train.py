@@ -35,6 +35,8 @@ def train_tokenar(
 ) -> dict:
     """Encode where the encoders are frozen ones, train, and measure on ``val_shards``; returns losses and places.
 
+    A training that was asked to stop has saved a checkpoint and no model, so nothing is measured.
+
     ``preset`` names the settings to start from, or ``settings`` a JSON file of them. ``processes``: of torchrun on this
     machine, one a GPU. ``resume`` continues from the newest checkpoint in ``out``; ``overwrite`` removes an earlier run
     first.
@@ -51,7 +53,7 @@ def train_tokenar(
         config = with_changes(config, **encoded)
     summary = train_model(config, processes, resume, overwrite)
     create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
-    if val_shards:
+    if val_shards and "model" in summary:
         summary |= {"evaluation": evaluate_tokenar([summary["model"]], shards=val_shards, out=f"{out}/evaluation")}
     return summary
 
@@ -90,13 +92,23 @@ def train_model(config: TrainConfig, processes: int, resume: bool, overwrite: bo
 
 
 def _torchrun(processes: int, command: str, settings: str, file: Path, *options: str) -> None:
-    """Run a command of tokenar.cli in several processes on this machine; its last line of complaint is ours."""
+    """Run a command of tokenar.cli in several processes on this machine, telling what it tells.
+
+    UserError with the first line of complaint if it fails.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(settings)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     launch += ["-m", "tokenar.cli", command, "--config", str(file), *options]
-    done = subprocess.run(launch, stderr=subprocess.PIPE, text=True)
-    print(done.stderr)
-    if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        raise UserError(told[0].removeprefix("error: ") if told else f"{command} ended with status {done.returncode}")
+    complaint = None
+    with subprocess.Popen(launch, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        try:
+            for line in process.stderr or ():
+                print(line.rstrip("\n"))
+                if complaint is None and line.startswith("error: "):
+                    complaint = line.removeprefix("error: ").strip()
+        except BaseException:
+            process.terminate()  # the trainer saves before it leaves
+            raise
+    if process.returncode:
+        raise UserError(complaint or f"{command} ended with status {process.returncode}")

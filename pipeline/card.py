@@ -20,9 +20,8 @@ import yaml
 
 from data_schemas.errors import UserError
 from data_schemas.tables import SPLITS
-from pipeline import references
 from pipeline.packaged import packaged
-from pipeline.pools import PoolConfig, list_pool, pool_folder, presets, take
+from pipeline.pools import PoolConfig, list_pool, pool_folder, presets, take, tell_apart
 from pipeline.references import ReferencesConfig
 from pipeline.stage import Rule
 
@@ -66,14 +65,14 @@ class PoolFacts:
 def pool_facts(config: ReferencesConfig, rows: Iterable[Mapping[str, Any]], backgrounds: bool) -> list[PoolFacts]:
     """Facts of every pool from the rows of the references table; with ``backgrounds`` also of the packaged ones."""
     by_id = {row["reference_id"]: row for row in rows}
-    told = references.list_pool(config)
+    listed = [list_pool(pool) for pool in config.pools()]
+    taken = [take(found, pool.limit) for pool, found in zip(config.pools(), listed, strict=True)]
+    told = tell_apart([source for used in taken for source in used])
     if any(source.reference_id not in by_id for source in told):
         raise UserError("references.pool: its pictures have changed since the run; run the curation again")
     facts = []
-    for pool in config.pools():
-        found = list_pool(pool)
-        count = len(take(found, pool.limit))
-        used, told = told[:count], told[count:]
+    for pool, found, chosen in zip(config.pools(), listed, taken, strict=True):
+        used, told = told[: len(chosen)], told[len(chosen) :]
         own = [by_id[source.reference_id] for source in used]
         said = _preset_of(pool)
         facts.append(PoolFacts(

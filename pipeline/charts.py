@@ -39,9 +39,11 @@ Points = Sequence[tuple[float, float]]
 
 
 def number(value: float) -> str:
-    """Three significant digits, whole from 100 on; an en dash for no number."""
+    """Three significant digits, whole from 100 on, a bound for what is next to nothing; an en dash for no number."""
     if not math.isfinite(value):
         return "–"
+    if 0 < abs(value) < 1e-4:
+        return "<0.0001" if value > 0 else ">-0.0001"
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 

@@ -9,6 +9,7 @@ import typer
 
 from data_schemas.errors import UserError
 from pipeline import models
+from pipeline.calibrate import calibrate
 from pipeline.config import CurationConfig
 from pipeline.curate import curate
 from pipeline.results import report_run, write_results
@@ -104,8 +105,6 @@ def calibrate_command(
     overrides: Overrides = None,
 ) -> None:
     """Show what each threshold of a stage would keep; writes a page, the scores, and a thresholds file."""
-    from pipeline.calibrate import calibrate  # its charts are slow to import
-
     _show(calibrate(_config(profile, config, name, root, samples, pool, overrides), stage, floor_samples))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from data_schemas.errors import UserError
-from pipeline import dataset, models, planning, pools, references
+from pipeline import dataset, models, planning, pools, references, review
 from pipeline.config import CurationConfig
 from pipeline.decide import decide, resolve_rules
 from pipeline.parts import Part, PartStore, join_digests
@@ -99,14 +99,17 @@ def _make_decisions(job: PartJob, store: PartStore) -> Part:
 
 
 def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
+    """What a job's stage reads: its part of the stages ``reads``, cut-outs, and reviews if it honours them."""
     own = [name for name in reads if name != "references"]
     parts = {name: need_part(job.run, name, job.part) for name in own}
-    ids = parts["plan"].table.column("sample_id").to_pylist()
+    reviews = {}
+    if job.stage in review.STAGES:
+        reviews = Reviews(job.run.config.run_url).of(parts["plan"].table.column("sample_id").to_pylist())
     return Inputs(
         parts,
         {name: job.run.store(name) for name in own},
         cutout_reader(job.run, job.shared),
-        Reviews(job.run.config.run_url).of(ids),
+        reviews,
     )
 
 
@@ -144,7 +147,7 @@ def check_inputs(config: CurationConfig) -> None:
     """UserError naming every model and reference pool that is not on this machine, before hours are spent."""
     problems = []
     looks: list[Callable[[], object]] = [partial(models.require, build_stages(config))]
-    looks += [partial(pools.list_pool, pool) for pool in config.references.pools()]
+    looks += [partial(pools.require, pool) for pool in config.references.pools()]
     for look in looks:
         try:
             look()
@@ -168,7 +171,7 @@ def curate(
     check_inputs(config)
     run = Run.of(config)
     for stage in run.stages():
-        if not any(run.store(stage.name).read(part) for part in run.parts()[:1]):
+        if not run.store(stage.name).exists(run.parts()[0]):
             stage.probe()
     order = run.order()
     reviews = Reviews(config.run_url)

@@ -71,6 +71,10 @@ class PartStore:
         path = self.path(part, suffix)
         return path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
 
+    def exists(self, part: str) -> bool:
+        """Whether the part was committed; only ``read`` tells whether it is whole."""
+        return self.fs.exists(self.path(part, "parquet"))
+
     def read(self, part: str, made_from: str | None = None) -> Part | None:
         """The part if it is whole, else None: missing, damaged, or made from other input than ``made_from``.
 

@@ -175,6 +175,15 @@ def pool_folder(pool: PoolConfig) -> Path:
         ) from error
 
 
+def require(pool: PoolConfig) -> None:
+    """UserError if the pool is not on this machine; reads none of its pictures."""
+    if pool.source == "packaged":
+        for entry in packaged()["subjects"]:
+            package_file(entry["package"], entry["file"])
+    else:
+        pool_folder(pool)
+
+
 def _packaged_source(entry: dict) -> Source:
     path = package_file(entry["package"], entry["file"])
     source, name, category = f"{entry['package']}/{entry['file']}", entry["name"], entry["category"]

@@ -55,8 +55,8 @@ class Training:
     """What the trainer, the evaluator and the sampler left.
 
     ``log`` holds the rows of metrics.jsonl: ``step`` with ``loss`` (nats) and ``samples_per_s``, or with
-    ``val_loss``; one row may have ``unigram_entropy`` (nats). ``evaluation`` maps names to numbers, nested
-    values are passed over. ``samples`` are (sample_id, generated picture).
+    ``val_loss`` and ``val_loss_target``; one row may have ``unigram_entropy`` (nats). ``evaluation`` maps names to
+    numbers, nested values are passed over. ``samples`` are (sample_id, generated picture).
     """
 
     log: list[dict]
@@ -116,7 +116,8 @@ def count_text(value: object) -> str:
 
 
 def number_text(value: object) -> str:
-    return number(as_float(value))
+    """A whole number in full, any other to three digits."""
+    return count_text(value) if isinstance(value, Integral) else number(as_float(value))
 
 
 def share_text(value: object) -> str:
@@ -240,7 +241,7 @@ def pill_views(row: Mapping[str, Any], rules: Iterable[RuleLine]) -> list[View]:
         state = "unknown" if math.isnan(value) else "pass" if passed else "fail"
         bounds = " and ".join(bound_text(rule.bound, rule.threshold) for rule in group)
         hint = f"{group[0].stage}: {column} = {number(value)}, needs {bounds}"
-        pills.append({"column": column, "value": number(value), "state": state, "hint": hint})
+        pills.append({"column": column, "value": number_text(row.get(column)), "state": state, "hint": hint})
     return pills
 
 
@@ -343,7 +344,7 @@ def training_view(data: ReportData) -> View | None:
     """The curve, its last numbers, the evaluation's numbers, generated pictures beside their targets."""
     if data.training is None:
         return None
-    loss, val_loss = series(data.training.log, "loss"), series(data.training.log, "val_loss")
+    loss, val_loss, picture_loss = (series(data.training.log, key) for key in ("loss", "val_loss", "val_loss_target"))
     entropies = [as_float(row["unigram_entropy"]) for row in data.training.log if "unigram_entropy" in row]
     svg = training_curve(loss, val_loss, entropies[-1] if entropies else None, "training")
     speeds = sorted(value for _, value in series(data.training.log, "samples_per_s"))
@@ -351,11 +352,12 @@ def training_view(data: ReportData) -> View | None:
         "steps": count_text(max((step for step, _ in loss + val_loss), default=None)),
         "last loss": number_text(loss[-1][1] if loss else None),
         "best validation loss": number_text(min((value for _, value in val_loss), default=None)),
+        **({"of the picture alone": number_text(min(value for _, value in picture_loss))} if picture_loss else {}),
         "unigram entropy": number_text(entropies[-1] if entropies else None),
         "samples per second": number_text(speeds[len(speeds) // 2] if speeds else None),
     }
     evaluation = {
-        name: count_text(value) if isinstance(value, Integral) else number(float(value))
+        name: number_text(value)
         for name, value in data.training.evaluation.items()
         if isinstance(value, Real) and not isinstance(value, bool)
     }

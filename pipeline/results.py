@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from typing import Any
@@ -21,7 +19,7 @@ from pipeline.curate import CurationResult
 from pipeline.dataset import PictureReader, dataset_url
 from pipeline.decide import resolve_rules
 from pipeline.parts import write_atomically
-from pipeline.report import ReportData, RuleLine, Training, write_report
+from pipeline.report import ReportData, RuleLine, Training, data_uri, write_report
 from pipeline.run import Run, need_part
 from pipeline.synthesis.collage import CollageConfig
 
@@ -31,9 +29,8 @@ def read_manifest(result: CurationResult) -> pd.DataFrame:
         return pq.read_table(file).to_pandas()
 
 
-def metrics_of(result: CurationResult) -> dict[str, Any]:
+def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]:
     """Funnel, splits, the filters' precision and recall on planted faults, and each stage's cost."""
-    manifest = read_manifest(result)
     return {
         "name": result.run.config.name,
         "funnel": funnel(manifest, result.run),
@@ -95,14 +92,14 @@ def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
 
 def write_results(result: CurationResult) -> dict[str, str]:
     """Write metrics.json, the dataset card and the report; returns the places a user looks for, by name."""
-    config = result.run.config
+    config, manifest = result.run.config, read_manifest(result)
     fs, root = fsspec.core.url_to_fs(config.run_url)
-    metrics = metrics_of(result)
-    write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2, sort_keys=True).encode())
+    metrics = metrics_of(result, manifest)
+    write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2).encode())
     shards = result.run.store("shards").root
-    write_atomically(fs, f"{shards}/README.md", card_of(result, metrics).encode())
+    write_atomically(fs, f"{shards}/README.md", card_of(result, manifest, metrics).encode())
     return {
-        "report": report_run(config),
+        "report": _write_report(result.run, manifest, metrics),
         "metrics": f"{config.run_url}/metrics.json",
         "manifest": result.manifest_url,
         "shards": f"{result.dataset_url}/train-*.tar",
@@ -110,10 +107,9 @@ def write_results(result: CurationResult) -> dict[str, str]:
     }
 
 
-def card_of(result: CurationResult, metrics: dict[str, Any]) -> str:
+def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
     """The dataset card of a finished run."""
     run, config = result.run, result.run.config
-    manifest = read_manifest(result)
     return dataset_card(
         metrics=metrics,
         config=config.model_dump(mode="json"),
@@ -139,6 +135,11 @@ def report_run(config: CurationConfig) -> str:
             manifest = pq.read_table(file).to_pandas()
     except FileNotFoundError as error:
         raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first") from error
+    return _write_report(run, manifest, metrics)
+
+
+def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
+    config = run.config
     rules = [
         RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
         for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
@@ -175,17 +176,17 @@ def _headline(figures: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in figures.items() if not re.match(r"round_trip|subject_\d|similarity_\d", k)}
 
 
-def funnel_rows(result: CurationResult) -> list[dict[str, Any]]:
+def funnel_rows(result: CurationResult, manifest: pd.DataFrame) -> list[dict[str, Any]]:
     """The funnel as rows of a table."""
-    numbers = metrics_of(result)["funnel"]
+    numbers = funnel(manifest, result.run)
     reasons = numbers.pop("rejected_by_reason")
     rows = [{"what": what, "samples": count} for what, count in numbers.items()]
     return rows + [{"what": f"rejected: {reason}", "samples": count} for reason, count in reasons.items()]
 
 
-def picture_strip(result: CurationResult, count: int = 4, side: int = 128) -> str:
+def picture_strip(result: CurationResult, manifest: pd.DataFrame, count: int = 4, side: int = 128) -> str:
     """Markdown with one strip of kept and one of rejected targets, pictures inlined."""
-    manifest, reader = read_manifest(result), PictureReader(result.run, result.pool_digest)
+    reader = PictureReader(result.run, result.pool_digest)
     lines = []
     for decision in ("kept", "rejected"):
         ids = manifest[manifest.decision == decision].sample_id.head(count)
@@ -193,10 +194,7 @@ def picture_strip(result: CurationResult, count: int = 4, side: int = 128) -> st
         strip = Image.new("RGB", (side * max(len(shown), 1), side), "white")
         for k, picture in enumerate(shown):
             strip.paste(picture.convert("RGB").resize((side, side)), (k * side, 0))
-        buffer = io.BytesIO()
-        strip.save(buffer, "JPEG", quality=80)
-        inlined = base64.b64encode(buffer.getvalue()).decode()
-        lines.append(f"**{decision}**\n\n![{decision}](data:image/jpeg;base64,{inlined})\n")
+        lines.append(f"**{decision}**\n\n![{decision}]({data_uri(strip, strip.width)})\n")
     return "\n".join(lines)
 
 

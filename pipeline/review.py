@@ -54,6 +54,8 @@ class Reviews:
     def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:
         """A digest of what was said for this stage, or nothing: a part without a review stays cached as it was."""
         columns = STAGES.get(stage, ())
+        if not columns:
+            return []
         said = {i: [str(row[c]) for c in columns] for i, row in self.of(sample_ids).items()
                 if any(row[c] is not None for c in columns if c != "reviewer")}  # fmt: skip
         return [fingerprint(said=said)] if said else []

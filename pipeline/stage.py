@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -68,7 +69,7 @@ class Sample:
     files: Callable[[str], Mapping[str, bytes]]
     reference_file: Callable[[str], bytes]
     review: Mapping[str, Any] | None = None
-    """The sample's row in the review table, if a person looked at it."""
+    """The sample's row in the review table, if a person looked at it and the stage is one of review.STAGES."""
     saved: dict[str, bytes] = field(default_factory=dict)
     latency: float | None = None
     """Seconds from question to answer, for a stage that asks somebody else; kept with the timing, not in the row."""
@@ -139,13 +140,18 @@ class Stage(ABC):
         """Model and revision, or the method: what a row says it was made by."""
         return ", ".join(f"{w.source}@{models.identity(w)[:16]}" for w in self.weights()) or self.model
 
+    @cached_property
+    def _made_by(self) -> str:
+        """``model_name``, asked once: it looks at files, and every row carries it."""
+        return self.model_name()
+
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
         """Changes with anything that may change the output: code version, config, model, what it reads."""
         return fingerprint(
             stage=self.name,
             version=self.version,
             config=self.config.model_dump(mode="json", exclude=set(self.config.how)),
-            model=self.model_name(),
+            model=self._made_by,
             inputs=dict(inputs),
         )
 
@@ -208,9 +214,22 @@ class Stage(ABC):
             "status": status,
             "error_code": code,
             "error_message": message,
-            "model": self.model_name(),
+            "model": self._made_by,
             **(scores or {}),
         }
+
+
+class BatchStage(Stage):
+    """Base of a stage whose model takes several samples at once: it writes ``process_batch`` alone."""
+
+    @abstractmethod
+    def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]: ...
+
+    def process(self, sample: Sample) -> dict:
+        (scores,) = self.process_batch([sample])
+        if isinstance(scores, Exception):
+            raise scores
+        return scores
 
 
 def describe_error(error: Exception) -> tuple[str, str]:

@@ -93,45 +93,51 @@ def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict
 
 
 def _means(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds of every figure."""
+    """Mean of every figure over the seeds and, of several, its standard deviation."""
     found: dict[str, Any] = {}
     for key in (k for k in figures[0] if k != "seed"):
         values = [float(row[key]) for row in figures]
         found[key] = statistics.mean(values)
-        found[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        if len(values) > 1:
+            found[f"{key}_std"] = statistics.stdev(values)
     return found
 
 
 def _write(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    columns = [key for key in ("val_loss_target", *METRICS) if key in table[0]]
+    columns, seeds = [key for key in ("val_loss_target", *METRICS) if key in table[0]], len(table[0]["seeds"])
     lines = ["| run | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     for row in table:
-        cells = [f"{row[key]:.4f} ± {row[f'{key}_std']:.4f}" for key in columns]
+        cells = [f"{row[key]:.4f}" + (f" ± {row[f'{key}_std']:.4f}" if seeds > 1 else "") for key in columns]
         lines.append(f"| {row['run']} | " + " | ".join(cells) + " |")
-    text = "\n".join(lines) + f"\n\nMean ± standard deviation over {len(table[0]['seeds'])} seeds.\n"
+    note = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed: what is chance is not known."
+    text = "\n".join([*lines, "", note, ""])
     write_atomically(out / "ablation.md", lambda path: path.write_text(text))
     write_atomically(out / "ablation.json", lambda path: path.write_text(json.dumps(table, indent=2) + "\n"))
     write_atomically(out / "ablation.png", lambda path: _plot(path, table))
 
 
 def _plot(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    """Identity of every run with its seeds as points: the four rows left, the instruct-token counts right."""
+    """Identity of every run, its seeds as points, beside what a wrong reference gets: rows left, token counts right."""
     from matplotlib.figure import Figure  # no window, no global state
 
     rows = [row for row in table if row["run"] in ROWS]
     counts = [row for row in table if row["run"] not in ROWS or row["run"] == "full"]
     counts.sort(key=lambda row: row["instruct_tokens"])
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, shown, title in zip(
-        figure.subplots(1, 2, sharey=True), (rows, counts), ("parts of the method", "number of instruct tokens"),
-        strict=True,
-    ):  # fmt: skip
+    names = [row["run"].replace(" ", "\n", 1) for row in rows], [str(row["instruct_tokens"]) for row in counts]
+    for axes, shown, ticks in zip(figure.subplots(1, 2, sharey=True), (rows, counts), names, strict=True):
         for x, row in enumerate(shown):
-            axes.plot([x] * len(row["seeds"]), [s["identity"] for s in row["seeds"]], "o", color="0.7", markersize=5)
-            axes.plot([x - 0.25, x + 0.25], [row["identity"]] * 2, color="C0", linewidth=2.5)
-        names = [row["run"] if shown is rows else str(row["instruct_tokens"]) for row in shown]
-        axes.set_xticks(range(len(shown)), names, rotation=15)
-        axes.set_title(title)
+            seeds = [seed["identity"] for seed in row["seeds"]]
+            axes.plot([x] * len(seeds), seeds, "o", color="0.6", markersize=5, label="one seed")
+            across = [x - 0.25, x + 0.25]
+            axes.plot(across, [row["identity"]] * 2, color="C0", linewidth=2.5, label="mean of the seeds")
+            axes.plot(across, [row["identity_wrong"]] * 2, ":", color="0.5", label="mean with a wrong reference")
+        axes.set_xticks(range(len(shown)), ticks)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("identity similarity")
+    left, right = figure.axes
+    left.set_title("parts of the method")
+    left.set_ylabel("cosine similarity of subject and reference")
+    right.set_title("number of instruct tokens")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles[:3], labels[:3], loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""The commands tokenar-encode, tokenar-train, tokenar-sample and tokenar-eval.
+"""The commands tokenar-encode, tokenar-train, tokenar-sample, tokenar-eval and tokenar-attention.
 
 Whatever a user can get wrong ends in one line on stderr and exit code 2. A run that was asked to stop says so and
 leaves with 128 plus the number of the signal, after saving.
@@ -31,6 +31,7 @@ encode_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 train_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 sample_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 eval_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+attention_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Shards = Annotated[str, typer.Option(help="Glob of shards, such as 'data/test-*.tar'.")]
 ModelFolder = Annotated[str, typer.Option(help="The 'model' folder of a finished run.")]
@@ -176,20 +177,43 @@ def _train_line(summary: dict[str, Any]) -> str:
 @sample_app.command()
 def sample(
     model: ModelFolder,
-    shards: Shards,
     out: Out,
+    shards: Annotated[str | None, typer.Option(help="Glob of shards, such as 'data/test-*.tar'.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Folder with ref/, background.png, description.txt, or a folder of such folders.")
+    ] = None,
+    list_: Annotated[
+        str | None, typer.Option("--list", help="JSON list of objects with references, background and prompt.")
+    ] = None,
     limit: Limit = None,
     seed: Seed = DEFAULT.seed,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each sample, from one reading of it.")] = 1,
     guidance: Guidance = DEFAULT.guidance,
+    image_guidance: Annotated[
+        float, typer.Option(help="Weight of references and background; 1 is off.")
+    ] = DEFAULT.image_guidance,
     temperature: Temperature = DEFAULT.temperature,
     top_k: TopK = DEFAULT.top_k,
     top_p: TopP = DEFAULT.top_p,
+    copies: Annotated[str, typer.Option(help="The references' copies: given, drawn or verified.")] = DEFAULT.copies,
+    batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = DEFAULT.batch,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Any other setting: guided_tokens=64.")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Show pictures as they grow.")] = False,
 ) -> None:
-    """Draw a picture for every sample of the shards."""
-    from tokenar.generate import sample as run
+    """Draw pictures. On several GPUs: torchrun --standalone --nproc-per-node 2 -m tokenar.cli sample ..."""
+    from tokenar import requests
+    from tokenar.sample import sample as run
 
-    settings = SampleConfig(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = run(model, shards, out, settings, limit=limit)
+    places = {requests.from_shards: shards, requests.from_folder: folder, requests.from_list: list_}
+    given = [(read, place) for read, place in places.items() if place is not None]
+    if len(given) != 1:
+        raise UserError("give one of --shards, --folder and --list")
+    config = SampleConfig.model_validate({
+        "seed": seed, "guidance": guidance, "image_guidance": image_guidance, "temperature": temperature,
+        "top_k": top_k, "top_p": top_p, "copies": copies, "batch": batch, **_assigned(settings or []),
+    })  # fmt: skip
+    read, place = given[0]
+    drawn = run(model, read(place, limit), out, config, seeds=seeds, preview=preview)
     typer.echo(f"{len(drawn)} pictures: {out}")
 
 
@@ -207,7 +231,8 @@ def evaluate(
     encoders: Annotated[str | None, typer.Option(help="'paper': the published encoders of every figure.")] = None,
     config: Annotated[str | None, typer.Option(help="JSON file of settings.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting: lpips=PATH, dino=ID, side=512; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="A setting: lpips=PATH, side=512, sampling.copies=verified; repeatable."),
     ] = None,
     limit: Limit = None,
     seed: Seed = DEFAULT.seed,
@@ -222,10 +247,18 @@ def evaluate(
 
     start = read_settings(config, EvalConfig).model_dump() if config is not None else {}
     changes = (encoders_of(encoders) if encoders is not None else {}) | _assigned(settings or [])
+    sampling: dict[str, object] = {
+        "seed": seed,
+        "guidance": guidance,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
+    for name in [name for name in changes if name.startswith("sampling__")]:
+        sampling[name.removeprefix("sampling__")] = changes.pop(name)
     run(
         shards, out, models=_named(model or []), predictions=_named(predictions or []),
-        config=EvalConfig.model_validate(start | changes), limit=limit,
-        sampling=SampleConfig(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p),
+        config=EvalConfig.model_validate(start | changes), sampling=SampleConfig.model_validate(sampling), limit=limit,
     )  # fmt: skip
     if int(os.environ.get("RANK", 0)):  # of several processes the first speaks
         return
@@ -245,6 +278,35 @@ def _named(given: list[str]) -> dict[str, Path]:
             raise UserError(f"{text}: a second method would be called {min(both)!r}; give each its own: NAME=DIR")
         found |= pair
     return found
+
+
+@attention_app.command("attention")
+def attention(
+    model: ModelFolder,
+    shards: Shards,
+    out: Out,
+    limit: Limit = None,
+    layers: Annotated[str | None, typer.Option(help="Layers in the heat maps: 0,5,11. Else up to four.")] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="Keep every head in the arrays.")] = False,
+    predictions: Annotated[str | None, typer.Option(help="Folder of drawn pictures to take as targets.")] = None,
+) -> None:
+    """See where each part of a picture looks, layer by layer."""
+    from tokenar.attention_report import attend
+
+    chosen = None if layers is None else _numbers("--layers", layers)
+    result = attend(model, shards, out, layers=chosen, heads=heads, predictions=predictions, limit=limit)
+    line = f"{out}/attention.json: {result['samples']} samples"
+    if result["identity"] is not None:
+        line += f", identity {result['identity']:.3f} (chance {result['identity_chance']:.3f})"
+    typer.echo(line)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """``0,5,11`` as numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: not numbers; write them with commas, such as 0,5,11") from error
 
 
 def _say(line: str) -> None:
@@ -288,13 +350,19 @@ def eval_main() -> None:
     _run(eval_app)
 
 
+def attention_main() -> None:
+    """Entry point of tokenar-attention."""
+    _run(attention_app)
+
+
 def main() -> None:
-    """All of them as ``python -m tokenar.cli encode|train|sample|eval``."""
+    """All of them as ``python -m tokenar.cli encode|train|sample|eval|attention``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command("encode")(encode_command)
     app.command("train")(train)
     app.command("sample")(sample)
     app.command("eval")(evaluate)
+    app.command("attention")(attention)
     _run(app)
 
 

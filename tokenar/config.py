@@ -225,18 +225,25 @@ class SampleConfig(Settings):
     """How a picture is drawn from the model's probabilities (spec/tokenar.md section 6)."""
 
     seed: int = Field(default=0, ge=0)
-    guidance: float = Field(default=1.0, ge=0, description="1 is off")
+    guidance: float = Field(default=1.0, ge=0, description="weight of the text; 1 is off")
+    image_guidance: float = Field(default=1.0, ge=0, description="weight of the references and background; 1 is off")
     guided_tokens: int | None = Field(default=None, ge=1, description="guidance for so many tokens; None: for all")
     guided_from: Literal["picture", "first"] = Field(
         default="picture", description="count them from the picture's first token, or from the first one drawn"
     )
-    copies: Literal["given", "drawn"] = Field(
-        default="given", description="the references' copies before the picture: as known, or drawn as released"
+    copies: Literal["given", "drawn", "verified"] = Field(
+        default="given",
+        description="the references' copies before the picture: as known, drawn one by one as released, or drawn with "
+        "the known ones as a draft, which comes to the same in fewer steps",
     )
     temperature: float = Field(default=0.7, ge=0, description="0 takes the most probable token")
     top_k: int = Field(default=0, ge=0, description="0 is off")
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=16, ge=1)
+    weights: Literal["full", "int8", "float8"] = Field(
+        default="full", description="of the blocks and the head while drawing; float8 needs an H100 or newer"
+    )
+    cache: Literal["full", "float8"] = Field(default="full", description="how keys and values are kept")
 
 
 SIZES = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data_schemas.errors import UserError
@@ -106,21 +107,23 @@ class Resized:
 
 def read_resized(pattern: str, size: int, max_references: int) -> list[Resized]:
     """Every sample's pictures reduced to ``size``; read once, small enough to hold."""
-    samples = []
-    for sample in read_samples(pattern):
-        samples.append(Resized(sample.sample_id, sample.prompt, _pixels(sample, size, max_references)))
-    return samples
+    return [_resized(sample, size, max_references) for sample in read_samples(pattern)]
 
 
-def _pixels(sample: ShardSample, size: int, max_references: int) -> Tensor:
+def pixels_of(pictures: Sequence[Image.Image], size: int) -> Tensor:
+    """RGB pictures as [n, 3, size, size] uint8."""
+    stacked = torch.stack([picture_tensor(picture, size) for picture in pictures])
+    return ((stacked + 1) * 127.5).round().to(torch.uint8)
+
+
+def _resized(sample: ShardSample, size: int, max_references: int) -> Resized:
     if len(sample.references) > max_references:
         raise UserError(
             f"sample {sample.sample_id}: {len(sample.references)} references, the model takes up to "
             f"{max_references}; set model.max_references higher or leave the sample out"
         )
     pictures = [*sample.references, sample.background, sample.target]
-    stacked = torch.stack([picture_tensor(picture, size) for picture in pictures])
-    return ((stacked + 1) * 127.5).round().to(torch.uint8)
+    return Resized(sample.sample_id, sample.prompt, pixels_of(pictures, size))
 
 
 def vary(sample: Resized, unit: int, seed: int) -> Resized:
@@ -177,8 +180,7 @@ def encode(
 
 def encode_sample(sample: ShardSample, tokenizer: ImageTokenizer, text: TextEncoder, max_references: int) -> Encoded:
     """One shard sample as the model reads it."""
-    pixels = _pixels(sample, tokenizer.image_size, max_references)
-    return encode([Resized(sample.sample_id, sample.prompt, pixels)], tokenizer, text)[0]
+    return encode([_resized(sample, tokenizer.image_size, max_references)], tokenizer, text)[0]
 
 
 def collate(samples: Sequence[Encoded]) -> Batch:

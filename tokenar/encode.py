@@ -7,7 +7,6 @@ takes its share of the shards, on a GPU of its own. R references, S x S pixels a
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.shards import decode_sample, expand_shards, read_members
-from tokenar.data import as_float
+from tokenar.data import as_float, pixels_of
 from tokenar.encoded_shards import (
     MAX_VOCABULARY,
     EncodedSample,
@@ -35,11 +34,12 @@ from tokenar.encoded_shards import (
     write_shard,
 )
 from tokenar.encoder_config import Settings, T5Config, TeacherConfig, VqConfig, vq16
+from tokenar.parallel import place
 from tokenar.prefetch import Prefetched
 from tokenar.progress import Progress
 from tokenar.teacher import Teacher
 from tokenar.text import T5Encoder
-from tokenar.tokenizers import ImageTokenizer, picture_tensor
+from tokenar.tokenizers import ImageTokenizer
 from tokenar.vq import VqTokenizer, load_network
 
 MEGABYTE = 1 << 20
@@ -182,15 +182,11 @@ def encode(config: EncodeConfig, *, overwrite: bool = False) -> dict[str, Any]:
     ``overwrite`` also replaces shards of other encoders. torchrun's environment variables say which share is this
     process's. UserError for whatever cannot be used; the shards that are done stay.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    share = expand_shards(config.shards)[rank::world]
+    here = place()
+    share = expand_shards(config.shards)[here.rank :: here.world]
     out = _out_folder(config)
-    encoders = load_encoders(config, device)
-    return encode_shards(share, out, encoders, config.batch, config.threads, overwrite=overwrite, show=rank == 0)
+    encoders = load_encoders(config, here.device)
+    return encode_shards(share, out, encoders, config.batch, config.threads, overwrite=overwrite, show=here.first)
 
 
 def _out_folder(config: EncodeConfig) -> Path:
@@ -310,12 +306,11 @@ def _encode_shard(
 
 def _pictures(url: str, sample_id: str, members: dict[str, bytes], size: int) -> Pictures:
     sample = decode_sample(sample_id, members, url)
-    pictures = [*sample.references, sample.background, sample.target]
-    pixels = torch.stack([((picture_tensor(p, size) + 1) * 127.5).round().to(torch.uint8) for p in pictures])
     info = {
         **sample.info, "sample_id": sample_id, "prompt": sample.prompt, "references": len(sample.references),
     }  # fmt: skip
     read = sum(len(content) for content in members.values())
+    pixels = pixels_of([*sample.references, sample.background, sample.target], size)
     return Pictures(sample_id, sample.prompt, pixels, info, read)
 
 

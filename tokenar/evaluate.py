@@ -13,7 +13,6 @@ import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,14 @@ from tokenar import eval_tables, metrics
 from tokenar.config import SampleConfig
 from tokenar.eval_cache import Cache, CachedFeatures, pack, unpack
 from tokenar.eval_config import EvalConfig
-from tokenar.eval_draw import Stored, draw_missing, model_fingerprint, stored_samples
 from tokenar.eval_pictures import Truth, fit, grid, read_drawn, strip
 from tokenar.eval_rows import Scorer, model_figures, summarise
+from tokenar.eval_samples import Stored, forget_changed, model_fingerprint, stored_samples
 from tokenar.feature_encoders import Encoders
 from tokenar.model_folder import Model, load_model, write_atomically
 from tokenar.parallel import Workers, workers
 from tokenar.progress import Progress
+from tokenar.sample import sample
 
 PACKAGES = (
     "torch", "torchvision", "torchmetrics", "torch-fidelity", "timm", "transformers", "numpy", "pillow",
@@ -132,7 +132,7 @@ def _methods(models: Folders, predictions: Folders, out: Path) -> list[Method]:
 
 
 class Evaluation:
-    """One evaluation on one process of a group; the methods are its steps, in order."""
+    """One process's part of an evaluation; the methods are its steps, in order."""
 
     def __init__(
         self,
@@ -172,13 +172,14 @@ class Evaluation:
         self.scorer = Scorer(self.config, self.encoders, self.features)
 
     def draw(self) -> None:
-        """Pictures of the models; then the side at which all are compared."""
-        for method in self.methods:
-            if method.fingerprint is not None:
-                draw_missing(
-                    partial(self._load, method), method.fingerprint, self.shards, self.digests, method.pictures,
-                    self.sampling, self.group, self.quiet,
-                )  # fmt: skip
+        """Pictures of the models, each process its share; then the side at which all are compared."""
+        models = [method for method in self.methods if method.model is not None]
+        for method in models if self.group.first else ():
+            forget_changed(method.pictures, self.digests)
+        self.group.wait()
+        for method in models:
+            assert method.model is not None
+            sample(method.model, self.shards, method.pictures, self.sampling, limit=len(self.ids), quiet=self.quiet)
         self.side = self.config.side or min(self._side(m.picture(i)) for m in self.methods for i in self.ids)
         if self.encoders.lpips and self.side < LPIPS_SIDE:
             raise UserError(f"lpips reads no picture below {LPIPS_SIDE} pixels, these have {self.side}; set side")

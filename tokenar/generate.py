@@ -1,29 +1,30 @@
-"""Drawing pictures token by token with a key-value cache (spec/tokenar.md section 6).
+"""Drawing pictures token by token (spec/tokenar.md section 6).
 
 With identity disentanglement the references' copies stand before the picture. They are known, so with
 ``copies="given"`` they go into the prefix, as they stood there in training, and only the picture's own N tokens are
 drawn. The released program draws the copies too (``"drawn"``), which costs R times the steps and lets mistakes in the
-copies reach the picture.
+copies reach the picture. ``"verified"`` draws the same tokens as ``"drawn"`` in fewer steps: the known copies are put
+in, many at once, and stay as far as the model would have drawn just them.
+
+Shape legend: B inputs, N tokens an image, n seeds of an input, S streams of guidance, t positions, V vocabulary,
+D width, C text width. Rows are in the order input, stream, seed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torch.nn import functional as F
 
-from data_schemas.errors import UserError
-from tokenar import data
+from tokenar.cache import SPLIT, KeyValueCache, Segment
 from tokenar.config import SampleConfig
-from tokenar.model import KeyValueCache, TokenAR
-from tokenar.model_folder import Model, load_model, write_atomically
-from tokenar.progress import Progress
-from tokenar.tokenizers import tensor_picture
+from tokenar.model import TokenAR
+from tokenar.positions import attention_mask
+
+FIRST_CHUNK, LARGEST_CHUNK, SMALLEST_CHUNK = 32, 256, 4
+"""Tokens of the draft that are checked at once: twice as many after a success, what was right after a failure."""
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -59,69 +60,219 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return tokens.clamp_max(logits.shape[-1] - 1)
 
 
-def drawn_tokens(net: TokenAR, references: int, config: SampleConfig) -> int:
-    """How many tokens are drawn for a picture with R references."""
-    return net.layout(references).target_tokens if config.copies == "drawn" else net.config.image_tokens
-
-
-@torch.inference_mode()
-def decode(
-    net: TokenAR,
-    sources: Tensor,
-    text: Tensor,
-    seeds: Sequence[int],
-    config: SampleConfig,
-    *,
-    text_mask: Tensor | None = None,
-    instruct: Tensor | None = None,
-    without_images: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw one token after the other: yields (tokens [B] int64, logits [B, V] with guidance, before the filters).
-
-    sources [B, R+1, N] codes of references and background, text [B, text_tokens, C], one seed a sample; ``text_mask``
-    and ``instruct`` as in TokenAR.forward; where ``without_images`` [B] bool is True the null-image table stands in
-    for the sources. With guidance other than 1 the batch is doubled: the second half has the null text and the same
-    pictures. Guidance is computed in float32.
-    """
-    batch, layout, index = len(sources), net.layout_of(sources), net.config.index_at_inference
-    count = drawn_tokens(net, layout.references, config)
-    uniform = torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    uniform = uniform.to(sources.device)
-    doubled, dropped = config.guidance != 1, None
-    if doubled:
-        sources, text = torch.cat([sources, sources]), torch.cat([text, text])
-        text_mask, instruct, without_images = map(_twice, (text_mask, instruct, without_images))
-        dropped = torch.arange(2 * batch, device=sources.device) >= batch
-    x = net.embed_prefix(sources, text, without_images, dropped, instruct, index)
-    if config.copies == "given":
-        x = torch.cat([x, net.embed_target(net.copies(sources), layout, 0, index)], dim=1)
-    rotary, cache = net.tables(layout)[0], KeyValueCache(net.config, len(x), layout.total - 1, x)
-    mask = net.mask(layout, layout.total - 1, text_mask, dropped)
-    for k in range(count):
-        begin, end = cache.filled, cache.filled + x.shape[1]
-        seen = None if mask is None else mask[..., begin:end, :end]
-        logits = net.logits(net.hidden(x, rotary[begin:end], cache, seen)[:, -1])
-        if doubled:
-            guided = _is_guided(k if config.guided_from == "first" else k - count + layout.image_tokens, config)
-            logits = guide(logits[:batch], logits[batch:], config.guidance) if guided else logits[:batch]
-        token = _pick(logits, uniform[:, k], config)
-        yield token, logits
-        position = layout.target_tokens - count + k
-        x = net.embed_target((torch.cat([token, token]) if doubled else token)[:, None], layout, position, index)
-
-
-def _twice(values: Tensor | None) -> Tensor | None:
-    return None if values is None else torch.cat([values, values])
-
-
-def _is_guided(k: int, config: SampleConfig) -> bool:
-    return config.guided_tokens is None or k < config.guided_tokens
-
-
-def _pick(logits: Tensor, uniform: Tensor, config: SampleConfig) -> Tensor:
+def pick(logits: Tensor, uniform: Tensor, config: SampleConfig) -> Tensor:
+    """One token a row from [M, V] logits and a uniform number [M] each: [M] int64."""
     if config.temperature == 0:
         return logits.argmax(-1)
     return draw(filter_logits(logits, config.temperature, config.top_k, config.top_p), uniform)
+
+
+def streams(config: SampleConfig) -> list[tuple[bool, bool]]:
+    """(image dropped, text dropped) of each stream that guidance needs, the full one first."""
+    text, image = config.guidance != 1, config.image_guidance != 1
+    if image and text:
+        return [(False, False), (False, True), (True, True)]
+    return [(False, False)] + [(False, True)] * text + [(True, False)] * image
+
+
+def combine(logits: Tensor, config: SampleConfig) -> Tensor:
+    """Logits [B, S, ...] of the streams -> [B, ...] with guidance.
+
+    Text guidance as released; of the pictures it is what training with dropped images is for (QUIRK 9), in the form
+    of InstructPix2Pix (arXiv 2211.09800, equation 3).
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    if logits.shape[1] == 2:
+        return guide(logits[:, 0], logits[:, 1], config.guidance if config.guidance != 1 else config.image_guidance)
+    full, no_text, neither = logits.unbind(1)
+    return neither + config.image_guidance * (no_text - neither) + config.guidance * (full - no_text)
+
+
+class Decoder:
+    """Draws tokens for B inputs with R references and n seeds each. Memory is taken once, for as many pictures as come.
+
+    On a GPU a step is compiled and replayed as a graph, and nothing waits for the device.
+    """
+
+    def __init__(self, net: TokenAR, inputs: int, references: int, config: SampleConfig, seeds: int = 1):
+        self.net, self.config, self.seeds, self.shape = net, config, seeds, (inputs, references, seeds)
+        self.layout, self.streams = net.layout(references), streams(config)
+        layout, like, device = self.layout, net.norm.weight, net.norm.weight.device
+        self.count = layout.image_tokens if config.copies == "given" else layout.target_tokens
+        self.start = layout.target_tokens - self.count
+        own = inputs * len(self.streams)
+        images_differ = any(image for image, _ in self.streams)
+        lengths = (layout.source_tokens, layout.prefix - layout.source_tokens + self.start, self.count)
+        groups = (own if images_differ else inputs, own, own * seeds)
+        kept = torch.float8_e4m3fn if config.cache == "float8" else None
+        self.sources, self.prefix, self.drawn = (
+            Segment(net.config, number, length, like, kept) for number, length in zip(groups, lengths, strict=True)
+        )
+        self.cache = KeyValueCache([self.sources])
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)
+        self.token = torch.zeros(inputs * seeds, dtype=torch.int64, device=device)
+        self.logits = torch.zeros(inputs * seeds, net.config.vocabulary, device=device)
+        self.uniform = torch.zeros(inputs * seeds, self.count, device=device)
+        numbers = torch.arange(self.count, device=device)
+        if config.guided_from == "picture":
+            numbers -= self.count - layout.image_tokens
+        self.guided = numbers < (self.count if config.guided_tokens is None else config.guided_tokens)
+        self.index = net.target_index(layout, net.config.index_at_inference)
+        self.rotary = net.tables(layout)[0]
+        self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
+        self.advance = torch.compile(self._advance) if device.type == "cuda" else self._advance
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        sources: Tensor,
+        text: Tensor,
+        seeds: Sequence[int],
+        *,
+        text_mask: Tensor | None = None,
+        instruct: Tensor | None = None,
+        without_images: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (tokens [B n] int64, logits [B n, V] with guidance, before the filters), token after token.
+
+        sources [B, R+1, N] codes of references and background, text [B, text_tokens, C], B n seeds, those of an input
+        side by side; ``text_mask`` and ``instruct`` as in TokenAR.forward; where ``without_images`` [B] bool is True
+        the null-image table stands in for the sources. What is yielded is overwritten by the next step.
+        """
+        drawn = [torch.rand(self.count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        self.uniform.copy_(torch.stack(drawn))
+        hidden = self._prefill(sources, text, text_mask, instruct, without_images)
+        self._choose(hidden, torch.zeros_like(self.place))
+        yield self.token, self.logits
+        done = 1
+        if self.config.copies == "verified":
+            for token, logits in self._verified(self.net.copies(sources).repeat_interleave(self.seeds, 0)):
+                self.token.copy_(token)
+                self.logits.copy_(logits)
+                done += 1
+                yield self.token, self.logits
+        self.drawn.show()
+        self.cache.place = self.place.fill_(done - 1)
+        for number in range(done, self.count):
+            self._replay(-(-number // SPLIT) * SPLIT)
+            yield self.token, self.logits
+
+    def _prefill(
+        self,
+        sources: Tensor,
+        text: Tensor,
+        text_mask: Tensor | None,
+        instruct: Tensor | None,
+        without_images: Tensor | None,
+    ) -> Tensor:
+        """Read everything before the first token that is drawn; the last hidden states [B, S, D]."""
+        net, layout, inputs, index = self.net, self.layout, len(sources), self.net.config.index_at_inference
+
+        def each(values: Tensor) -> Tensor:
+            return values.repeat_interleave(len(self.streams), 0)
+
+        dropped = torch.tensor(self.streams, device=sources.device).repeat(inputs, 1)
+        image_dropped = dropped[:, 0] if without_images is None else dropped[:, 0] | each(without_images)
+        x = net.embed_prefix(
+            each(sources), each(text.to(net.norm.weight.dtype)), image_dropped, dropped[:, 1],
+            None if instruct is None else each(instruct), index,
+        )  # fmt: skip
+        x = torch.cat([x, net.embed_target(each(net.copies(sources))[:, : self.start], layout, 0, index)], dim=1)
+        for segment in (self.sources, self.prefix, self.drawn):
+            segment.filled = 0
+        self.cache.place, self.cache.segments, self.seen = None, [self.sources], None
+        blocks = net.config.source_attention == "block"
+        shared = x[:: len(x) // self.sources.groups, : layout.source_tokens]
+        self._read(shared, attention_mask(layout, layout.source_tokens, None).to(x.device) if blocks else None)
+        if net.config.text_padding == "masked":
+            if text_mask is None:
+                raise ValueError("text_padding is masked: text_mask is needed")
+            self.seen = each(text_mask) | dropped[:, 1:]  # a dropped text has no padding
+        self.cache.segments.append(self.prefix)
+        hidden = self._read(x[:, layout.source_tokens :])[:, -1]
+        self.sources.show()
+        self.prefix.show(
+            None if self.seen is None else F.pad(self.seen, (0, self.prefix.filled - self.seen.shape[1]), value=True)
+        )
+        self.cache.segments.append(self.drawn)
+        return hidden.unflatten(0, (inputs, -1))
+
+    def _read(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Hidden states of the next positions of all rows, [rows, t, D] -> [rows, t, D]; without a mask causal."""
+        begin = self.cache.filled
+        end = begin + x.shape[1]
+        if self.seen is not None:
+            seen = self.seen.repeat_interleave(len(x) // len(self.seen), 0)
+            mask = attention_mask(self.layout, end, seen)[:, :, begin:]
+        return self.net.hidden(x, self.rotary[begin:end], self.cache, mask)
+
+    def _verified(self, draft: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw the tokens after the first one up to the end of ``draft`` [B n, R N], many in one pass.
+
+        A pass is given what the draft says and draws every next token from what it sees. Up to where that first
+        differs, and with it, all is as drawn one by one; all rows go on from there.
+        """
+        last, done, chunk, length = self.token.clone(), 1, FIRST_CHUNK, draft.shape[1]
+        while done < length:
+            end = min(done + chunk, length)
+            given = torch.cat([last[:, None], draft[:, done : end - 1]], dim=1)
+            x = self.net.tok_embeddings(given)
+            if self.index is not None:
+                x = x + self.index[done - 1 : end - 1]
+            hidden = self._read(self._each_stream(x).flatten(0, 2))
+            logits = self._guided(
+                self.net.logits(hidden).unflatten(0, (-1, len(self.streams), self.seeds)), self.guided[done:end, None]
+            ).flatten(0, 1)
+            drawn = pick(logits.flatten(0, 1), self.uniform[:, done:end].flatten(), self.config).view(given.shape)
+            agreed = int((drawn == draft[:, done:end]).all(0).cumprod(0).sum())
+            taken = min(agreed + 1, end - done)
+            for number in range(taken):
+                yield drawn[:, number], logits[:, number]
+            chunk = min(2 * chunk, LARGEST_CHUNK) if agreed == end - done else max(agreed, SMALLEST_CHUNK)
+            last, done = drawn[:, taken - 1], done + taken
+            self.drawn.filled = done - 1
+
+    def _replay(self, reach: int) -> None:
+        """One step that reads ``reach`` places of what is drawn; on a GPU as a graph from the third time on."""
+        self.cache.reach = reach
+        if self.place.device.type != "cuda" or reach not in self.graphs:
+            self.advance()  # the first time also compiles, which no graph can hold
+            self.graphs[reach] = None
+            return
+        graph = self.graphs[reach]
+        if graph is None:
+            graph = self.graphs[reach] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.advance()
+        graph.replay()
+
+    def _advance(self) -> None:
+        """One step: read the last token at ``place``, draw the next."""
+        self.drawn.bias.index_fill_(1, self.place, 0.0)
+        x = self.net.tok_embeddings(self.token)
+        if self.index is not None:
+            x = x + self.index.index_select(0, self.start + self.place)
+        position = self.layout.prefix + self.start + self.place
+        x = self._each_stream(x).flatten(1, 2)
+        self._choose(self.net.hidden(x, self.rotary.index_select(0, position), self.cache), self.place + 1)
+        self.place += 1
+
+    def _each_stream(self, x: Tensor) -> Tensor:
+        """[B n, ...] -> [B, S, n, ...]."""
+        x = x.unflatten(0, (-1, 1, self.seeds))
+        return x.expand(-1, len(self.streams), *x.shape[2:])
+
+    def _choose(self, hidden: Tensor, number: Tensor) -> None:
+        """Draw token ``number`` [1] from hidden states [B, S n or S, D] that predict it."""
+        logits = self.net.logits(hidden).unflatten(1, (len(self.streams), -1))
+        logits = self._guided(logits, self.guided.index_select(0, number)).expand(-1, self.seeds, -1)
+        self.logits.copy_(logits.flatten(0, 1))
+        self.token.copy_(pick(self.logits, self.uniform.index_select(1, number)[:, 0], self.config))
+
+    def _guided(self, logits: Tensor, guided: Tensor) -> Tensor:
+        """[B, S, ..., V] -> [B, ..., V]: with guidance where ``guided`` says so, else of the full stream."""
+        return torch.where(guided, combine(logits, self.config), logits[:, 0])
 
 
 def generate(
@@ -135,70 +286,10 @@ def generate(
     text_mask: Tensor | None = None,
     instruct: Tensor | None = None,
 ) -> Tensor:
-    """Codes of the drawn pictures, [B, N] int64. Arguments as for ``decode``; ``step`` is called after each token."""
+    """Codes of the drawn pictures, [B n, N] int64: Decoder.decode for once. ``step`` is called after each token."""
+    decoder = Decoder(net, len(sources), sources.shape[1] - net.config.background, config, len(seeds) // len(sources))
     drawn: list[Tensor] = []
-    for token, _ in decode(net, sources, text, seeds, config, text_mask=text_mask, instruct=instruct):
-        drawn.append(token)
+    for token, _ in decoder.decode(sources, text, seeds, text_mask=text_mask, instruct=instruct):
+        drawn.append(token.clone())
         step()
     return torch.stack(drawn[-net.config.image_tokens :], dim=1)
-
-
-def sample(
-    model: str | Path | Model,
-    shards: str,
-    out: str | Path,
-    config: SampleConfig | None = None,
-    *,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> list[dict[str, Any]]:
-    """Draw a picture for every sample of the shards; return what is also written to ``out/samples.json``.
-
-    ``out`` gets ``<sample_id>.png`` with the recipe in its metadata. Sample number i is drawn with seed
-    ``config.seed + i``. Raises UserError for a model, shards or a folder that cannot be used.
-    """
-    config = config or SampleConfig()
-    folder = Path(out)
-    loaded = model if isinstance(model, Model) else load_model(model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = loaded.net.to(device).eval()
-    most = net.config.max_references
-    samples = [
-        data.encode_sample(item, loaded.tokenizer, loaded.text, most) for item in data.read_samples(shards, limit)
-    ]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
-    records: dict[int, dict[str, Any]] = {}
-    batches = _batches(samples, config.batch)
-    settings = config.model_dump(exclude={"seed", "batch"})
-    total = sum(drawn_tokens(net, samples[chosen[0]].references, config) for chosen in batches)
-    with Progress("sample", total, every=net.config.image_tokens, show=not quiet) as bar:
-        for chosen in batches:
-            batch = data.collate([samples[i] for i in chosen]).to(device)
-            seeds = [config.seed + i for i in chosen]
-            codes = generate(
-                net, batch.sources, batch.text, seeds, config, bar.advance, text_mask=batch.text_mask
-            )  # fmt: skip
-            for i, seed, pixels in zip(chosen, seeds, loaded.tokenizer.decode(codes.cpu()), strict=True):
-                file = f"{samples[i].sample_id}.png"
-                record = {"sample_id": samples[i].sample_id, "file": file, "prompt": samples[i].prompt,
-                          "seed": seed, "settings": settings}  # fmt: skip
-                recipe = PngInfo()
-                recipe.add_itxt("tokenar", json.dumps(record, sort_keys=True, ensure_ascii=False))
-                tensor_picture(pixels).save(folder / file, pnginfo=recipe)
-                records[i] = record
-    listed = [records[i] for i in range(len(samples))]
-    content = json.dumps(listed, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "samples.json", lambda path: path.write_text(content))
-    return listed
-
-
-def _batches(samples: Sequence[data.Encoded], size: int) -> list[list[int]]:
-    """Sample numbers in batches with one number of references each, in stored order."""
-    batches = []
-    for kind in sorted({sample.references for sample in samples}):
-        same = [number for number, sample in enumerate(samples) if sample.references == kind]
-        batches += [same[start : start + size] for start in range(0, len(same), size)]
-    return batches

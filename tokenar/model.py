@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenar.cache import KeyValueCache, attend
 from tokenar.config import DropConfig, ModelConfig
 from tokenar.positions import (
     Layout,
@@ -31,6 +32,7 @@ from tokenar.positions import (
 from tokenar.published import PublishedModel
 
 TEACHER_WIDTH = 768
+FEW_ROWS = 8
 Scorer = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From hidden states [B, E N, D], the output head [V, D] and the tokens to predict [B, E N]: what to give back."""
 
@@ -48,20 +50,28 @@ class RMSNorm(nn.Module):
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
 
 
-class KeyValueCache:
-    """Keys and values of every layer for a known number of positions, allocated once: [layers, 2, B, K, T, D/H]."""
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., n] times weight [m, n] transposed: [..., m].
 
-    def __init__(self, config: ModelConfig, batch: int, positions: int, like: Tensor):
-        shape = (config.layers, 2, batch, config.key_value_heads, positions, config.head_width)
-        self.store = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.filled = 0
+    Without gradients on a CPU, samples [B, T, n] are multiplied one by one, since the library's sums depend on the
+    number of rows in a product, and a picture must not depend on its batch. Few rows go in as columns, each of them
+    contiguous, three times as fast there as rows.
+    """
+    plain = type(weight.data) is Tensor  # neither quantised nor spread over processes
+    if not plain or x.dim() != 3 or x.device.type != "cpu" or torch.is_grad_enabled():
+        return F.linear(x, weight)
+    rows = x.shape[1]
+    if rows > FEW_ROWS:
+        return torch.stack([F.linear(sample, weight) for sample in x])
+    columns = (x.expand(-1, 2, -1) if rows == 1 else x).contiguous().mT  # a single one is summed in another order
+    return torch.bmm(weight.expand(len(x), -1, -1), columns).mT[:, :rows]
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write [B, K, t, D/H] behind what is filled; return everything up to there as views."""
-        end = self.filled + keys.shape[2]
-        self.store[layer, 0, :, :, self.filled : end] = keys
-        self.store[layer, 1, :, :, self.filled : end] = values
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+class Linear(nn.Linear):
+    """``product`` with a weight of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self.weight)
 
 
 class Attention(nn.Module):
@@ -71,24 +81,21 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = config.heads, config.key_value_heads, config.head_width
         projected = (self.heads + 2 * self.kv_heads) * self.head_width
-        self.wqkv = nn.Linear(config.width, projected, bias=False)
-        self.wo = nn.Linear(config.width, config.width, bias=False)
+        self.wqkv = Linear(config.width, projected, bias=False)
+        self.wo = Linear(config.width, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D]. With a cache, ``x`` is the whole prefix or exactly one new position.
+        """[B, T, D] -> [B, T, D]. With a cache, ``x`` is what comes behind the cached positions.
 
         ``mask`` as from positions.attention_mask; None is causal.
         """
         heads = self.wqkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [B, H or K, T, D/H]
         q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
-        if cache is not None:
-            k, v = cache.update(layer, k, v)
-        causal, grouped = mask is None and q.shape[2] > 1, self.kv_heads != self.heads
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        mixed = attend(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -97,9 +104,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.w1 = nn.Linear(config.width, config.feed_forward_width, bias=False)
-        self.w3 = nn.Linear(config.width, config.feed_forward_width, bias=False)
-        self.w2 = nn.Linear(config.feed_forward_width, config.width, bias=False)
+        self.w1 = Linear(config.width, config.feed_forward_width, bias=False)
+        self.w3 = Linear(config.width, config.feed_forward_width, bias=False)
+        self.w2 = Linear(config.feed_forward_width, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,8 +135,8 @@ class TextProjection(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.text_width, config.width, bias=False)
-        self.fc2 = nn.Linear(config.width, config.width, bias=False)
+        self.fc1 = Linear(config.text_width, config.width, bias=False)
+        self.fc2 = Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -285,15 +292,19 @@ class TokenAR(nn.Module, PublishedModel):
         return self.instruct_token_embeddings(sets).unflatten(1, (self.config.instruct_tokens, -1))
 
     def embed_target(self, tokens: Tensor, layout: Layout, start: int = 0, index: bool = True) -> Tensor:
-        """Target tokens number ``start`` and on, [B, t] codes -> [B, t, D].
+        """Target tokens number ``start`` and on, [B, t] codes -> [B, t, D]."""
+        x, added = self.tok_embeddings(tokens), self.target_index(layout, index)
+        return x if added is None else x + added[start : start + tokens.shape[1]]
+
+    def target_index(self, layout: Layout, index: bool = True) -> Tensor | None:
+        """What is added to the target's tokens, [E N, D], or None for nothing.
 
         With ``index_on_targets`` a reference's copy gets the reference's index embedding; the picture gets none.
         """
-        x = self.tok_embeddings(tokens)
         if self.ref_index_embeddings is None or not self.config.index_on_targets or not index:
-            return x
-        copied = self.tables(layout)[1][: layout.copies * layout.image_tokens][start : start + tokens.shape[1]]
-        return x + F.pad(self.ref_index_embeddings(copied), (0, 0, 0, tokens.shape[1] - len(copied)))
+            return None
+        copied = self.tables(layout)[1][: layout.copies * layout.image_tokens]
+        return F.pad(self.ref_index_embeddings(copied), (0, 0, 0, layout.image_tokens))
 
     def hidden(
         self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None
@@ -302,7 +313,7 @@ class TokenAR(nn.Module, PublishedModel):
         for number, layer in enumerate(self.layers):
             x = layer(x, rotary, cache, number, mask)
         if cache is not None:
-            cache.filled += x.shape[1]
+            cache.advance(x.shape[1])
         return self.norm(x)
 
     def whole(self, x: Tensor, layout: Layout, text_mask: Tensor | None, text_dropped: Tensor | None) -> Tensor:
@@ -327,7 +338,7 @@ class TokenAR(nn.Module, PublishedModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] float32."""
-        return F.linear(hidden, self.head).float()
+        return product(hidden, self.head).float()
 
     def copies(self, sources: Tensor) -> Tensor:
         """What is predicted before the picture, [B, copies N] codes: with disentanglement the references."""
@@ -383,7 +394,12 @@ class TokenAR(nn.Module, PublishedModel):
         head = config.width * config.vocabulary * self.layout(references).target_tokens
         return 2 * (config.layers * (length * block + length**2 * config.width) + head)
 
-    def kv_bytes(self, batch: int, references: int) -> int:
-        """Bytes of the key-value cache for ``batch`` samples in float32."""
+    def kv_bytes(self, positions: int) -> int:
+        """Bytes of the keys and values of so many positions of one row, in the precision of the norms."""
         width = self.config.key_value_heads * self.config.head_width
-        return 4 * 2 * self.config.layers * batch * width * self.layout(references).total
+        return 2 * self.config.layers * width * positions * self.norm.weight.element_size()
+
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a decoding step reads: blocks, norm and head."""
+        read = [*self.layers.parameters(), self.norm.weight, self.head]
+        return sum(weight.numel() * weight.element_size() for weight in read)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -51,6 +51,14 @@ class Workers:
             dist.all_reduce(value)
         return value
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in some process."""
         if self.world == 1:
@@ -58,20 +66,30 @@ class Workers:
         return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0)
 
 
-@contextmanager
-def workers() -> Iterator[Workers]:
-    """The processes torchrun started (its environment variables), or this one alone."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def place() -> Workers:
+    """This process's place by torchrun's environment variables, or alone; it takes its GPU, and joins nobody."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Workers(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device)
+
+
+@contextmanager
+def workers() -> Iterator[Workers]:
+    """The processes torchrun started, joined while the block runs, or this one alone.
+
+    A block inside such a block keeps the outer one's group: processes that part and join again meet each other's old
+    addresses.
+    """
+    group = place()
+    joins = group.world > 1 and not dist.is_initialized()
+    if joins:
+        dist.init_process_group("nccl" if group.device.type == "cuda" else "gloo")
     try:
-        yield Workers(rank, world, device)
+        yield group
     finally:
-        if world > 1:
+        if joins:
             dist.destroy_process_group()
 
 

@@ -30,7 +30,8 @@ class Prefetched(Generic[Item, Result]):
         self._results: SimpleQueue[Future[Result] | None] = SimpleQueue()
         self._closed = False
         self._pool = ThreadPoolExecutor(threads)
-        threading.Thread(target=self._feed, args=(items, read), daemon=True).start()
+        self._feeder = threading.Thread(target=self._feed, args=(items, read), daemon=True)
+        self._feeder.start()
 
     def _feed(self, items: Iterable[Item], read: Callable[[Item], Result]) -> None:
         try:
@@ -61,10 +62,11 @@ class Prefetched(Generic[Item, Result]):
             self._room.release()
 
     def close(self) -> None:
-        """Stop reading ahead; what is being read is waited for."""
+        """Stop reading ahead; what is being read is waited for, ``items`` that are slow to come only a second."""
         self._closed = True
         self._room.release()
         self._pool.shutdown(cancel_futures=True)
+        self._feeder.join(timeout=1)  # one that is inside torch when the interpreter ends would abort the process
 
     def __enter__(self) -> Prefetched[Item, Result]:
         return self

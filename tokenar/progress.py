@@ -19,14 +19,17 @@ def clock(seconds: float) -> str:
 class Progress:
     """Counts ``total`` units of ``name`` on stderr, from ``initial``; silent when ``show`` is false.
 
-    Off a terminal one line is written every ``every`` units, and at the end.
+    Off a terminal one line is written every ``every`` units, and at the end. What is counted in fine steps is shown in
+    ``unit`` of them.
     """
 
-    def __init__(self, name: str, total: int, *, every: int = 1, initial: int = 0, show: bool = True):
+    def __init__(self, name: str, total: int, *, every: int = 1, initial: int = 0, unit: int = 1, show: bool = True):
         self.name, self.total, self.every, self.done, self.show = name, total, every, initial, show
+        self.unit = unit
         self.begun, self.initial = time.monotonic(), initial
         terminal = show and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=initial, desc=name, dynamic_ncols=True) if terminal else None
+        shown = {"total": total, "initial": initial, "desc": name, "dynamic_ncols": True, "unit_scale": 1 / unit}
+        self.bar = tqdm(**shown) if terminal else None
 
     def __enter__(self) -> Progress:
         return self
@@ -35,16 +38,17 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def advance(self, note: str = "") -> None:
-        """One unit more; ``note`` is shown beside it."""
-        self.done += 1
+    def advance(self, note: str = "", by: int = 1) -> None:
+        """One unit more, or several; ``note`` is shown beside them."""
+        before, self.done = self.done, self.done + by
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update()
-        elif self.show and (self.done % self.every == 0 or self.done == self.total):
+            self.bar.update(by)
+        elif self.show and (self.done // self.every > before // self.every or self.done == self.total):
             spent = time.monotonic() - self.begun
             left = spent / (self.done - self.initial) * (self.total - self.done)
-            self.line(f"{self.name} {self.done}/{self.total}{'  ' + note if note else ''}  {clock(left)} left")
+            counted = f"{self.done // self.unit}/{self.total // self.unit}"
+            self.line(f"{self.name} {counted}{'  ' + note if note else ''}  {clock(left)} left")
 
     def line(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""

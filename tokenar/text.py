@@ -33,6 +33,10 @@ class TextEncoder(Protocol):
         """B prompts -> (features [B, tokens, width], [B, tokens] bool, True where a prompt is)."""
         ...
 
+    def length(self, prompt: str) -> int:
+        """How many tokens a prompt has; what is beyond ``tokens`` is cut off."""
+        ...
+
 
 def words(prompt: str) -> list[str]:
     """Lower-case words without punctuation around them."""
@@ -66,6 +70,10 @@ class HashedWords:
         """B prompts -> (features as from ``encode``, [B, tokens] bool, True where there is a word)."""
         features = self.encode(prompts)
         return features, features.any(dim=-1)
+
+    def length(self, prompt: str) -> int:
+        """How many words a prompt has."""
+        return len(words(prompt))
 
 
 class T5Encoder:
@@ -112,6 +120,10 @@ class T5Encoder:
         found = [self._encode(prompts[start : start + self.batch]) for start in range(0, len(prompts), self.batch)]
         features, masks = zip(*found, strict=True)
         return torch.cat(features), torch.cat(masks)
+
+    def length(self, prompt: str) -> int:
+        """How many tokens a prompt has, with the one that ends it."""
+        return len(self.tokenizer(self._read([prompt])[0]).input_ids)
 
     def _encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         inputs = self.tokenizer(

@@ -14,7 +14,7 @@ from tokenar.generate import generate
 from tokenar.model import TokenAR
 from tokenar.parallel import Workers
 from tokenar.step import losses
-from tokenar.tokenizers import ImageTokenizer
+from tokenar.tokenizers import ImageTokenizer, tensor_picture
 
 
 def fixed_subset(count: int, wanted: int | None) -> list[int]:
@@ -64,5 +64,4 @@ def sheet(rows: Sequence[Tensor]) -> Image.Image:
     for top, row in enumerate(rows):
         for place, pixels in enumerate(row, start=widest - len(row)):
             canvas[:, top * side : (top + 1) * side, place * side : (place + 1) * side] = pixels
-    levels = ((canvas.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+    return tensor_picture(canvas)

@@ -19,7 +19,7 @@ from pipeline import models
 from pipeline.device import Device, Precision, device_of, dtype_of
 from pipeline.identity import encoders
 from pipeline.models import Weights
-from pipeline.stage import Rule, Sample, Stage, StageConfig
+from pipeline.stage import BatchStage, Rule, Sample, StageConfig
 
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 VIEWS = 5
@@ -62,7 +62,7 @@ def identity_rules(low: float, swapped: float, copied: float) -> tuple[Rule, ...
     )
 
 
-class Comparison(Stage):
+class Comparison(BatchStage):
     """Views of a batch of samples, encoded in one call, against their references; subclasses bring the encoder."""
 
     name = "identity"
@@ -74,9 +74,6 @@ class Comparison(Stage):
     def setup(self) -> None:
         self.encoder = self.load_encoder()
         self.references = encoders.EncodedReferences(self.encoder.encode, self.config.padding)
-
-    def process(self, sample: Sample) -> dict:
-        return self.process_batch([sample])[0]
 
     def process_batch(self, samples: Sequence[Sample]) -> list[dict]:
         views = [view for sample in samples for view in views_of(sample, self.config.padding)]

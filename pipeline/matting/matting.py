@@ -14,7 +14,7 @@ from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.tables import MATTING
 from pipeline.matting.quality import matte_numbers, overlap
-from pipeline.stage import Rule, Sample, SampleError, Stage, StageConfig
+from pipeline.stage import BatchStage, Rule, Sample, SampleError, StageConfig
 
 
 class MattingConfig(StageConfig):
@@ -27,7 +27,7 @@ class MattingConfig(StageConfig):
     dilate: int = Field(3, ge=0, le=64)
 
 
-class Matting(Stage):
+class Matting(BatchStage):
     """Saves ``alpha`` (L), ``foreground`` (RGBA) and ``background`` (RGB, foreground blacked out) of ``mattes``.
 
     A review replaces the threshold (``alpha_threshold``) or the matte itself (``matte_png``) of its sample.
@@ -56,12 +56,6 @@ class Matting(Stage):
     def colours(self, target: Image.Image, alpha: np.ndarray) -> Image.Image:
         """Colours (RGB) of the saved foreground: the target's own."""
         return target
-
-    def process(self, sample: Sample) -> dict:
-        (scores,) = self.process_batch([sample])
-        if isinstance(scores, Exception):
-            raise scores
-        return scores
 
     def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
         targets = [sample.picture("synthesis", "target").convert("RGB") for sample in samples]

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from data_schemas import pictures
 from data_schemas.tables import JUDGE
-from pipeline.stage import Rule, Sample, Stage, StageConfig
+from pipeline.stage import BatchStage, Rule, Sample, StageConfig
 
 MAX_TEXT = 20_000
 """Characters of an answer that are read and kept."""
@@ -204,7 +204,7 @@ class JudgeConfig(StageConfig):
     batch_size: int = Field(4, ge=1, le=4096, description="Samples that are judged at once")
 
 
-class VlmJudge(Stage):
+class VlmJudge(BatchStage):
     """Both subjects there, description fitted, colours natural: asked of a model that sees picture and references.
 
     A subclass says how a model is asked. The matte is not looked at, so that another matting costs no judging.
@@ -228,12 +228,6 @@ class VlmJudge(Stage):
     @abstractmethod
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer | Exception]:
         """The model's answers in order; an exception in the place of a request that failed."""
-
-    def process(self, sample: Sample) -> dict:
-        (row,) = self.process_batch([sample])
-        if isinstance(row, Exception):
-            raise row
-        return row
 
     def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
         calls = [Call(self.request(sample)) for sample in samples]

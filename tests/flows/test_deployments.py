@@ -53,7 +53,10 @@ def server(tmp_path_factory):
     yield env
     for process in reversed(processes):
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # a worker has been seen to miss its first signal: leave nothing behind
+            process.kill()
 
 
 def prefect(env, *arguments, tries=1, timeout=400):

@@ -7,6 +7,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from small_run import make_sample, tiny_config, write_shard
 
+import flows.train
 from data_schemas.errors import UserError
 from flows.evaluate import evaluate_tokenar
 from flows.train import train_tokenar
@@ -81,3 +82,40 @@ def test_mistakes_are_one_line(shards, tmp_path):
         train_tokenar(str(shards / "train-*.tar"), preset="huge")
     with pytest.raises(UserError, match="raw shards; set tokenizer_weights"):
         train_tokenar(str(shards / "train-*.tar"), None, str(tmp_path / "run"), preset="tokenar_xl")
+
+
+def test_a_training_that_was_stopped_is_not_measured(shards, tmp_path, monkeypatch):
+    stopped = {"out": str(tmp_path / "run"), "finished": False, "steps": 1, "signal": 15}
+    monkeypatch.setattr(flows.train, "train", lambda *arguments, **options: stopped)
+    summary = train_tokenar(
+        str(shards / "train-*.tar"), str(shards / "test-*.tar"), str(tmp_path / "run"),
+        settings=settings(shards, tmp_path),
+    )  # fmt: skip
+    assert summary == stopped
+
+
+def test_what_several_processes_say_is_passed_on_while_they_run(tmp_path, monkeypatch):
+    """The stand-in for torchrun goes on once its first line has been printed here, and gives up after 20 seconds."""
+    launcher = tmp_path / "python"
+    launcher.write_text(
+        "#!/bin/sh\n"
+        "echo 'train 1/2  0:01 left' >&2\n"
+        f"for i in $(seq 200); do test -e {tmp_path}/seen && break; sleep 0.1; done\n"
+        f"test -e {tmp_path}/seen || echo 'error: nobody listens' >&2\n"
+        "echo 'error: the loss is not finite' >&2\n"
+        "echo 'error: the other process left' >&2\n"
+        "exit 2\n"
+    )
+    launcher.chmod(0o755)
+    said = []
+
+    def listen(line):
+        said.append(line)
+        (tmp_path / "seen").touch()
+
+    monkeypatch.setattr(flows.train, "print", listen, raising=False)
+    monkeypatch.setattr(flows.train.sys, "executable", str(launcher))
+    with pytest.raises(UserError, match=r"^the loss is not finite$"):
+        flows.train._torchrun(2, "train", "{}", tmp_path / "settings.json")
+    assert said[0] == "train 1/2  0:01 left"
+    assert len(said) == 3

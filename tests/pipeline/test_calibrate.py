@@ -40,12 +40,6 @@ def found(places):
     return {stage: measure(small_config(places[0]), stage) for stage in ("identity", "semantics")}
 
 
-@pytest.fixture
-def copied(small_run, tmp_path):
-    shutil.copytree(small_run[0].run.config.root, tmp_path, dirs_exist_ok=True, symlinks=True)
-    return tmp_path
-
-
 def figures_of(found, reason):
     return next(f for f in found.figures if f.rule.reason == reason)
 

@@ -176,7 +176,7 @@ def test_the_card_of_a_run_lies_beside_its_shards(small_run, tmp_path):
     manifest = pd.read_parquet(result.manifest_url)
     kept = manifest[manifest.decision == "kept"]
     text = dataset_card(
-        metrics=metrics_of(result),
+        metrics=metrics_of(result, manifest),
         config=run.config.model_dump(mode="json"),
         fingerprints=dict(run.fingerprints),
         models={stage.name: stage.model_name() for stage in run.stages()},

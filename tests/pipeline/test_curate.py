@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,20 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from small_curation import SMALL, small_config
+from small_curation import SMALL, made, small_config
 
+from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards, read_shard
-from pipeline import references
-from pipeline.curate import curate
+from pipeline import pools, references
+from pipeline.curate import check_inputs, curate
+from pipeline.results import report_run
 from pipeline.stage import Stage
 
 SCORED = ["synthesis", "matting", "semantics", "identity"]
 EVERY = ["references", "plan", *SCORED, "decide", "shards"]
-
-
-def made(result) -> set[str]:
-    """Stages of which a part was made rather than found."""
-    return {stage for stage, parts in result.summaries.items() if not all(p.cached for p in parts)}
 
 
 def contents(root) -> dict[str, str]:
@@ -34,13 +30,6 @@ def contents(root) -> dict[str, str]:
         if path.is_file() and path.suffix in (".parquet", ".tar"):
             found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
-
-
-@pytest.fixture
-def copied(small_run, tmp_path):
-    """A copy of the undisturbed run that a test may change."""
-    shutil.copytree(small_run[0].run.config.root, tmp_path, dirs_exist_ok=True, symlinks=True)
-    return tmp_path
 
 
 @pytest.fixture
@@ -102,6 +91,19 @@ def test_the_shards_open_with_webdataset_and_datasets(small_run):
 
 def test_a_second_run_makes_nothing_and_loads_no_model(copied, no_model):
     assert made(curate(small_config(copied))) == set()
+
+
+def test_what_a_stage_asks_elsewhere_is_probed_before_its_first_part_alone(copied, monkeypatch):
+    from pipeline.semantics.imagenet import ImageNetJudge
+
+    def refuse(self):
+        raise UserError("the server does not answer")
+
+    monkeypatch.setattr(ImageNetJudge, "probe", refuse)
+    curate(small_config(copied))
+    next((copied / "small" / "semantics").rglob("part-00000.parquet")).unlink()
+    with pytest.raises(UserError, match="does not answer"):
+        curate(small_config(copied))
 
 
 def test_a_threshold_re_runs_decide_and_what_follows(copied, no_model):
@@ -241,6 +243,24 @@ def test_metrics_are_computed_from_the_manifest(small_run):
     if len(faulty):
         assert metrics["planted"]["recall"] == round(float((faulty.decision != "kept").mean()), 4)
     assert Path(places["report"]).read_text().startswith("<!")
+
+
+def test_the_report_of_a_finished_run_is_the_one_that_the_run_wrote(small_run):
+    result, places = small_run
+    before = Path(places["report"]).read_bytes()
+    report_run(result.run.config)
+    assert Path(places["report"]).read_bytes() == before
+
+
+def test_whether_a_pool_is_there_is_told_without_reading_its_pictures(tmp_path, monkeypatch):
+    def refuse(path):
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(pools, "_digest", refuse)
+    for pool in ("packaged", str(tmp_path)):
+        check_inputs(small_config(tmp_path, references={"pool": pool}))
+    with pytest.raises(UserError, match="no such folder"):
+        check_inputs(small_config(tmp_path, references={"pool": str(tmp_path / "nowhere")}))
 
 
 def test_the_pool_is_listed_the_same_way_twice():

@@ -22,19 +22,10 @@ from pipeline.synthesis.dreamrelation.generator import (
 from pipeline.synthesis.dreamrelation.loras import lora_file
 from pipeline.synthesis.dreamrelation.stage import DreamRelation, DreamRelationConfig
 
-pytestmark = needs_tiny
+pytestmark = [needs_tiny, pytest.mark.usefixtures("one_thread")]
 SETTINGS = Settings(steps=3, height=128, width=128, negative_prompt="lowres")
 LATENT_NOISE = 2e-4
 """Most that latents (of magnitude 14) may differ for another order of the same float32 sums; 2.5e-5 was measured."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are too tiny to share: threads that wait for each other would take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

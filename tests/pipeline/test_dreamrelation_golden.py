@@ -16,15 +16,7 @@ from pipeline.synthesis.dreamrelation.generator import Settings, Text, clip_pixe
 from pipeline.synthesis.dreamrelation.resampler import Resampler, ResamplerSizes, box_features
 
 KINDS = ("resampler", "masked_ip_attention", "box_masks", "image_encoder", "preprocess", "pipeline")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are too tiny to share: threads that wait for each other would take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def check(found, expected, case):

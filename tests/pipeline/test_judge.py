@@ -182,17 +182,14 @@ def gemma(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def local(gemma):
-    """One loaded judge for the tests that only ask it; one thread, as many small steps wait for busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def local(gemma, one_thread):
+    """One loaded judge for the tests that only ask it."""
     config = TransformersConfig(
         model=str(gemma), device="cpu", precision="float32", batch_size=3, image_side=64, max_tokens=12, attempts=2
     )
     stage = TransformersJudge(config)
     stage.ready()
-    yield stage
-    torch.set_num_threads(threads)
+    return stage
 
 
 def noisy(number, **plan):

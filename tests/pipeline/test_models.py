@@ -12,7 +12,7 @@ from hub import COMMIT, FILES, hub
 from data_schemas.errors import UserError
 from pipeline import models
 from pipeline.models import Weights
-from pipeline.stage import Stage, StageConfig
+from pipeline.stage import Sample, Stage, StageConfig
 
 OWN = '''
 """A filter whose model lies on the hub or in a folder."""
@@ -166,6 +166,17 @@ class Two(Stage):
 
     def process(self, sample):
         return {}
+
+
+def test_the_model_files_are_looked_at_once_however_many_rows_name_them(tmp_path, monkeypatch):
+    looks = []
+    real = models.identity
+    monkeypatch.setattr(models, "identity", lambda weights: looks.append(weights) or real(weights))
+    stage = Two(str(folder(tmp_path)))
+    stage.fingerprint({})
+    rows, *_ = stage.run([Sample(str(k), {}, {}.__getitem__, {}.__getitem__) for k in range(3)], {})
+    assert [row["model"] for row in rows] == [stage.model_name()] * 3
+    assert len(looks) == 2, "once for the stage, once for model_name here"
 
 
 def test_weights_enter_the_fingerprint(tmp_path):

@@ -13,6 +13,7 @@ from openai_server import Reply, lists, serve
 from PIL import Image
 from safetensors.torch import save_file
 from skimage import data as photos
+from small_curation import made
 from tiny_sdxl import lay_out, needs_tiny
 from tiny_vlm import save_tiny_gemma
 
@@ -63,10 +64,6 @@ def settings(published, folder, judge):
 
 def changed(config, **sections):
     return CurationConfig.parse({**config.model_dump(mode="json"), **sections}, "test")
-
-
-def made(result):
-    return {stage for stage, parts in result.summaries.items() if not all(p.cached for p in parts)}
 
 
 @needs_tiny

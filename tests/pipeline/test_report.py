@@ -21,6 +21,7 @@ from pipeline.report import (
     RuleLine,
     Training,
     data_uri,
+    number_text,
     reasons_of,
     render,
     rules_by_column,
@@ -112,7 +113,7 @@ TRAINING = Training(
         {"step": 0, "loss": 5.5, "samples_per_s": 10.0, "unigram_entropy": 4.21},
         {"step": 1, "loss": 4.0, "samples_per_s": 40.0},
         {"step": 2, "loss": math.nan, "samples_per_s": 41.0},
-        {"step": 2, "val_loss": 3.75},
+        {"step": 2, "val_loss": 3.75, "val_loss_target": 3.87},
     ],
     evaluation={"psnr": 14.82, "count": 18, "nested": {"hidden_number": 1}, "flag_value": True},
     samples=[("s0000", Image.new("RGB", (16, 16), "red")), ("unknown", Image.new("L", (16, 16)))],
@@ -283,7 +284,8 @@ def test_the_same_input_gives_the_same_bytes(page: str) -> None:
 
 def test_training_shows_curve_evaluation_and_generated_pictures(page: str) -> None:
     training = Page(page).sections["training"]
-    for text in ("unigram entropy 4.21", "3.75", "psnr", "14.8", "count", "18", "generated", "unknown"):
+    figures = ("unigram entropy 4.21", "3.75", "picture alone", "3.87", "psnr", "14.8", "count", "18")
+    for text in (*figures, "generated", "unknown"):
         assert text in training
     assert "hidden_number" not in training
     assert "flag_value" not in training
@@ -356,10 +358,20 @@ def test_a_picture_of_any_mode_becomes_a_thumbnail(mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0.00"), (3.0, "3.00"), (99.96, "100"), (12.345, "12.3"), (1234567.0, "1,234,567"), (math.nan, "–")],
+    [
+        (0.0, "0.00"),
+        (3.0, "3.00"),
+        (99.96, "100"),
+        (12.345, "12.3"),
+        (1234567.0, "1,234,567"),
+        (math.nan, "–"),
+        (9.2e-5, "<0.0001"),
+    ],
 )
 def test_numbers_as_text(value: float, text: str) -> None:
     assert charts.number(value) == text
+    assert number_text(value) == text
+    assert number_text(3) == "3"
 
 
 def test_a_histogram_holds_with_one_value_and_with_none() -> None:

@@ -2,7 +2,6 @@
 
 import datetime
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_curation import small_config
+from small_curation import made, small_config
 
 from data_schemas.errors import UserError
 from data_schemas.tables import REVIEW
-from pipeline.curate import curate
+from pipeline.curate import curate, stage_inputs
 from pipeline.dataset import PictureReader
 from pipeline.results import read_manifest
+from pipeline.run import PartJob
 
 
 def say(run_url, *rows):
@@ -26,19 +26,13 @@ def say(run_url, *rows):
 
 
 @pytest.fixture
-def copied(small_run, tmp_path):
+def reviewed(copied, small_run):
     """Config and manifest of a run of its own to write into."""
-    result, _ = small_run
-    shutil.copytree(result.run.config.run_url, tmp_path / "small", symlinks=True)
-    return small_config(tmp_path), read_manifest(result)
+    return small_config(copied), read_manifest(small_run[0])
 
 
-def made(result):
-    return {stage for stage, parts in result.summaries.items() if not all(p.cached for p in parts)}
-
-
-def test_a_verdict_wins_over_the_thresholds(copied):
-    config, before = copied
+def test_a_verdict_wins_over_the_thresholds(reviewed):
+    config, before = reviewed
     kept, rejected = (before[before.decision == d].sample_id.iloc[0] for d in ("kept", "rejected"))
     say(config.run_url, {"sample_id": kept, "verdict": "rejected", "reason": "two left hands"},
         {"sample_id": rejected, "verdict": "kept"})  # fmt: skip
@@ -55,8 +49,8 @@ def test_a_verdict_wins_over_the_thresholds(copied):
     assert not made(curate(config))
 
 
-def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(copied):
-    config, before = copied
+def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(reviewed):
+    config, before = reviewed
     first, last = before.sample_id.iloc[0], before.sample_id.iloc[-1]
     matte = np.zeros((256, 256), np.uint8)
     matte[60:200, 40:220] = 255
@@ -74,6 +68,13 @@ def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(copied):
     target, background = (np.asarray(reader.picture(last, name)) for name in ("target", "background"))
     assert np.array_equal(target, background)  # nothing is above 1, so nothing is cut out
 
+    def reviews(stage):
+        inputs = stage_inputs(PartJob(result.run, stage, "part-00000", "", result.pool_digest), ("plan",))
+        return {sample.sample_id: sample.review for sample in inputs.samples("part-00000")[0]}
+
+    assert reviews("matting")[first]["matte_png"] == picture.getvalue()
+    assert set(reviews("identity").values()) == {None}, "what does not concern a stage is not read for it"
+
 
 @pytest.mark.parametrize(
     ("row", "line"),
@@ -83,15 +84,15 @@ def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(copied):
         ({"matte": "nowhere.png"}, r"the matte nowhere\.png of sample \w+ cannot be read"),
     ],
 )
-def test_a_bad_review_is_one_clear_line(copied, row, line):
-    config, before = copied
+def test_a_bad_review_is_one_clear_line(reviewed, row, line):
+    config, before = reviewed
     say(config.run_url, {"sample_id": before.sample_id.iloc[0], **row})
     with pytest.raises(UserError, match=line):
         curate(config)
 
 
-def test_a_review_that_is_no_table(copied):
-    config, _ = copied
+def test_a_review_that_is_no_table(reviewed):
+    config, _ = reviewed
     with open(f"{config.run_url}/review.parquet", "wb") as file:
         file.write(b"PAR1 not")
     with pytest.raises(UserError, match=r"review\.parquet: not a readable Parquet file"):

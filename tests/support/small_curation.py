@@ -7,3 +7,8 @@ SMALL = {"samples": 12, "part_size": 4, "planning": {"test_share": 0.25}, "shard
 
 def small_config(root, **changes) -> CurationConfig:
     return CurationConfig.parse({"name": "small", "root": str(root), **SMALL, **changes}, "test")
+
+
+def made(result) -> set[str]:
+    """Stages of which a part was made rather than found."""
+    return {stage for stage, parts in result.summaries.items() if not all(p.cached for p in parts)}

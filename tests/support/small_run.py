@@ -85,6 +85,11 @@ def make_sample(number: int, split: str = "train", side: int = 256, references: 
 _PHOTOS = _photos()
 
 
+def photo(name: str) -> Image.Image:
+    """One of the photographs, 128 pixels."""
+    return _PHOTOS[name].resize((128, 128))
+
+
 def write_shard(path: Path, samples: list[ShardSample]) -> Path:
     """One tar with the samples in order."""
     path.parent.mkdir(parents=True, exist_ok=True)

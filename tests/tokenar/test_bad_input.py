@@ -74,6 +74,7 @@ def test_eval_refuses(trained, shards, tmp_path):
     refused(in_process(*head, "--model", f"a={model}", "--predictions", f"a={tmp_path}"), "'a' names a model and")
     refused(in_process(*head, "--model", f"../a={model}"), "'../a' cannot name a method")
     refused(in_process(*head, "--model", model, "--set", "lpip=alex"), "lpip: Extra inputs")
+    refused(in_process(*head, "--model", model, "--set", "sampling.top_p=2"), "top_p: ")
     refused(in_process(*head, "--model", model, "--encoders", "best"), "no encoders 'best'; there is: paper")
     encoders = ("--set", f"clip={tmp_path / 'none'}", "--set", f"lpips={model / 'config.json'}")
     refused(in_process(*head, "--model", model, *encoders), "2 encoders missing: lpips: ", "clip: ")
@@ -138,7 +139,7 @@ def test_eval_with_five_references_and_a_long_prompt(trained, tmp_path):
     sample.prompt = "a very long prompt " * 200
     arguments = evaluated(tmp_path / "a", sample)
     assert in_process(*arguments).returncode == 0, "pictures of other methods may have more references"
-    refused(in_process(*arguments, "--model", trained / "model"), "5 references, the model takes up to 2")
+    refused(in_process(*arguments, "--model", trained / "model"), "5 references; the model takes 1 to 2")
 
 
 def test_a_reference_with_alpha_is_seen_on_white(tmp_path):

@@ -1,5 +1,6 @@
 """The evaluation end to end: known answers, several methods in one table, going on after a stop."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -22,6 +23,7 @@ from tokenar.eval_pictures import Truth
 from tokenar.eval_rows import Scorer
 from tokenar.evaluate import evaluate
 from tokenar.feature_encoders import EfficientNet, Inception
+from tokenar.sample import Drawing
 
 SAMPLING = SampleConfig(seed=3, batch=2)
 
@@ -196,9 +198,10 @@ def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_pat
     options = {"models": {"m": trained / "model"}, "config": config, "quiet": True}
     whole = evaluate(glob, tmp_path / "whole", sampling=SAMPLING, **options)
     scored, encoded, drawn = [], [], []
-    row, encode, sample = Scorer.row, feature_encoders.Encoder.encode, "tokenar.eval_draw.sample"
-    original = sys.modules["tokenar.eval_draw"].sample
-    monkeypatch.setattr(sample, lambda *a, **k: drawn.extend(found := original(*a, **k)) or found)
+    row, encode, batch = Scorer.row, feature_encoders.Encoder.encode, Drawing.batch
+    monkeypatch.setattr(
+        Drawing, "batch", lambda self, chosen, *rest: drawn.extend(chosen) or batch(self, chosen, *rest)
+    )
     monkeypatch.setattr(feature_encoders.Encoder, "encode", lambda s, p: encoded.extend(p) or encode(s, p))
     monkeypatch.setattr("tokenar.evaluate.PART", 1)
 
@@ -242,16 +245,31 @@ def test_a_lost_picture_is_drawn_again_as_it_was(trained, glob, tmp_path):
     assert [entry["seed"] for entry in json.loads((folder / "samples.json").read_text())] == [3, 4, 5]
 
 
+def test_a_sample_that_changed_is_drawn_and_scored_again(trained, samples, tmp_path):
+    options = {"models": {"m": trained / "model"}, "sampling": SAMPLING, "quiet": True}
+    shard, folder = tmp_path / "test-0.tar", tmp_path / "out/m/samples"
+    write_shard(shard, samples)
+    before = figures(evaluate(str(shard), tmp_path / "out", **options), "m")
+    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    darker = dataclasses.replace(samples[1], background=samples[1].background.point(lambda value: value // 2))
+    write_shard(shard, [samples[0], darker, samples[2]])
+    after = figures(evaluate(str(shard), tmp_path / "out", **options), "m")
+    changed = [name for name, stamp in stamps.items() if (folder / name).stat().st_mtime_ns != stamp]
+    assert changed == ["test-0001.png"]
+    assert after["mask_f1"] != before["mask_f1"]
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(trained, glob, tmp_path):
-    one = evaluate(glob, tmp_path / "one", models={"m": trained / "model"}, quiet=True)
+    model = trained / "model"
+    one = evaluate(glob, tmp_path / "one", models={"m": model, "n": model}, quiet=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tokenar.cli"]
-    options = ["eval", "--shards", glob, "--out", tmp_path / "two", "--model", f"m={trained / 'model'}"]
+    options = ["eval", "--shards", glob, "--out", tmp_path / "two", "--model", f"m={model}", "--model", f"n={model}"]
     done = run([*launch, *map(str, options)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("All figures") == 1, "the first process speaks"
     two = json.loads((tmp_path / "two/metrics.json").read_text())
-    assert figures(two, "m") == figures(one, "m")
+    assert figures(two, "m") == figures(two, "n") == figures(one, "m")
     tables = [pq.read_table(tmp_path / name / "per_sample.parquet") for name in ("one", "two")]
     assert tables[0].equals(tables[1])
 

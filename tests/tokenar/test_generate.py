@@ -1,17 +1,20 @@
 """The sampler: the cache changes nothing, guidance and filters do what they say, a seed is a picture."""
 
-import json
-
 import pytest
 import torch
-from PIL import Image
 from small_run import SMALL, changed, inputs, random_net
 
+from tokenar.cache import KeyValueCache
 from tokenar.config import SampleConfig
-from tokenar.generate import decode, draw, filter_logits, generate, guide
-from tokenar.model import KeyValueCache
+from tokenar.generate import Decoder, draw, filter_logits, generate, guide
 
 GREEDY = SampleConfig(temperature=0.0)
+
+
+def decode(net, sources, text, seeds, config, **given):
+    """Decoder.decode with copies of what it yields."""
+    decoder = Decoder(net, len(sources), sources.shape[1] - net.config.background, config, len(seeds) // len(sources))
+    return ((token.clone(), logits.clone()) for token, logits in decoder.decode(sources, text, seeds, **given))
 
 
 VARIANTS = {
@@ -62,6 +65,45 @@ def test_drawn_copies_come_before_the_picture():
     assert tokens.shape == (2, 3 * n)
     assert not torch.equal(tokens[:, : 2 * n], net.copies(sources))
     assert torch.equal(generate(net, sources, text, [0, 1], settings), tokens[:, 2 * n :])
+
+
+VERIFIED = {
+    "greedy": {"temperature": 0.0},
+    "guided": {"temperature": 0.8, "guidance": 2.0},
+    "filtered": {"temperature": 1.2, "guidance": 3.0, "top_k": 3, "guided_tokens": 5, "guided_from": "first"},
+}
+
+
+@pytest.mark.parametrize("settings", VERIFIED)
+@pytest.mark.parametrize("changes", [{}, {"index_on_targets": True}, {"text_padding": "masked"}, {"kv_heads": 1}])
+def test_verified_is_free_running_token_for_token(settings, changes):
+    """With four codes, a draft is right here and there, so passes end anywhere."""
+    config = changed(vocabulary=4, grid=4, **changes)
+    net = random_net(config)
+    sources, text, _ = inputs(config, batch=2)
+    given = {"text_mask": torch.tensor([[True, True, False], [True, False, False]])}
+    free, verified = (
+        list(decode(net, sources, text, [3, 4], SampleConfig(copies=copies, **VERIFIED[settings]), **given))
+        for copies in ("drawn", "verified")
+    )
+    assert torch.equal(torch.stack([token for token, _ in free]), torch.stack([token for token, _ in verified]))
+    for (_, one), (_, many) in zip(free, verified, strict=True):
+        torch.testing.assert_close(one, many, atol=1e-4, rtol=1e-4)
+
+
+def test_a_right_draft_takes_few_passes(monkeypatch):
+    config = changed(grid=8)
+    net = random_net(config)
+    net.output.weight.data.zero_()  # the first code is then the greedy choice everywhere
+    passes, hidden = [], net.hidden
+    monkeypatch.setattr(net, "hidden", lambda x, *rest: (passes.append(x.shape[1]), hidden(x, *rest))[1])
+    sources, text, _ = inputs(config, batch=1)
+    generate(net, torch.zeros_like(sources), text, [0], SampleConfig(copies="verified", temperature=0.0))
+    n = config.image_tokens
+    assert passes[2:] == [32, 64, 2 * n - 97] + [1] * n  # behind pictures and text
+    passes.clear()
+    generate(net, torch.ones_like(sources), text, [0], SampleConfig(copies="verified", temperature=0.0))
+    assert len(passes) == 2 + 2 * n - 1 + n
 
 
 def guided_positions(config, **settings):
@@ -118,7 +160,7 @@ def test_cached_hidden_states_are_those_of_the_full_pass():
     x = torch.randn(2, 12, SMALL.width)
     rotary = net.tables(net.layout(2))[0]
     whole = net.hidden(x, rotary[:12])
-    cache = KeyValueCache(SMALL, 2, 12, x)
+    cache = KeyValueCache.plain(SMALL, 2, 12, x)
     parts = [net.hidden(x[:, :7], rotary[:7], cache)]
     parts += [net.hidden(x[:, i : i + 1], rotary[i : i + 1], cache) for i in range(7, 12)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
@@ -132,6 +174,59 @@ def test_a_picture_depends_on_its_own_seed_only():
     alone = generate(net, sources[1:2], text[1:2], [6], config)
     assert torch.equal(together[1:2], alone)
     assert not torch.equal(generate(net, sources, text, [8, 9, 10], config), together)
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 1}, {"text_padding": "masked", "source_attention": "block"}])
+@torch.no_grad()
+def test_in_whatever_company_the_same_bits(changes):
+    config = changed(grid=6, width=64, **changes)
+    net = random_net(config)
+    sources, text, _ = inputs(config, batch=5)
+    mask = torch.ones(text.shape[:2], dtype=torch.bool)
+    settings = SampleConfig(guidance=1.5, temperature=1.0)
+    together = list(decode(net, sources, text, range(5), settings, text_mask=mask))
+    for batch in (slice(3, 4), slice(2, 4)):
+        seeds = range(batch.start, batch.stop)
+        apart = decode(net, sources[batch], text[batch], seeds, settings, text_mask=mask[batch])
+        for (_, logits), (_, alone) in zip(together, apart, strict=True):
+            assert torch.equal(logits[batch], alone)
+
+
+@pytest.mark.parametrize("copies", ["given", "drawn", "verified"])
+def test_several_seeds_from_one_prefix(copies):
+    net = random_net()
+    sources, text, _ = inputs(batch=2)
+    settings = SampleConfig(guidance=2.0, temperature=1.0, copies=copies)
+    together = generate(net, sources, text, [1, 2, 3, 4, 5, 6], settings)
+    apart = [generate(net, sources, text, seeds, settings) for seeds in ([1, 4], [2, 5], [3, 6])]
+    assert torch.equal(together.unflatten(0, (2, 3)), torch.stack(apart, dim=1))
+
+
+@torch.no_grad()
+def test_image_guidance_leads_away_from_no_pictures():
+    net = random_net(changed(grid=3))
+    sources, text, _ = inputs(changed(grid=3), batch=2)
+    for guidance, images in ((1.0, 2.0), (3.0, 2.0)):
+        settings = SampleConfig(temperature=0.0, guidance=guidance, image_guidance=images)
+        steps = list(decode(net, sources, text, [0, 1], settings))
+        drawn, logits = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))
+        full, no_text = full_logits(net, sources, text, drawn)
+        neither, no_image = (
+            without_pictures(net, sources, given, drawn)
+            for given in (net.cls_embedding.uncond_embedding.expand_as(text), text)
+        )
+        expected = guide(full, no_image, images)
+        if guidance != 1:
+            expected = neither + images * (no_text - neither) + guidance * (full - no_text)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def without_pictures(net, sources, text, picture):
+    """Logits of the picture's tokens with the null-image table in place of the sources."""
+    layout, dropped = net.layout_of(sources), torch.ones(len(sources), dtype=torch.bool)
+    target = net.embed_target(net.target_tokens(sources, picture)[:, :-1], layout)
+    x = torch.cat([net.embed_prefix(sources, text, dropped), target], dim=1)
+    return net.logits(net.whole(x, layout, None, None)[:, -picture.shape[1] :])
 
 
 def test_guidance_by_hand():
@@ -161,14 +256,3 @@ def test_draws_follow_the_probabilities():
     torch.testing.assert_close(counts, share, atol=0.015, rtol=0)
     assert draw(share.log()[None], torch.tensor([0.0])).item() == 0
     assert draw(share.log()[None], torch.tensor([1.0])).item() == 3
-
-
-def test_sample_writes_pictures_with_their_recipe(trained, shards, tmp_path):
-    from tokenar.generate import sample
-
-    listed = sample(trained / "model", str(shards / "test-*.tar"), tmp_path, SampleConfig(seed=4), limit=2, quiet=True)
-    assert json.loads((tmp_path / "samples.json").read_text()) == listed
-    assert [record["seed"] for record in listed] == [4, 5]
-    picture = Image.open(tmp_path / listed[1]["file"])
-    assert picture.size == (32, 32)
-    assert json.loads(picture.text["tokenar"]) == listed[1]

@@ -9,7 +9,7 @@ from released import config_of, net_of, sources_of
 from torch.nn import functional as F
 
 from tokenar.config import SIZES, DropConfig, ModelConfig, SampleConfig, released
-from tokenar.generate import decode, filter_logits, guide
+from tokenar.generate import Decoder, filter_logits, guide
 from tokenar.model import TokenAR, drop_decisions
 from tokenar.optimizer import parameter_groups
 from tokenar.positions import attention_mask, layout_rotary, make_layout, source_ids
@@ -191,11 +191,14 @@ def generation_case(case, guidance=None):
     )  # fmt: skip
     assert net.layout(config.max_references).prefix == told["prefix_length"]
     assert config.image_tokens == told["edited_tokens_are_last"]
-    steps = decode(
-        net, sources_of(data, config), data["text_emb"], range(len(data["text_emb"])), settings,
+    sources = sources_of(data, config)
+    decoder = Decoder(net, len(sources), config.max_references, settings)
+    steps = decoder.decode(
+        sources, data["text_emb"], range(len(sources)),
         instruct=data["instruct_indices"].long() if "instruct_indices" in data else None,
         without_images=torch.tensor(told["input_mode"]) == 0,
     )  # fmt: skip
+    steps = ((token.clone(), logits.clone()) for token, logits in steps)  # the decoder writes over them
     return told, data, islice(steps, told["max_new_tokens"])
 
 

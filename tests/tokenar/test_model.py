@@ -193,5 +193,5 @@ def test_copies_sit_where_their_originals_sit():
 
 def test_cost_figures():
     net = TokenAR(SMALL)
-    assert net.kv_bytes(1, 2) == 4 * 2 * 2 * 16 * 29
+    assert net.kv_bytes(29) == 4 * 2 * 2 * 16 * 29
     assert net.flops(2) > net.flops(1)

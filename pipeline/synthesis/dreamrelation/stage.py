@@ -17,7 +17,7 @@ from data_schemas.tables import SYNTHESIS
 from pipeline import models
 from pipeline.device import Device, Precision, device_of, dtype_of
 from pipeline.models import Weights
-from pipeline.stage import Sample, SampleError, Stage, StageConfig
+from pipeline.stage import BatchStage, Sample, SampleError, StageConfig
 from pipeline.synthesis.dreamrelation.loras import lora_file
 from pipeline.synthesis.dreamrelation.resampler import ResamplerSizes
 
@@ -65,7 +65,7 @@ class DreamRelationConfig(StageConfig):
     offload: bool = Field(False, description="Keep on the GPU only the model that is at work")
 
 
-class DreamRelation(Stage):
+class DreamRelation(BatchStage):
     """Saves ``target`` (RGB, ``size`` x ``size``). Source: spec/dreamrelation.md."""
 
     name = "synthesis"
@@ -150,12 +150,6 @@ class DreamRelation(Stage):
         for sample in samples:
             groups.setdefault(sample.plan["relation"], []).append(sample)
         return [batch for group in groups.values() for batch in super(DreamRelation, self).batches(group)]
-
-    def process(self, sample: Sample) -> dict:
-        (made,) = self.process_batch([sample])
-        if isinstance(made, Exception):
-            raise made
-        return made
 
     def process_batch(self, samples: Sequence[Sample]) -> list[dict | Exception]:
         """Samples of one relation, as ``batches`` hands them over."""

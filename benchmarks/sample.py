@@ -1,0 +1,230 @@
+"""Drawing one picture: the sampler's three modes beside an eager loop that does what the published sampler does.
+
+The plain loop draws the references' copies too, doubles the batch for guidance, copies keys and values in each layer
+and step, and reads all slots of its cache from the first step on. All sides use the same weights and take turns on the
+same machine. Speed does not depend on what the numbers are, so the weights are drawn, with the head left zero: the
+greedy choice is then token 0, and a draft of zeros is always right in verified mode, one of ones always wrong.
+The last line is one JSON object; ``ratio`` is plain seconds over forced seconds.
+
+python benchmarks/sample.py                  # 25 M parameters, 256 tokens an image, four blocks, on a CPU in float32
+python benchmarks/sample.py --size xl        # GPT-XL at 512 pixels on a GPU, in bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenar.cache import SPLIT
+from tokenar.config import ModelConfig, SampleConfig, released
+from tokenar.encoder_config import VqConfig, vq16
+from tokenar.generate import Decoder, filter_logits, guide
+from tokenar.model import TokenAR
+from tokenar.positions import apply_rotary
+from tokenar.vq import VqNetwork, VqTokenizer
+
+GOAL = {"forced_s": 2.0, "free_s": 9.4}
+"""Seconds for GPT-XL on one H100 at guidance 3."""
+SAMPLING = {"guidance": 3.0, "temperature": 1.0, "top_k": 1000}
+
+
+def models(size: str) -> tuple[ModelConfig, VqConfig]:
+    """The released model, or the same with fewer and narrower layers; and its VQ tokenizer."""
+    if size == "xl":
+        return released(), vq16()
+    small = {"layers": 6, "heads": 8, "width": 512, "vocabulary": 2048, "grid": 16}
+    vq = VqConfig(ch_mult=(1, 1, 2, 2, 4), base_channels=64, codebook_size=2048)
+    return ModelConfig.model_validate(released().model_dump() | small | {"distill": None}), vq
+
+
+@dataclass
+class PlainCache:
+    """Keys and values [2, H, T, D] of a layer, all slots from the start."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, places: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys[:, :, places] = keys
+        self.values[:, :, places] = values
+        return self.keys.repeat_interleave(1, dim=1), self.values.repeat_interleave(1, dim=1)
+
+
+class Plain:
+    """The published sampler (spec/tokenar.md section 6): free-running, eager, one batch of two."""
+
+    def __init__(self, net: TokenAR, references: int):
+        self.net, self.layout = net, net.layout(references)
+        config, length, like = net.config, self.layout.total, net.norm.weight
+        shape = (2, config.heads, length, config.head_width)
+        self.caches = [PlainCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in net.layers]
+        self.mask = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
+        self.rotary = net.tables(self.layout)[0]
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        """Logits [2, t, V] of new positions."""
+        for layer, cache in zip(self.net.layers, self.caches, strict=True):
+            attention, feed_forward = layer.attention, layer.feed_forward
+            heads = F.linear(layer.attention_norm(x), attention.wqkv.weight)
+            q, k, v = heads.unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
+            q, k = apply_rotary(q, self.rotary[places]), apply_rotary(k, self.rotary[places])
+            k, v = cache.update(places, k, v)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[places])
+            x = x + F.linear(mixed.transpose(1, 2).flatten(2), attention.wo.weight)
+            h = layer.ffn_norm(x)
+            gated = F.silu(F.linear(h, feed_forward.w1.weight)) * F.linear(h, feed_forward.w3.weight)
+            x = x + F.linear(gated, feed_forward.w2.weight)
+        return F.linear(self.net.norm(x), self.net.head).float()
+
+    @torch.no_grad()
+    def draw(self, sources: Tensor, text: Tensor) -> list[float]:
+        """Clock readings: at the beginning, after the first token, at the end."""
+        net, layout, device = self.net, self.layout, sources.device
+        clock = [_now(device)]
+        dropped = torch.tensor([False, True], device=device)
+        x = net.embed_prefix(torch.cat([sources] * 2), torch.cat([text] * 2), None, dropped, None, False)
+        logits = self.forward(x, torch.arange(layout.prefix, device=device))[:, -1]
+        tokens = []
+        for place in range(layout.prefix, layout.total):
+            guided = guide(logits[:1], logits[1:], SAMPLING["guidance"])
+            kept = filter_logits(guided, SAMPLING["temperature"], int(SAMPLING["top_k"]), 1.0)
+            tokens.append(torch.multinomial(kept.softmax(-1), 1))
+            if len(clock) == 1:
+                clock.append(_now(device))
+            if place < layout.total - 1:
+                x = net.tok_embeddings(torch.cat([tokens[-1]] * 2))
+                logits = self.forward(x, torch.tensor([place], device=device))[:, -1]
+        torch.cat(tokens, dim=1)[:, -layout.image_tokens :]
+        return [*clock, _now(device)]
+
+
+def ours(net: TokenAR, sources: Tensor, text: Tensor, **settings: object) -> Callable[[], list[float]]:
+    """A decoder made once; each call gives clock readings as Plain.draw does."""
+    config = SampleConfig.model_validate(SAMPLING | settings)
+    decoder, device = Decoder(net, 1, net.config.max_references, config), sources.device
+
+    def run() -> list[float]:
+        clock = [_now(device)]
+        for number, _ in enumerate(decoder.decode(sources, text, [0])):
+            if number == 0:
+                clock.append(_now(device))
+        return [*clock, _now(device)]
+
+    run.decoder = decoder  # type: ignore[attr-defined]
+    return run
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass
+class Side:
+    """Seconds of a picture, and of its prefill, turn by turn."""
+
+    whole: list[float] = field(default_factory=list)
+    prefill: list[float] = field(default_factory=list)
+
+    def add(self, clock: list[float]) -> None:
+        begin, first, end = clock
+        self.whole.append(end - begin)
+        self.prefill.append(first - begin)
+
+
+def step_bytes(decoder: Decoder) -> int:
+    """Bytes that the single steps of a picture read and write."""
+    net, count = decoder.net, decoder.count
+    total = 0
+    for number in range(1, count):
+        reach = -(-number // SPLIT) * SPLIT
+        stored = decoder.sources.groups * decoder.sources.room + decoder.prefix.groups * decoder.prefix.room
+        total += net.weight_bytes() + net.kv_bytes(stored + decoder.drawn.groups * (reach + 1))
+    return total
+
+
+def plain_bytes(net: TokenAR, references: int) -> int:
+    """The same of the plain loop: every slot is read, copied and read again."""
+    layout = net.layout(references)
+    return (layout.target_tokens - 1) * (net.weight_bytes() + net.kv_bytes(2 * 3 * layout.total))
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second at which this machine reads memory, the best of five."""
+    block = torch.ones(1 << (30 if device.type == "cuda" else 27), device=device)
+    best = float("inf")
+    for _ in range(5):
+        begin = _now(device)
+        block.sum()
+        best = min(best, _now(device) - begin)
+    return block.numel() * block.element_size() / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["cpu", "xl"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the sides take turns")
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config, vq = models(given.size)
+    torch.manual_seed(0)
+    net = TokenAR(config).eval().to(device, torch.bfloat16 if given.size == "xl" else torch.float32)
+    right = torch.zeros(1, config.source_blocks, config.image_tokens, dtype=torch.int64, device=device)
+    text = torch.randn(1, config.text_tokens, config.text_width, device=device).to(net.norm.weight.dtype)
+    plain = Plain(net, config.max_references)
+    runs = {
+        "plain": lambda: plain.draw(right, text),
+        "forced": ours(net, right, text),
+        "verified_all_right": ours(net, right, text, copies="verified", temperature=0.0),
+        "verified_all_wrong": ours(net, right + 1, text, copies="verified", temperature=0.0),
+        "free": ours(net, right, text, copies="drawn"),
+    }
+    sides = {name: Side() for name in runs}
+    for turn in range(given.rounds + (device.type == "cuda") * 3):  # a GPU's graphs stand after the second turn
+        for name, run in runs.items():
+            clock = run()
+            if turn >= (device.type == "cuda") * 3:
+                sides[name].add(clock)
+            print(f"{name}: {clock[2] - clock[0]:.2f} s, of which prefill {clock[1] - clock[0]:.2f} s", flush=True)
+    tokenizer = VqTokenizer(VqNetwork(vq).eval(), config.grid * vq.reduction, device)
+    codes = torch.zeros(1, config.image_tokens, dtype=torch.int64)
+    vq_times = []
+    for _ in range(3):
+        begin = _now(device)
+        tokenizer.decode(codes)
+        vq_times.append(_now(device) - begin)
+    middle = {name: statistics.median(side.whole) for name, side in sides.items()}
+    speed, tokens = bandwidth(device), config.image_tokens
+    moved = {"plain": plain_bytes(net, config.max_references)} | {
+        name: step_bytes(runs[name].decoder)
+        for name in ("forced", "free")  # type: ignore[attr-defined]
+    }
+    decoding = {name: middle[name] - statistics.median(sides[name].prefill) for name in moved}
+    print(json.dumps({
+        "benchmark": "sample", "size": given.size, "parameters": sum(p.numel() for p in net.parameters()),
+        "tokens": tokens, "blocks": config.source_blocks, "guidance": SAMPLING["guidance"],
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        **{f"{name}_s": round(value, 3) for name, value in middle.items()},
+        **{f"{name}_prefill_s": round(statistics.median(side.prefill), 3) for name, side in sides.items()},
+        "vq_decode_s": round(statistics.median(vq_times), 3),
+        **{f"{name}_tokens_per_s": round(tokens / value, 1) for name, value in middle.items()},
+        "bandwidth_gb_per_s": round(speed / 1e9, 2),
+        **{f"{name}_gb_moved": round(value / 1e9, 2) for name, value in moved.items()},
+        **{f"{name}_share_of_bandwidth": round(moved[name] / decoding[name] / speed, 3) for name in moved},
+        "ratio": round(middle["plain"] / middle["forced"], 2),
+        "ratio_free": round(middle["plain"] / middle["free"], 2),
+        **({"goal": GOAL} if given.size == "xl" else {}),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

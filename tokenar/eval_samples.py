@@ -1,0 +1,85 @@
+"""What an evaluation is made from: samples as they lie in their shards, and what tells models and samples apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from data_schemas.errors import UserError
+from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_members
+from tokenar.model_folder import write_atomically
+
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Sample ``number`` as it lies in its shard, not decoded."""
+
+    number: int
+    sample_id: str
+    members: Mapping[str, bytes]
+    source: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its members."""
+        digest = hashlib.sha256()
+        for name, content in sorted(self.members.items()):
+            digest.update(f"{name} {len(content)} ".encode() + content)
+        return digest.hexdigest()
+
+    def decode(self) -> ShardSample:
+        """The sample; UserError naming the member that is missing or damaged."""
+        return decode_sample(self.sample_id, dict(self.members), self.source)
+
+
+def stored_samples(shards: str, limit: int | None = None) -> Iterator[Stored]:
+    """The samples of every shard that the glob names, in stored order; none at all, or one twice, is a UserError."""
+    seen: set[str] = set()
+    for url in expand_shards(shards):
+        for sample_id, members in read_members(url):
+            if limit is not None and len(seen) >= limit:
+                return
+            if sample_id in seen:
+                raise UserError(f"{url}: sample {sample_id} is there twice; evaluate one dataset at a time")
+            yield Stored(len(seen), sample_id, members, url)
+            seen.add(sample_id)
+    if not seen:
+        raise UserError(f"{shards}: the shards hold no sample; make them again")
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 of the files of a model folder; UserError if it is none."""
+    digest = hashlib.sha256()
+    for name in MODEL_FILES:
+        if (folder / name).is_file():
+            with open(folder / name, "rb") as file:
+                digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+        elif name != "tokenizer.safetensors":
+            raise UserError(f"{folder}: no model there (no {name}); give the 'model' folder of a finished run")
+    return digest.hexdigest()
+
+
+def forget_changed(folder: Path, digests: Mapping[str, str]) -> None:
+    """Remove the pictures in ``folder`` that were drawn from other samples of the same ids (sample id -> digest).
+
+    The sampler keeps a picture that is there with the same recipe, which names the sample and not what is in it.
+    """
+    path = folder / "sources.json"
+    try:
+        known = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    try:
+        for sample_id, digest in digests.items():
+            if known.get(sample_id, digest) != digest:
+                (folder / f"{sample_id}.png").unlink(missing_ok=True)
+        content = json.dumps({**known, **digests}, indent=2) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(content))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
