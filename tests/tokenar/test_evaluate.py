@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from subprocess import run
 
@@ -189,6 +190,10 @@ def test_lpips_needs_some_pixels(glob, samples, encoders, tmp_path):
     config = EvalConfig(lpips=encoders.lpips)
     with pytest.raises(UserError, match="lpips reads no picture below 32 pixels, these have 16; set side"):
         evaluate(glob, tmp_path / "out", predictions=[tiny], config=config, quiet=True)
+    shutil.rmtree(tmp_path / "out/cache/features")
+    assert figures(evaluate(glob, tmp_path / "out", sampling=SAMPLING, **options), "m") == figures(again, "m")
+    assert len(encoded) > before[0], "features that were lost are made again"
+    before = len(encoded), len(scored)
     wider = config.model_copy(update={"side": 32})
     assert evaluate(glob, tmp_path / "out", predictions=[tiny], config=wider, quiet=True)["side"] == 32
 
@@ -223,6 +228,10 @@ def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_pat
     before = len(encoded), len(scored)
     assert evaluate(glob, tmp_path / "out", sampling=SAMPLING, **options) == again
     assert (len(encoded), len(scored), len(drawn)) == (*before, 3), "a third time there is nothing to do"
+    shutil.rmtree(tmp_path / "out/cache/features")
+    assert figures(evaluate(glob, tmp_path / "out", sampling=SAMPLING, **options), "m") == figures(again, "m")
+    assert len(encoded) > before[0], "features that were lost are made again"
+    before = len(encoded), len(scored)
     wider = config.model_copy(update={"edge_tolerance": 3.0})
     evaluate(glob, tmp_path / "out", sampling=SAMPLING, **{**options, "config": wider})
     assert len(scored) == before[1] + 3, "another definition scores again"
