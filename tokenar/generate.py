@@ -121,7 +121,7 @@ class Decoder:
         self.index = net.target_index(layout, net.config.index_at_inference)
         self.rotary = net.tables(layout)[0]
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-        self.advance = torch.compile(self._advance) if device.type == "cuda" else self._advance
+        self.advance = torch.compile(self._advance, fullgraph=True) if device.type == "cuda" else self._advance
 
     @torch.inference_mode()
     def decode(

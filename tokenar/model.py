@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tokenar.cache import KeyValueCache, attend
 from tokenar.config import DropConfig, ModelConfig
+from tokenar.linear import Linear, product
 from tokenar.positions import (
     Layout,
     apply_rotary,
@@ -32,7 +33,6 @@ from tokenar.positions import (
 from tokenar.published import PublishedModel
 
 TEACHER_WIDTH = 768
-FEW_ROWS = 8
 Scorer = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From hidden states [B, E N, D], the output head [V, D] and the tokens to predict [B, E N]: what to give back."""
 
@@ -48,30 +48,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., n] times weight [m, n] transposed: [..., m].
-
-    Without gradients on a CPU, samples [B, T, n] are multiplied one by one, since the library's sums depend on the
-    number of rows in a product, and a picture must not depend on its batch. Few rows go in as columns, each of them
-    contiguous, three times as fast there as rows.
-    """
-    plain = type(weight.data) is Tensor  # neither quantised nor spread over processes
-    if not plain or x.dim() != 3 or x.device.type != "cpu" or torch.is_grad_enabled():
-        return F.linear(x, weight)
-    rows = x.shape[1]
-    if rows > FEW_ROWS:
-        return torch.stack([F.linear(sample, weight) for sample in x])
-    columns = (x.expand(-1, 2, -1) if rows == 1 else x).contiguous().mT  # a single one is summed in another order
-    return torch.bmm(weight.expand(len(x), -1, -1), columns).mT[:, :rows]
-
-
-class Linear(nn.Linear):
-    """``product`` with a weight of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.weight)
 
 
 class Attention(nn.Module):

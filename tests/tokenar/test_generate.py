@@ -256,3 +256,19 @@ def test_draws_follow_the_probabilities():
     torch.testing.assert_close(counts, share, atol=0.015, rtol=0)
     assert draw(share.log()[None], torch.tensor([0.0])).item() == 0
     assert draw(share.log()[None], torch.tensor([1.0])).item() == 3
+
+
+@pytest.mark.slow
+def test_a_step_compiles_whole_and_draws_the_same():
+    """What a GPU replays, but for the kernels: one graph without breaks, also where the cache reads further."""
+    config = changed(grid=12, index_on_targets=True, kv_heads=1)
+    net = random_net(config)
+    sources, text, _ = inputs(config)
+    settings = SampleConfig(guidance=2.0, temperature=1.0, top_k=5, top_p=0.9)
+    plain, compiled = Decoder(net, 2, 2, settings), Decoder(net, 2, 2, settings)
+    compiled.advance = torch.compile(compiled._advance, backend="aot_eager", fullgraph=True)
+    for seeds in ([0, 1], [2, 3]):  # the second time in the same memory
+        for (token, _), (same, _) in zip(
+            plain.decode(sources, text, seeds), compiled.decode(sources, text, seeds), strict=True
+        ):
+            assert torch.equal(token, same)
