@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_members
-from tokenar.model_folder import write_atomically
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
 
@@ -63,23 +61,3 @@ def model_fingerprint(folder: Path) -> str:
         elif name != "tokenizer.safetensors":
             raise UserError(f"{folder}: no model there (no {name}); give the 'model' folder of a finished run")
     return digest.hexdigest()
-
-
-def forget_changed(folder: Path, digests: Mapping[str, str]) -> None:
-    """Remove the pictures in ``folder`` that were drawn from other samples of the same ids (sample id -> digest).
-
-    The sampler keeps a picture that is there with the same recipe, which names the sample and not what is in it.
-    """
-    path = folder / "sources.json"
-    try:
-        known = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    try:
-        for sample_id, digest in digests.items():
-            if known.get(sample_id, digest) != digest:
-                (folder / f"{sample_id}.png").unlink(missing_ok=True)
-        content = json.dumps({**known, **digests}, indent=2) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(content))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error

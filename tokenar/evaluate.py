@@ -30,7 +30,7 @@ from tokenar.eval_cache import Cache, CachedFeatures, pack, unpack
 from tokenar.eval_config import EvalConfig
 from tokenar.eval_pictures import Truth, fit, grid, read_drawn, strip
 from tokenar.eval_rows import Scorer, model_figures, summarise
-from tokenar.eval_samples import Stored, forget_changed, model_fingerprint, stored_samples
+from tokenar.eval_samples import Stored, model_fingerprint, stored_samples
 from tokenar.feature_encoders import Encoders
 from tokenar.model_folder import Model, load_model, write_atomically
 from tokenar.parallel import Workers, workers
@@ -173,12 +173,9 @@ class Evaluation:
 
     def draw(self) -> None:
         """Pictures of the models, each process its share; then the side at which all are compared."""
-        models = [method for method in self.methods if method.model is not None]
-        for method in models if self.group.first else ():
-            forget_changed(method.pictures, self.digests)
-        self.group.wait()
-        for method in models:
-            assert method.model is not None
+        for method in self.methods:
+            if method.model is None:
+                continue
             sample(method.model, self.shards, method.pictures, self.sampling, limit=len(self.ids), quiet=self.quiet)
         self.side = self.config.side or min(self._side(m.picture(i)) for m in self.methods for i in self.ids)
         if self.encoders.lpips and self.side < LPIPS_SIDE:

@@ -95,6 +95,7 @@ class Decoder:
     On a GPU a step is compiled and replayed as a graph, and nothing waits for the device.
     """
 
+    @torch.no_grad()
     def __init__(self, net: TokenAR, inputs: int, references: int, config: SampleConfig, seeds: int = 1):
         self.net, self.config, self.seeds, self.shape = net, config, seeds, (inputs, references, seeds)
         self.layout, self.streams = net.layout(references), streams(config)

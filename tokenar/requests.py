@@ -14,6 +14,7 @@ Transparent parts of pictures become white, as in the shards.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,14 @@ class Request:
     references: list[Image.Image]
     background: Image.Image
     seed: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pictures, the first 16 digits."""
+        digest = hashlib.sha256()
+        for picture in (*self.references, self.background):
+            digest.update(f"{picture.size} ".encode() + picture.tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from tokenar.parallel import workers
 from tokenar.preview import Preview
 from tokenar.progress import Progress
 from tokenar.requests import Request, Requests, from_shards
-from tokenar.tokenizers import tensor_picture
+from tokenar.tokenizers import PatchCodebook, tensor_picture
 
 NEXT_SEED = 1_000_000
 """How far the seeds of one request are apart."""
@@ -71,9 +72,10 @@ class Sampler:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of settings and weights, the first 16 digits."""
-        digest = hashlib.sha256(self.net.config.model_dump_json().encode())
-        for name, tensor in self.model.net.state_dict().items():
+        """SHA-256 of the settings and of the model's and the tokenizer's weights, the first 16 digits."""
+        digest, tokenizer = hashlib.sha256(self.net.config.model_dump_json().encode()), self.model.tokenizer
+        codes = {"codes": tokenizer.codes} if isinstance(tokenizer, PatchCodebook) else tokenizer.network.state_dict()
+        for name, tensor in chain(self.model.net.state_dict().items(), codes.items()):
             digest.update(name.encode())
             digest.update(tensor.float().cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
@@ -131,8 +133,8 @@ class Sampler:
 
 
 def quantise(net: TokenAR, weights: str) -> None:
-    """Weights of the blocks and the head as int8 or float8 with a scale for each row, in place; products stay as they
-    are. Speeds up what waits for memory. UserError without torchao."""
+    """Keep weights of blocks and head as int8 or float8 with a scale for each row, in place; products stay as precise
+    as they were. UserError without torchao."""
     try:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError as error:
@@ -219,7 +221,7 @@ class Drawing:
             {
                 "sample_id": request.sample_id, "prompt": request.prompt, "seed": first + k * NEXT_SEED,
                 "file": f"{request.sample_id}{f'-{k}' if self.seeds > 1 else ''}.png",
-                "model": self.sampler.fingerprint, "settings": self.settings,
+                "model": self.sampler.fingerprint, "inputs": request.fingerprint, "settings": self.settings,
             }
             for k in range(self.seeds)
         ]  # fmt: skip

@@ -65,6 +65,17 @@ def test_what_is_there_is_not_drawn_again(model, shards, tmp_path, capfd):
     assert recipe(first)["seed"] == 1
 
 
+def test_with_another_reference_it_is_drawn_again(model, folder, tmp_path):
+    request = folder / "scene_1"
+    sample(model, requests.from_folder(request), tmp_path, quiet=True)
+    before = recipe(tmp_path / "scene_1.png")
+    photo("astronaut").save(request / "ref" / "1.png")
+    sample(model, requests.from_folder(request), tmp_path, quiet=True)
+    after = recipe(tmp_path / "scene_1.png")
+    assert after.pop("inputs") != before.pop("inputs")
+    assert after == before
+
+
 def test_the_same_from_shards_folders_lists_and_python(model, shards, tmp_path):
     """And alone or in a batch: bit by bit."""
     chosen, entries = next(read_shard(str(shards / "test-00000.tar"))), []
