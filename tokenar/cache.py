@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from tokenar.config import ModelConfig
 
 SPLIT = 128
-"""Positions that one product of a new position's attention covers. One query a head is too little work for a GPU unless
-its keys are split; room is made, and read, in multiples of it."""
+"""Positions whose values one product sums up for a new position: one query a head is too little work for a GPU unless
+it is split. Room is made, and read, in multiples of it."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -35,40 +35,34 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 class Segment:
     """Neighbouring positions for ``groups`` groups of rows, of which the first ``filled`` are there.
 
-    For every layer keys and values [G, K, T, D] in ``dtype`` (or that of ``like``), with T rounded up to SPLIT.
-    ``bias`` [G, T] float32 is added to the scores of single new positions: 0 for what they see, -inf for the rest.
+    For every layer keys and values [G, K, T, D] in ``dtype`` (or that of ``like``), with T, the ``room``, rounded up to
+    SPLIT.
     """
 
     def __init__(
         self, config: ModelConfig, groups: int, positions: int, like: Tensor, dtype: torch.dtype | None = None
     ):
-        room = -(-positions // SPLIT) * SPLIT
-        shape = (groups, config.key_value_heads, room, config.head_width)
+        self.groups, self.filled, self.room = groups, 0, -(-positions // SPLIT) * SPLIT
+        shape = (groups, config.key_value_heads, self.room, config.head_width)
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype or like.dtype, device=like.device) for _ in range(config.layers)]
             for _ in range(2)
         )
-        self.bias = torch.full((groups, room), -torch.inf, device=like.device)
-        self.groups, self.room, self.filled = groups, room, 0
-
-    def show(self, seen: Tensor | None = None) -> None:
-        """Let single new positions see what is filled, or of it only where ``seen`` [G, filled] bool is True."""
-        self.bias.fill_(-torch.inf)
-        shown = self.bias[:, : self.filled]
-        shown.zero_() if seen is None else shown.masked_fill_(seen, 0)
 
 
 class KeyValueCache:
     """The segments of a batch in the order of their positions; new positions go into the last.
 
     With ``place`` [1] int64 on the device, one new position of every row goes there in the last segment, of which only
-    the first ``reach`` positions are read. A step then does the same work on the same memory as the one before, which
-    lets a GPU replay it.
+    the first ``reach`` positions are read. ``bias`` [B, 1, rows of an input, all rooms] is added to its scores, -inf
+    for what is not to be seen. A step then does the same work on the same memory as the one before, which lets a GPU
+    replay it.
     """
 
     def __init__(self, segments: list[Segment]):
         self.segments = segments
         self.place: Tensor | None = None
+        self.bias: Tensor | None = None
         self.reach = 0
 
     @classmethod
@@ -104,28 +98,26 @@ class KeyValueCache:
         return attend(q, k.to(q.dtype), v.to(q.dtype), mask)
 
     def _attend_single(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Products over pieces of SPLIT positions, and one softmax over all of them."""
-        own = self.segments[-1]
+        """Products with each segment's keys and values, and one softmax over all of them."""
         assert self.place is not None
-        _put(own.keys[layer], self.place, _rows_first(k))
-        _put(own.values[layer], self.place, _rows_first(v))
+        assert self.bias is not None
+        _put(self.segments[-1].keys[layer], self.place, _rows_first(k))
+        _put(self.segments[-1].values[layer], self.place, _rows_first(v))
         q = q * q.shape[-1] ** -0.5
-        scores, lengths = [], []
-        for segment in self.segments:
-            lengths.append(self.reach if segment is own else segment.room)
-            keys = segment.keys[layer][:, :, : lengths[-1]].unflatten(2, (-1, SPLIT))  # [G, K, pieces, SPLIT, D]
-            found = _by_group(q, segment.groups, keys.shape[1])[:, :, None] @ keys.mT.to(
-                q.dtype
-            )  # [G, K, pieces, queries, SPLIT]
-            found = found.transpose(2, 3).flatten(3) + segment.bias[:, None, None, : lengths[-1]]
+        lengths = [segment.room for segment in self.segments[:-1]] + [self.reach]
+        scores = []
+        for segment, length in zip(self.segments, lengths, strict=True):
+            keys = segment.keys[layer][:, :, :length].to(q.dtype)
+            found = _by_group(q, segment.groups, keys.shape[1]) @ keys.mT
             scores.append(_by_input(found, *q.shape[:3]))
-        shares = torch.cat(scores, dim=-1).softmax(-1, dtype=torch.float32).to(q.dtype).split(lengths, dim=-1)
-        mixed = torch.zeros_like(q)
+        biased = torch.cat(scores, dim=-1) + self.bias[..., : sum(lengths)]
+        shares = biased.softmax(-1, dtype=torch.float32).to(q.dtype).split(lengths, dim=-1)
+        mixed = []
         for segment, share in zip(self.segments, shares, strict=True):
-            values = segment.values[layer][:, :, : share.shape[-1]].unflatten(2, (-1, SPLIT))
+            values = segment.values[layer][:, :, : share.shape[-1]].to(q.dtype).unflatten(2, (-1, SPLIT))
             pieces = _by_group(share, segment.groups, values.shape[1]).unflatten(3, (-1, SPLIT)).transpose(2, 3)
-            mixed += _by_input((pieces @ values.to(q.dtype)).sum(2), *q.shape[:3])
-        return mixed
+            mixed.append(_by_input((pieces @ values).sum(2), *q.shape[:3]))
+        return sum(mixed[1:], mixed[0])
 
 
 def _joined(parts: Sequence[Tensor], rows: int) -> Tensor:
@@ -150,6 +142,8 @@ def _rows_first(x: Tensor) -> Tensor:
 def _by_group(x: Tensor, groups: int, key_heads: int) -> Tensor:
     """[B, H, rows, n] -> [G, K, queries, n]: what meets the same keys, side by side; queries are H/K heads and rows."""
     batch, heads, _, n = x.shape
+    if groups == batch and key_heads == heads:
+        return x
     x = x.reshape(batch, key_heads, heads // key_heads, groups // batch, -1, n)
     return x.permute(0, 3, 1, 2, 4, 5).reshape(groups, key_heads, -1, n)
 
@@ -157,5 +151,7 @@ def _by_group(x: Tensor, groups: int, key_heads: int) -> Tensor:
 def _by_input(x: Tensor, batch: int, heads: int, rows: int) -> Tensor:
     """[G, K, queries, n] -> [B, H, rows, n]."""
     groups, key_heads, _, n = x.shape
-    x = x.view(batch, groups // batch, key_heads, heads // key_heads, -1, n)
+    if groups == batch and key_heads == heads:
+        return x
+    x = x.reshape(batch, groups // batch, key_heads, heads // key_heads, -1, n)
     return x.permute(0, 2, 3, 1, 4, 5).reshape(batch, heads, rows, n)

@@ -244,6 +244,9 @@ class SampleConfig(Settings):
         default="full", description="of the blocks and the head while drawing; float8 needs an H100 or newer"
     )
     cache: Literal["full", "float8"] = Field(default="full", description="how keys and values are kept")
+    compile: bool | None = Field(
+        default=None, description="compile the step of one token; None: on a GPU. On a CPU only many pictures repay it"
+    )
 
 
 SIZES = {

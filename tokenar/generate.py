@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tokenar.cache import SPLIT, KeyValueCache, Segment
 from tokenar.config import SampleConfig
@@ -92,7 +91,7 @@ def combine(logits: Tensor, config: SampleConfig) -> Tensor:
 class Decoder:
     """Draws tokens for B inputs with R references and n seeds each. Memory is taken once, for as many pictures as come.
 
-    On a GPU a step is compiled and replayed as a graph, and nothing waits for the device.
+    On a GPU a step is compiled (on a CPU if asked) and replayed as a graph, and nothing waits for the device.
     """
 
     @torch.no_grad()
@@ -104,13 +103,22 @@ class Decoder:
         self.start = layout.target_tokens - self.count
         own = inputs * len(self.streams)
         images_differ = any(image for image, _ in self.streams)
-        lengths = (layout.source_tokens, layout.prefix - layout.source_tokens + self.start, self.count)
-        groups = (own if images_differ else inputs, own, own * seeds)
+        read = layout.prefix - layout.source_tokens + self.start
         kept = torch.float8_e4m3fn if config.cache == "float8" else None
-        self.sources, self.prefix, self.drawn = (
-            Segment(net.config, number, length, like, kept) for number, length in zip(groups, lengths, strict=True)
-        )
-        self.cache = KeyValueCache([self.sources])
+
+        def segment(groups: int, positions: int) -> Segment:
+            return Segment(net.config, groups, positions, like, kept)
+
+        self.sources = segment(own if images_differ else inputs, layout.source_tokens)
+        # What a single seed has read before it draws little more is shared with nobody: one segment less to go through.
+        together = seeds == 1 and config.copies == "given"
+        self.prefix = segment(own, read + self.count if together else read)
+        self.drawn = self.prefix if together else segment(own * seeds, self.count)
+        self.base = read if together else 0
+        self.segments = list(dict.fromkeys([self.sources, self.prefix, self.drawn]))
+        self.cache = KeyValueCache(self.segments)
+        rooms = sum(segment.room for segment in self.segments)
+        self.cache.bias = torch.zeros(inputs, 1, len(self.streams) * seeds, rooms, device=device)
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.token = torch.zeros(inputs * seeds, dtype=torch.int64, device=device)
         self.logits = torch.zeros(inputs * seeds, net.config.vocabulary, device=device)
@@ -122,7 +130,8 @@ class Decoder:
         self.index = net.target_index(layout, net.config.index_at_inference)
         self.rotary = net.tables(layout)[0]
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-        self.advance = torch.compile(self._advance, fullgraph=True) if device.type == "cuda" else self._advance
+        wanted = device.type == "cuda" if config.compile is None else config.compile
+        self.advance = torch.compile(self._advance, fullgraph=True) if wanted else self._advance
 
     @torch.inference_mode()
     def decode(
@@ -153,10 +162,10 @@ class Decoder:
                 self.logits.copy_(logits)
                 done += 1
                 yield self.token, self.logits
-        self.drawn.show()
-        self.cache.place = self.place.fill_(done - 1)
+        self._show()
+        self.cache.place = self.place.fill_(self.base + done - 1)
         for number in range(done, self.count):
-            self._replay(-(-number // SPLIT) * SPLIT)
+            self._replay(self.drawn.room if self.base else -(-number // SPLIT) * SPLIT)
             yield self.token, self.logits
 
     def _prefill(
@@ -180,33 +189,42 @@ class Decoder:
             None if instruct is None else each(instruct), index,
         )  # fmt: skip
         x = torch.cat([x, net.embed_target(each(net.copies(sources))[:, : self.start], layout, 0, index)], dim=1)
-        for segment in (self.sources, self.prefix, self.drawn):
+        for segment in self.segments:
             segment.filled = 0
         self.cache.place, self.cache.segments, self.seen = None, [self.sources], None
         blocks = net.config.source_attention == "block"
         shared = x[:: len(x) // self.sources.groups, : layout.source_tokens]
-        self._read(shared, attention_mask(layout, layout.source_tokens, None).to(x.device) if blocks else None)
+        self._read(shared, attention_mask(layout, layout.source_tokens, None).to(x.device) if blocks else None, last=1)
         if net.config.text_padding == "masked":
             if text_mask is None:
                 raise ValueError("text_padding is masked: text_mask is needed")
             self.seen = each(text_mask) | dropped[:, 1:]  # a dropped text has no padding
-        self.cache.segments.append(self.prefix)
-        hidden = self._read(x[:, layout.source_tokens :])[:, -1]
-        self.sources.show()
-        self.prefix.show(
-            None if self.seen is None else F.pad(self.seen, (0, self.prefix.filled - self.seen.shape[1]), value=True)
-        )
-        self.cache.segments.append(self.drawn)
-        return hidden.unflatten(0, (inputs, -1))
+        self.cache.segments = [self.sources, self.prefix]
+        hidden = self._read(x[:, layout.source_tokens :], last=1)
+        self.cache.segments = self.segments
+        return hidden.view(inputs, len(self.streams), -1)
 
-    def _read(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Hidden states of the next positions of all rows, [rows, t, D] -> [rows, t, D]; without a mask causal."""
+    def _show(self) -> None:
+        """Let single positions see what is there, but for padding."""
+        assert self.cache.bias is not None
+        bias, begin = self.cache.bias.fill_(-torch.inf), 0
+        for segment in self.segments:
+            bias[..., begin : begin + segment.filled] = 0
+            begin += segment.room
+        if self.seen is not None:
+            hidden = ~self.seen.unflatten(0, (len(bias), -1)).repeat_interleave(self.seeds, 1)[:, None]
+            bias[..., self.sources.room :][..., : hidden.shape[-1]].masked_fill_(hidden, -torch.inf)
+
+    def _read(self, x: Tensor, mask: Tensor | None = None, last: int | None = None) -> Tensor:
+        """Hidden states of the next positions of all rows, [rows, t, D] -> [rows, t, D] or the ``last`` of them.
+
+        Without a mask causal."""
         begin = self.cache.filled
         end = begin + x.shape[1]
         if self.seen is not None:
             seen = self.seen.repeat_interleave(len(x) // len(self.seen), 0)
             mask = attention_mask(self.layout, end, seen)[:, :, begin:]
-        return self.net.hidden(x, self.rotary[begin:end], self.cache, mask)
+        return self.net.hidden(x, self.rotary[begin:end], self.cache, mask, last)
 
     def _verified(self, draft: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw the tokens after the first one up to the end of ``draft`` [B n, R N], many in one pass.
@@ -232,7 +250,7 @@ class Decoder:
                 yield drawn[:, number], logits[:, number]
             chunk = min(2 * chunk, LARGEST_CHUNK) if agreed == end - done else max(agreed, SMALLEST_CHUNK)
             last, done = drawn[:, taken - 1], done + taken
-            self.drawn.filled = done - 1
+            self.drawn.filled = self.base + done - 1
 
     def _replay(self, reach: int) -> None:
         """One step that reads ``reach`` places of what is drawn; on a GPU as a graph from the third time on."""
@@ -249,14 +267,17 @@ class Decoder:
         graph.replay()
 
     def _advance(self) -> None:
-        """One step: read the last token at ``place``, draw the next."""
-        self.drawn.bias.index_fill_(1, self.place, 0.0)
+        """One step: read the last token, whose keys go to ``place`` in its segment, and draw the next."""
+        assert self.cache.bias is not None
+        rooms = sum(segment.room for segment in self.segments[:-1])
+        self.cache.bias.index_fill_(3, rooms + self.place, 0.0)
+        number = self.place - self.base
         x = self.net.tok_embeddings(self.token)
         if self.index is not None:
-            x = x + self.index.index_select(0, self.start + self.place)
-        position = self.layout.prefix + self.start + self.place
+            x = x + self.index.index_select(0, self.start + number)
+        rotary = self.rotary.index_select(0, self.layout.prefix + self.start + number)
         x = self._each_stream(x).flatten(1, 2)
-        self._choose(self.net.hidden(x, self.rotary.index_select(0, position), self.cache), self.place + 1)
+        self._choose(self.net.hidden(x, rotary, self.cache), number + 1)
         self.place += 1
 
     def _each_stream(self, x: Tensor) -> Tensor:

@@ -21,7 +21,10 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
     rows = x.shape[1]
     if rows > FEW_ROWS:
-        return torch.stack([F.linear(sample, weight) for sample in x])
+        products = x.new_empty(len(x), rows, len(weight))
+        for sample, into in zip(x, products, strict=True):
+            torch.mm(sample, weight.T, out=into)
+        return products
     columns = (x.expand(-1, 2, -1) if rows == 1 else x).contiguous().mT  # a single one is summed in another order
     return torch.bmm(weight.expand(len(x), -1, -1), columns).mT[:, :rows]
 

@@ -62,15 +62,25 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None
+        self,
+        x: Tensor,
+        rotary: Tensor,
+        cache: KeyValueCache | None,
+        layer: int,
+        mask: Tensor | None,
+        *,
+        last: int | None = None,
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D]. With a cache, ``x`` is what comes behind the cached positions.
+        """[B, T, D] -> [B, T, D], or only the ``last`` so many positions of it, [B, last, D].
 
-        ``mask`` as from positions.attention_mask; None is causal.
+        With a cache, ``x`` is what comes behind the cached positions. ``mask`` as from positions.attention_mask; None
+        is causal.
         """
         heads = self.wqkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [B, H or K, T, D/H]
-        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        turned, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [B, H + K or K, T, D/H]
+        q, k = apply_rotary(turned, rotary).split([self.heads, self.kv_heads], dim=1)
+        if last is not None:
+            q, mask = q[:, :, -last:], None if mask is None else mask[..., -last:, :]
         mixed = attend(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
@@ -100,9 +110,17 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None
+        self,
+        x: Tensor,
+        rotary: Tensor,
+        cache: KeyValueCache | None,
+        layer: int,
+        mask: Tensor | None,
+        *,
+        last: int | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, cache, layer, mask)
+        mixed = self.attention(self.attention_norm(x), rotary, cache, layer, mask, last=last)
+        x = x[:, -mixed.shape[1] :] + mixed
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -283,13 +301,23 @@ class TokenAR(nn.Module, PublishedModel):
         return F.pad(self.ref_index_embeddings(copied), (0, 0, 0, layout.image_tokens))
 
     def hidden(
-        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: Tensor,
+        cache: KeyValueCache | None = None,
+        mask: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """Run the blocks and the final norm over [B, T, D]; a cache is advanced by T positions."""
+        """Run the blocks and the final norm over [B, T, D]; a cache is advanced by T positions.
+
+        With ``last`` only the last so many positions come back, and the last block computes no others.
+        """
+        positions = x.shape[1]
         for number, layer in enumerate(self.layers):
-            x = layer(x, rotary, cache, number, mask)
+            cut = {"last": last} if last is not None and number == len(self.layers) - 1 else {}
+            x = layer(x, rotary, cache, number, mask, **cut)
         if cache is not None:
-            cache.advance(x.shape[1])
+            cache.advance(positions)
         return self.norm(x)
 
     def whole(self, x: Tensor, layout: Layout, text_mask: Tensor | None, text_dropped: Tensor | None) -> Tensor:
