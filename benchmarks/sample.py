@@ -37,10 +37,10 @@ SAMPLING = {"guidance": 3.0, "temperature": 1.0, "top_k": 1000, "compile": True}
 
 
 def models(size: str) -> tuple[ModelConfig, VqConfig]:
-    """The released model, or GPT-B at half its width with a small codebook, 25 M parameters; and its VQ tokenizer."""
+    """The released model, or the same with fewer and narrower layers and a small codebook; and its VQ tokenizer."""
     if size == "xl":
         return released(), vq16()
-    small = {"layers": 12, "heads": 6, "width": 384, "vocabulary": 2048, "grid": 16}
+    small = {"layers": 6, "heads": 8, "width": 512, "vocabulary": 2048, "grid": 16}
     vq = VqConfig(ch_mult=(1, 1, 2, 2, 4), base_channels=64, codebook_size=2048)
     return ModelConfig.model_validate(released().model_dump() | small | {"distill": None}), vq
 
