@@ -22,7 +22,7 @@ from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from pipeline import models
-from pipeline.matting import ben2, ben2_network
+from pipeline.matting import ben2_network
 from pipeline.matting.ben2 import Ben2, Ben2Config, matte, stretched
 from pipeline.matting.ben2_network import load_network
 from pipeline.stage import Sample
@@ -220,7 +220,7 @@ def test_missing_weights_are_said_before_any_work(tmp_path):
 def test_an_empty_picture_does_not_pass_as_a_confident_one(monkeypatch, checkpoints):
     """Where the network sees nothing, the package's stretching would make a sure matte of its noise."""
     noise = torch.linspace(0.001, 0.018, SIDE * SIDE).view(1, 1, SIDE, SIDE)
-    monkeypatch.setattr(ben2, "load_network", lambda path, device: lambda x: noise.expand(len(x), -1, -1, -1))
+    monkeypatch.setattr(ben2_network, "load_network", lambda path, device: lambda x: noise.expand(len(x), -1, -1, -1))
     for stretch in (False, True):
         rows, _, _ = stage(checkpoints, stretch=stretch).run([sample(Image.new("RGB", (90, 90), "grey"))], {})
         assert rows[0]["alpha_max"] < 0.02
@@ -240,7 +240,7 @@ def test_foreground_colours_are_freed_of_the_background_where_asked(checkpoints,
     alpha = torch.zeros(1, 1, SIDE, SIDE)
     alpha[..., 32:96] = 1
     alpha[..., 96:104] = 0.5
-    monkeypatch.setattr(ben2, "load_network", lambda path, device: lambda x: alpha)
+    monkeypatch.setattr(ben2_network, "load_network", lambda path, device: lambda x: alpha)
     share = alpha[0, 0].numpy()[..., None]
     target = Image.fromarray((share * (255, 0, 0) + (1 - share) * (0, 0, 255)).round().astype(np.uint8))
     found = {}
