@@ -12,24 +12,34 @@ New positions attend to all segments, and what is shared is read from memory onc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tokenar.config import ModelConfig
+from tokenar.linear import few_rows
 
 SPLIT = 128
 """Positions whose values one product sums up for a new position: one query a head is too little work for a GPU unless
 it is split. Room is made, and read, in multiples of it."""
 
+PIECE = 256
+"""New positions that attend at once to what is before them: fewer scores that the mask takes away again."""
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of q [N, H, t, D] to k and v [N, K, T, D], causal from the end where there is no mask: [N, H, t, D]."""
-    if mask is None and q.shape[2] != k.shape[2]:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    attention = partial(F.scaled_dot_product_attention, enable_gqa=q.shape[1] != k.shape[1])
+    if mask is not None or q.shape[2] == k.shape[2]:
+        return attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    end, mixed = k.shape[2] - q.shape[2], []
+    for part in q.split(PIECE, dim=2):
+        end += part.shape[2]
+        mask = torch.ones(part.shape[2], end, dtype=torch.bool, device=q.device).tril(end - part.shape[2])
+        mixed.append(attention(part, k[:, :, :end], v[:, :, :end], attn_mask=mask))
+    return torch.cat(mixed, dim=2)
 
 
 class Segment:
@@ -108,16 +118,15 @@ class KeyValueCache:
         scores = []
         for segment, length in zip(self.segments, lengths, strict=True):
             keys = segment.keys[layer][:, :, :length].to(q.dtype)
-            found = _by_group(q, segment.groups, keys.shape[1]) @ keys.mT
-            scores.append(_by_input(found, *q.shape[:3]))
-        biased = torch.cat(scores, dim=-1) + self.bias[..., : sum(lengths)]
-        shares = biased.softmax(-1, dtype=torch.float32).to(q.dtype).split(lengths, dim=-1)
+            scores.append(_by_input(few_rows(_by_group(q, segment.groups, keys.shape[1]), keys), *q.shape[:3]))
+        biased = torch.cat(scores, dim=-1).float() + self.bias[..., : sum(lengths)]
+        weights = (biased - biased.amax(-1, keepdim=True)).exp()
         mixed = []
-        for segment, share in zip(self.segments, shares, strict=True):
+        for segment, share in zip(self.segments, weights.to(q.dtype).split(lengths, dim=-1), strict=True):
             values = segment.values[layer][:, :, : share.shape[-1]].to(q.dtype).unflatten(2, (-1, SPLIT))
             pieces = _by_group(share, segment.groups, values.shape[1]).unflatten(3, (-1, SPLIT)).transpose(2, 3)
             mixed.append(_by_input((pieces @ values).sum(2), *q.shape[:3]))
-        return sum(mixed[1:], mixed[0])
+        return sum(mixed[1:], mixed[0]) / weights.sum(-1, keepdim=True).to(q.dtype)
 
 
 def _joined(parts: Sequence[Tensor], rows: int) -> Tensor:

@@ -96,7 +96,8 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        gate = F.silu(self.w1(x), inplace=not torch.is_grad_enabled())
+        return self.dropout(self.w2(gate * self.w3(x)))
 
 
 class Block(nn.Module):
