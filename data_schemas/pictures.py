@@ -15,6 +15,9 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 256_000_000
 """Largest encoded picture that is read, in bytes."""
 
+FOREGROUND = 128
+"""Alpha, 0 to 255, from which a pixel belongs to the foreground."""
+
 
 def decode(data: bytes, source: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one picture wholly, or raise UserError naming ``source``.
@@ -62,3 +65,15 @@ def on_white(picture: Image.Image) -> Image.Image:
         return picture.convert("RGB")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def square_on_white(picture: Image.Image, padding: float) -> Image.Image:
+    """An RGBA cut-out trimmed to its subject, in the middle of a white square with ``padding``, a share of the longer
+    side, all around: what tells subjects apart is shown this view (spec/curation.md, "what others measured")."""
+    bounds = picture.getchannel("A").point(lambda a: 255 if a >= FOREGROUND else 0).getbbox()
+    if bounds is not None:
+        picture = picture.crop(bounds)
+    side = round(max(picture.size) * (1 + 2 * padding))
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square.convert("RGB")

@@ -35,11 +35,9 @@ def train_tokenar(
 ) -> dict:
     """Encode where the encoders are frozen ones, train, and measure on ``val_shards``; returns losses and places.
 
-    A training that was asked to stop has saved a checkpoint and no model, so nothing is measured.
-
     ``preset`` names the settings to start from, or ``settings`` a JSON file of them. ``processes``: of torchrun on this
     machine, one a GPU. ``resume`` continues from the newest checkpoint in ``out``; ``overwrite`` removes an earlier run
-    first.
+    first. A training that was asked to stop has saved a checkpoint and no model, so nothing is measured.
     """
     if settings is None and preset not in PRESETS:
         raise UserError(f"no preset {preset!r}; there is: {', '.join(PRESETS)}")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import UserError
-from tokenar.checkpoint import write_atomically
 from tokenar.config import SampleConfig, TrainConfig, with_changes
 from tokenar.evaluate import evaluate
+from tokenar.model_folder import write_atomically
 from tokenar.train import train
 
 ROWS: dict[str, dict[str, object]] = {

@@ -38,7 +38,7 @@ class Seen:
     identity_copies: np.ndarray | None
 
 
-def attend(
+def write_maps(
     model: str | Path,
     shards: str,
     out: str | Path,

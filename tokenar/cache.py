@@ -75,11 +75,6 @@ class KeyValueCache:
         self.bias: Tensor | None = None
         self.reach = 0
 
-    @classmethod
-    def plain(cls, config: ModelConfig, rows: int, positions: int, like: Tensor) -> KeyValueCache:
-        """One segment, nothing shared."""
-        return cls([Segment(config, rows, positions, like)])
-
     @property
     def filled(self) -> int:
         """Positions that are there, in all segments."""

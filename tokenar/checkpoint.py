@@ -30,11 +30,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data_schemas.errors import UserError
-from tokenar.model_folder import Model, load_model, save_model, write_atomically
 from tokenar.parallel import Workers, piece
 from tokenar.saved_state import SavedState, digest, model_state, optimizer_facts, optimizer_state, write_pieces
-
-__all__ = ["Checkpoints", "Model", "checkpoints", "load_model", "save_model", "write_atomically"]
 
 FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{6,})")

@@ -291,10 +291,10 @@ def attention(
     predictions: Annotated[str | None, typer.Option(help="Folder of drawn pictures to take as targets.")] = None,
 ) -> None:
     """See where each part of a picture looks, layer by layer."""
-    from tokenar.attention_report import attend
+    from tokenar.attention_report import write_maps
 
     chosen = None if layers is None else _numbers("--layers", layers)
-    result = attend(model, shards, out, layers=chosen, heads=heads, predictions=predictions, limit=limit)
+    result = write_maps(model, shards, out, layers=chosen, heads=heads, predictions=predictions, limit=limit)
     line = f"{out}/attention.json: {result['samples']} samples"
     if result["identity"] is not None:
         line += f", identity {result['identity']:.3f} (chance {result['identity_chance']:.3f})"

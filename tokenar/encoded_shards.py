@@ -37,9 +37,9 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.shards import MAX_REFERENCES, expand_shards
-from tokenar.checkpoint import write_atomically
 from tokenar.config import first_problem
 from tokenar.encoder_config import Settings
+from tokenar.model_folder import write_atomically
 
 INDEX_NAME = "__shard__"
 MAX_INDEX_BYTES = 256_000_000

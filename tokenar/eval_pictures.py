@@ -12,11 +12,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.pictures import FOREGROUND, square_on_white
 from data_schemas.shards import ShardSample
 from tokenar.metrics import Mask, Pixels
-
-FOREGROUND = 128
-"""Alpha, 0 to 255, from which a pixel belongs to the foreground; with it a pixel is in one part only."""
 
 GAP, TITLE = 4, 20
 """Pixels between the pictures of a grid, and the height of its titles."""
@@ -40,18 +38,6 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
 def as_pixels(picture: Image.Image) -> Pixels:
     """RGB -> [S, S, 3] in [0, 1]."""
     return np.asarray(picture, dtype=np.float64) / 255.0
-
-
-def square_on_white(picture: Image.Image, padding: float) -> Image.Image:
-    """An RGBA cut-out trimmed to its subject, in the middle of a white square with ``padding``, a share of the longer
-    side, all around: what the curation's identity stage compares."""
-    bounds = picture.getchannel("A").point(lambda a: 255 if a >= FOREGROUND else 0).getbbox()
-    if bounds is not None:
-        picture = picture.crop(bounds)
-    side = round(max(picture.size) * (1 + 2 * padding))
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square.convert("RGB")
 
 
 def boxes_of(item: ShardSample) -> list[tuple[float, float, float, float]]:

@@ -14,11 +14,12 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
+from data_schemas.pictures import square_on_white
 from data_schemas.shards import ShardSample
 from tokenar import data, metrics
 from tokenar.eval_cache import CachedFeatures
 from tokenar.eval_config import EvalConfig
-from tokenar.eval_pictures import Truth, as_pixels, fit, square_on_white
+from tokenar.eval_pictures import Truth, as_pixels, fit
 from tokenar.feature_encoders import Encoders, one_thread
 from tokenar.metrics import Features, Pixels
 from tokenar.model_folder import Model

@@ -13,10 +13,10 @@ import torch
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
 from tokenar import data
-from tokenar.checkpoint import write_atomically
 from tokenar.config import TrainConfig
 from tokenar.encoded_shards import EncodedShards, is_encoded, pad_text
 from tokenar.encoder_config import T5Config, VqConfig
+from tokenar.model_folder import write_atomically
 from tokenar.parallel import Workers
 from tokenar.teacher import Teacher
 from tokenar.text import HashedWords, T5Encoder, TextEncoder

@@ -18,9 +18,9 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from data_schemas.errors import UserError
-from tokenar.checkpoint import write_atomically
 from tokenar.config import TrainConfig
 from tokenar.model import TokenAR
+from tokenar.model_folder import write_atomically
 from tokenar.parallel import Workers
 
 BF16_PEAKS = {

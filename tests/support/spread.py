@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from data_schemas.errors import UserError
-from tokenar.checkpoint import Checkpoints, save_model
+from tokenar.checkpoint import Checkpoints
 from tokenar.config import ModelConfig, TextConfig, TokenizerConfig
 from tokenar.model import TokenAR
+from tokenar.model_folder import save_model
 from tokenar.optimizer import parameter_groups
 from tokenar.parallel import Workers, clip, parallelise, workers
 from tokenar.tokenizers import PatchCodebook

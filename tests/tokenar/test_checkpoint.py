@@ -15,7 +15,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from data_schemas.errors import UserError
 from tokenar import checkpoint
-from tokenar.checkpoint import Checkpoints, checkpoints, load_model
+from tokenar.checkpoint import Checkpoints, checkpoints
+from tokenar.model_folder import load_model
 
 
 def everything(training):

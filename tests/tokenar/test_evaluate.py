@@ -16,6 +16,7 @@ from small_run import make_sample, write_shard
 from tiny_eval import save_backbone, save_inception, save_tiny_clip, save_tiny_vit
 
 from data_schemas.errors import UserError
+from data_schemas.pictures import square_on_white
 from data_schemas.shards import read_shard
 from tokenar import eval_tables, feature_encoders
 from tokenar.config import SampleConfig
@@ -125,7 +126,7 @@ def test_the_matrix_is_the_identity_stages(glob, samples, tmp_path):
         hard = Image.fromarray(foreground(sample).astype(np.uint8) * 255)
         crops = [stage.region(sample.target, hard, box, 0.12) for box in sample.info["boxes"]]
         views = [network.encode([c, c.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]) for c in crops]
-        references = network.encode([stage.square_on_white(r, 0.12) for r in sample.references_rgba])
+        references = network.encode([square_on_white(r, 0.12) for r in sample.references_rgba])
         expected = [[max(view @ reference) for reference in references] for view in views]
         found = [[row[f"similarity_{i}_{j}"] for j in range(2)] for i in range(2)]
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_run import SMALL, changed, inputs, random_net
 
-from tokenar.cache import KeyValueCache
+from tokenar.cache import KeyValueCache, Segment
 from tokenar.config import SampleConfig
 from tokenar.generate import Decoder, draw, filter_logits, generate, guide
 
@@ -160,7 +160,7 @@ def test_cached_hidden_states_are_those_of_the_full_pass():
     x = torch.randn(2, 12, SMALL.width)
     rotary = net.tables(net.layout(2))[0]
     whole = net.hidden(x, rotary[:12])
-    cache = KeyValueCache.plain(SMALL, 2, 12, x)
+    cache = KeyValueCache([Segment(SMALL, 2, 12, x)])
     parts = [net.hidden(x[:, :7], rotary[:7], cache)]
     parts += [net.hidden(x[:, i : i + 1], rotary[i : i + 1], cache) for i in range(7, 12)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)

@@ -21,6 +21,7 @@ from data_schemas.errors import UserError
 from tokenar import checkpoint, data
 from tokenar.config import PRESETS, TrainConfig, cpu_small, with_changes
 from tokenar.encoder_config import TextConfig, TokenizerConfig
+from tokenar.model_folder import load_model
 from tokenar.train import train, unigram
 
 
@@ -41,7 +42,7 @@ def test_a_run_leaves_what_it_says(trained):
     assert summary["finished"]
     assert summary["val_loss"] == logged[-1]["val_loss"]
     assert not list(trained.rglob("*.tmp"))
-    model = checkpoint.load_model(trained / "model")
+    model = load_model(trained / "model")
     assert model.net.config.width == 16
     assert not model.net.training
 
@@ -169,7 +170,7 @@ def test_two_processes_with_a_share_of_the_network_each_give_the_same(alone, in_
         row["val_loss"] for config in (in_two, sharded) for row in rows(Path(config.out)) if "val_loss" in row
     ]
     assert validation[0] == pytest.approx(validation[1], abs=1e-4)  # of averaged weights
-    assert checkpoint.load_model(Path(sharded.out) / "model").net.config == alone.model
+    assert load_model(Path(sharded.out) / "model").net.config == alone.model
 
 
 @pytest.mark.slow
