@@ -1,4 +1,4 @@
-"""What an evaluation is made from: samples as they lie in their shards, and what tells models and samples apart."""
+"""What an evaluation is made from: samples as they lie in their shards, and what tells them apart."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_members
-
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
 
 
 @dataclass(frozen=True)
@@ -49,15 +46,3 @@ def stored_samples(shards: str, limit: int | None = None) -> Iterator[Stored]:
             seen.add(sample_id)
     if not seen:
         raise UserError(f"{shards}: the shards hold no sample; make them again")
-
-
-def model_fingerprint(folder: Path) -> str:
-    """SHA-256 of the files of a model folder; UserError if it is none."""
-    digest = hashlib.sha256()
-    for name in MODEL_FILES:
-        if (folder / name).is_file():
-            with open(folder / name, "rb") as file:
-                digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
-        elif name != "tokenizer.safetensors":
-            raise UserError(f"{folder}: no model there (no {name}); give the 'model' folder of a finished run")
-    return digest.hexdigest()

@@ -30,9 +30,9 @@ from tokenar.eval_cache import Cache, CachedFeatures, pack, unpack
 from tokenar.eval_config import EvalConfig
 from tokenar.eval_pictures import Truth, fit, grid, read_drawn, strip
 from tokenar.eval_rows import Scorer, model_figures, summarise
-from tokenar.eval_samples import Stored, model_fingerprint, stored_samples
+from tokenar.eval_samples import Stored, stored_samples
 from tokenar.feature_encoders import Encoders
-from tokenar.model_folder import Model, load_model, write_atomically
+from tokenar.model_folder import Model, load_model, model_fingerprint, write_atomically
 from tokenar.parallel import Workers, workers
 from tokenar.progress import Progress
 from tokenar.sample import sample

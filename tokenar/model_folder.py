@@ -10,6 +10,7 @@ Every file is written under a temporary name and renamed, so that a file that ex
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from tokenar.tokenizers import PatchCodebook
 from tokenar.vq import VqTokenizer, load_network
 
 MODEL_FORMAT = 1
+FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -48,11 +50,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @dataclass
 class Model:
-    """A trained model with what it needs to read prompts and pictures."""
+    """A trained model with what it needs to read prompts and pictures; ``fingerprint`` is that of its folder."""
 
     net: TokenAR
     tokenizer: PatchCodebook | VqTokenizer
     text: HashedWords | T5Encoder
+    fingerprint: str
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 of the files of a model folder; UserError if it is none."""
+    digest = hashlib.sha256()
+    for name in FILES:
+        if (folder / name).is_file():
+            with open(folder / name, "rb") as file:
+                digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+        elif name != "tokenizer.safetensors":
+            raise UserError(f"{folder}: no model there (no {name}); give the 'model' folder of a finished run")
+    return digest.hexdigest()
 
 
 def save_model(
@@ -98,9 +113,7 @@ def load_model(folder: str | Path) -> Model:
     UserError naming the file that is missing or damaged.
     """
     folder = Path(folder)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no model there (no config.json); give the 'model' folder of a finished run")
+    path, fingerprint = folder / "config.json", model_fingerprint(folder)
     try:
         settings = json.loads(path.read_text())
         if settings["format"] != MODEL_FORMAT:
@@ -118,7 +131,8 @@ def load_model(folder: str | Path) -> Model:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = _network(folder / "model.safetensors", config)
     tokenizer = _tokenizer(folder / "tokenizer.safetensors", vq_config, image_size, device)
-    return Model(net, tokenizer, T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text))
+    reader = T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text)
+    return Model(net, tokenizer, reader, fingerprint)
 
 
 def _network(path: Path, config: ModelConfig) -> TokenAR:

@@ -9,14 +9,12 @@ sampler.draw([cat, cup], table, "a cat beside a cup", seed=3).save("drawn.png")
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,7 @@ from tokenar.parallel import workers
 from tokenar.preview import Preview
 from tokenar.progress import Progress
 from tokenar.requests import Request, Requests, from_shards
-from tokenar.tokenizers import PatchCodebook, tensor_picture
+from tokenar.tokenizers import tensor_picture
 
 NEXT_SEED = 1_000_000
 """How far the seeds of one request are apart."""
@@ -69,16 +67,6 @@ class Sampler:
         if quantised:
             quantise(self.net, self.config.weights)
         self._decoder: Decoder | None = None
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the settings and of the model's and the tokenizer's weights, the first 16 digits."""
-        digest, tokenizer = hashlib.sha256(self.net.config.model_dump_json().encode()), self.model.tokenizer
-        codes = {"codes": tokenizer.codes} if isinstance(tokenizer, PatchCodebook) else tokenizer.network.state_dict()
-        for name, tensor in chain(self.model.net.state_dict().items(), codes.items()):
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().contiguous().numpy().data)
-        return digest.hexdigest()[:16]
 
     def draw(
         self, references: Sequence[Image.Image], background: Image.Image, prompt: str, seed: int | None = None
@@ -221,7 +209,7 @@ class Drawing:
             {
                 "sample_id": request.sample_id, "prompt": request.prompt, "seed": first + k * NEXT_SEED,
                 "file": f"{request.sample_id}{f'-{k}' if self.seeds > 1 else ''}.png",
-                "model": self.sampler.fingerprint, "inputs": request.fingerprint, "settings": self.settings,
+                "model": self.sampler.model.fingerprint, "inputs": request.fingerprint, "settings": self.settings,
             }
             for k in range(self.seeds)
         ]  # fmt: skip

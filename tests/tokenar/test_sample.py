@@ -52,6 +52,15 @@ def test_pictures_carry_their_recipe(model, shards, tmp_path):
     assert [recipe(tmp_path / record["file"]) for record in listed] == listed
 
 
+def test_a_recipe_names_the_model_as_it_was_given_with_whatever_weights(model, shards, tmp_path):
+    pattern = str(shards / "test-*.tar")
+    exact = sample(model, pattern, tmp_path / "exact", limit=1, quiet=True)
+    for weights in ("int8", "float8"):
+        [record] = sample(model, pattern, tmp_path / weights, SampleConfig(weights=weights), limit=1, quiet=True)
+        assert record["model"] == exact[0]["model"]
+        assert recipe(tmp_path / weights / record["file"]) == record
+
+
 def test_what_is_there_is_not_drawn_again(model, shards, tmp_path, capfd):
     pattern = str(shards / "test-*.tar")
     listed = sample(model, pattern, tmp_path, limit=2)
@@ -244,7 +253,7 @@ def test_less_precise_weights_and_keys_draw_nearly_the_same(changes):
     exact = SampleConfig(temperature=0.0, guidance=2.0)
     wanted = [logits.clone() for _, logits in Decoder(net, 2, 2, exact).decode(sources, text, [0, 1])]
     settings = SampleConfig(temperature=0.0, guidance=2.0, **changes)
-    sampler = Sampler(Model(net, None, None), settings)
+    sampler = Sampler(Model(net, None, None, ""), settings)
     found = [logits.clone() for _, logits in Decoder(sampler.net, 2, 2, settings).decode(sources, text, [0, 1])]
     error = (found[0] - wanted[0]).norm() / wanted[0].norm()
     assert 1e-4 < error < 0.2
