@@ -78,7 +78,7 @@ def encode_command(
             raise UserError(f"{', '.join(missing)} missing; say what to encode, with what, and where to")
         settings = EncodeConfig.model_validate(values)
     done = encode(settings, overwrite=overwrite)
-    typer.echo(f"{settings.out}: {done['encoded']} shards encoded, {done['there']} there already")
+    _tell(f"{settings.out}: {done['encoded']} shards encoded, {done['there']} there already")
 
 
 @train_app.command()
@@ -214,7 +214,7 @@ def sample(
     })  # fmt: skip
     read, place = given[0]
     drawn = run(model, read(place, limit), out, config, seeds=seeds, preview=preview)
-    typer.echo(f"{len(drawn)} pictures: {out}")
+    _tell(f"{len(drawn)} picture{'' if len(drawn) == 1 else 's'}: {out}")
 
 
 @eval_app.command("eval")
@@ -260,10 +260,8 @@ def evaluate(
         shards, out, models=_named(model or []), predictions=_named(predictions or []),
         config=EvalConfig.model_validate(start | changes), sampling=SampleConfig.model_validate(sampling), limit=limit,
     )  # fmt: skip
-    if int(os.environ.get("RANK", 0)):  # of several processes the first speaks
-        return
-    typer.echo((Path(out) / "table.md").read_text())
-    typer.echo(f"{out}: table.md, table.tex, metrics.json, per_sample.parquet, grid.png")
+    _tell((Path(out) / "table.md").read_text())
+    _tell(f"{out}: table.md, table.tex, metrics.json, per_sample.parquet, grid.png")
 
 
 def _named(given: list[str]) -> dict[str, Path]:
@@ -307,6 +305,12 @@ def _numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"{option} {text}: not numbers; write them with commas, such as 0,5,11") from error
+
+
+def _tell(result: str) -> None:
+    """Print what came of a command; of several processes the first speaks."""
+    if not int(os.environ.get("RANK", 0)):
+        typer.echo(result)
 
 
 def _say(line: str) -> None:

@@ -390,4 +390,6 @@ def first_problem(error: ValidationError) -> str:
     """The first complaint of a ValidationError as one line."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: no such setting; check its spelling"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}"

@@ -73,7 +73,7 @@ def test_eval_refuses(trained, shards, tmp_path):
     refused(in_process(*head, "--model", model, "--model", model), "second method would be called 'run'")
     refused(in_process(*head, "--model", f"a={model}", "--predictions", f"a={tmp_path}"), "'a' names a model and")
     refused(in_process(*head, "--model", f"../a={model}"), "'../a' cannot name a method")
-    refused(in_process(*head, "--model", model, "--set", "lpip=alex"), "lpip: Extra inputs")
+    refused(in_process(*head, "--model", model, "--set", "lpip=alex"), "lpip: no such setting")
     refused(in_process(*head, "--model", model, "--set", "sampling.top_p=2"), "top_p: ")
     refused(in_process(*head, "--model", model, "--encoders", "best"), "no encoders 'best'; there is: paper")
     encoders = ("--set", f"clip={tmp_path / 'none'}", "--set", f"lpips={model / 'config.json'}")

@@ -137,7 +137,9 @@ def test_two_processes_draw_what_one_does(model, folder, shards, tmp_path):
     command = ["-m", "tokenar.cli", "sample", "--model", str(model), "--shards", str(shards / "t*.tar"), "--limit", "5"]
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *run, *command, "--out", str(tmp_path / "two")], check=True, env=environment)
+    line = [sys.executable, *run, *command, "--out", str(tmp_path / "two")]
+    done = subprocess.run(line, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == f"5 pictures: {tmp_path / 'two'}\n", "the first process speaks"
     one = sample(model, str(shards / "t*.tar"), tmp_path / "one", limit=5, quiet=True)
     assert json.loads((tmp_path / "two" / "samples.json").read_text()) == one
     for record in one:
