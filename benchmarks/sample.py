@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenar.cache import SPLIT
 from tokenar.config import ModelConfig, SampleConfig, released
 from tokenar.encoder_config import VqConfig, vq16
 from tokenar.generate import Decoder, filter_logits, guide
@@ -147,8 +146,7 @@ def step_bytes(decoder: Decoder) -> int:
     total = 0
     stored = sum(segment.groups * segment.room for segment in decoder.segments[:-1])
     for number in range(1, count):
-        reach = decoder.drawn.room if decoder.base else -(-number // SPLIT) * SPLIT
-        total += net.weight_bytes() + net.kv_bytes(stored + decoder.drawn.groups * (reach + 1))
+        total += net.weight_bytes() + net.kv_bytes(stored + decoder.drawn.groups * (decoder.reach(number) + 1))
     return total
 
 

@@ -178,7 +178,7 @@ def measure(
     maps, looks = [], []
 
     def read(attention: Attention, arguments: tuple[Any, ...]) -> None:
-        given, rotary, _, _, seen = arguments
+        given, rotary, _, _, seen, _ = arguments
         to_sources: Tensor | float = 0.0
         shares = []
         for part, found in attention_rows(attention, given, rotary, seen, rows, chunk):

@@ -29,6 +29,11 @@ PIECE = 256
 """New positions that attend at once to what is before them: fewer scores that the mask takes away again."""
 
 
+def rounded(positions: int) -> int:
+    """The next multiple of SPLIT."""
+    return -(-positions // SPLIT) * SPLIT
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of q [N, H, t, D] to k and v [N, K, T, D], causal from the end where there is no mask: [N, H, t, D]."""
     attention = partial(F.scaled_dot_product_attention, enable_gqa=q.shape[1] != k.shape[1])
@@ -52,7 +57,7 @@ class Segment:
     def __init__(
         self, config: ModelConfig, groups: int, positions: int, like: Tensor, dtype: torch.dtype | None = None
     ):
-        self.groups, self.filled, self.room = groups, 0, -(-positions // SPLIT) * SPLIT
+        self.groups, self.filled, self.room = groups, 0, rounded(positions)
         shape = (groups, config.key_value_heads, self.room, config.head_width)
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype or like.dtype, device=like.device) for _ in range(config.layers)]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tokenar.cache import SPLIT, KeyValueCache, Segment
+from tokenar.cache import KeyValueCache, Segment, rounded
 from tokenar.config import SampleConfig
 from tokenar.model import TokenAR
 from tokenar.positions import attention_mask
@@ -165,7 +165,7 @@ class Decoder:
         self._show()
         self.cache.place = self.place.fill_(self.base + done - 1)
         for number in range(done, self.count):
-            self._replay(self.drawn.room if self.base else -(-number // SPLIT) * SPLIT)
+            self._replay(self.reach(number))
             yield self.token, self.logits
 
     def _prefill(
@@ -251,6 +251,10 @@ class Decoder:
             chunk = min(2 * chunk, LARGEST_CHUNK) if agreed == end - done else max(agreed, SMALLEST_CHUNK)
             last, done = drawn[:, taken - 1], done + taken
             self.drawn.filled = self.base + done - 1
+
+    def reach(self, number: int) -> int:
+        """Places of the last segment that the step reads which draws token ``number``."""
+        return self.drawn.room if self.base else rounded(number)
 
     def _replay(self, reach: int) -> None:
         """One step that reads ``reach`` places of what is drawn; on a GPU as a graph from the third time on."""

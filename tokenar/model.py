@@ -62,16 +62,9 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        rotary: Tensor,
-        cache: KeyValueCache | None,
-        layer: int,
-        mask: Tensor | None,
-        *,
-        last: int | None = None,
+        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None, last: int | None
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D], or only the ``last`` so many positions of it, [B, last, D].
+        """[B, T, D] -> [B, T, D], or with ``last`` only its last so many positions, [B, last, D].
 
         With a cache, ``x`` is what comes behind the cached positions. ``mask`` as from positions.attention_mask; None
         is causal.
@@ -111,16 +104,9 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(
-        self,
-        x: Tensor,
-        rotary: Tensor,
-        cache: KeyValueCache | None,
-        layer: int,
-        mask: Tensor | None,
-        *,
-        last: int | None = None,
+        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None, last: int | None
     ) -> Tensor:
-        mixed = self.attention(self.attention_norm(x), rotary, cache, layer, mask, last=last)
+        mixed = self.attention(self.attention_norm(x), rotary, cache, layer, mask, last)
         x = x[:, -mixed.shape[1] :] + mixed
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -315,8 +301,7 @@ class TokenAR(nn.Module, PublishedModel):
         """
         positions = x.shape[1]
         for number, layer in enumerate(self.layers):
-            cut = {"last": last} if last is not None and number == len(self.layers) - 1 else {}
-            x = layer(x, rotary, cache, number, mask, **cut)
+            x = layer(x, rotary, cache, number, mask, last if number == len(self.layers) - 1 else None)
         if cache is not None:
             cache.advance(positions)
         return self.norm(x)

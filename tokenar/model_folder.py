@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from tokenar.vq import VqTokenizer, load_network
 
 MODEL_FORMAT = 1
 FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
+"""Of a model folder; a model trained on codes alone may have no tokenizer."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -50,23 +52,32 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @dataclass
 class Model:
-    """A trained model with what it needs to read prompts and pictures; ``fingerprint`` is that of its folder."""
+    """A trained model with what it needs to read prompts and pictures, and the folder that it was read from."""
 
     net: TokenAR
     tokenizer: PatchCodebook | VqTokenizer
     text: HashedWords | T5Encoder
-    fingerprint: str
+    folder: Path
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return model_fingerprint(self.folder)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder; UserError if it is none."""
+    for name in FILES[:-1]:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no model there (no {name}); give the 'model' folder of a finished run")
+    return [folder / name for name in FILES if (folder / name).is_file()]
 
 
 def model_fingerprint(folder: Path) -> str:
     """SHA-256 of the files of a model folder; UserError if it is none."""
     digest = hashlib.sha256()
-    for name in FILES:
-        if (folder / name).is_file():
-            with open(folder / name, "rb") as file:
-                digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
-        elif name != "tokenizer.safetensors":
-            raise UserError(f"{folder}: no model there (no {name}); give the 'model' folder of a finished run")
+    for path in model_files(folder):
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
     return digest.hexdigest()
 
 
@@ -113,7 +124,7 @@ def load_model(folder: str | Path) -> Model:
     UserError naming the file that is missing or damaged.
     """
     folder = Path(folder)
-    path, fingerprint = folder / "config.json", model_fingerprint(folder)
+    path = model_files(folder)[0]
     try:
         settings = json.loads(path.read_text())
         if settings["format"] != MODEL_FORMAT:
@@ -132,7 +143,7 @@ def load_model(folder: str | Path) -> Model:
     net = _network(folder / "model.safetensors", config)
     tokenizer = _tokenizer(folder / "tokenizer.safetensors", vq_config, image_size, device)
     reader = T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text)
-    return Model(net, tokenizer, reader, fingerprint)
+    return Model(net, tokenizer, reader, folder)
 
 
 def _network(path: Path, config: ModelConfig) -> TokenAR:

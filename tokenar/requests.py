@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from PIL import Image
@@ -41,7 +41,7 @@ class Request:
     background: Image.Image
     seed: int | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the pictures, the first 16 digits."""
         digest = hashlib.sha256()

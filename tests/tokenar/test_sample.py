@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -255,7 +256,7 @@ def test_less_precise_weights_and_keys_draw_nearly_the_same(changes):
     exact = SampleConfig(temperature=0.0, guidance=2.0)
     wanted = [logits.clone() for _, logits in Decoder(net, 2, 2, exact).decode(sources, text, [0, 1])]
     settings = SampleConfig(temperature=0.0, guidance=2.0, **changes)
-    sampler = Sampler(Model(net, None, None, ""), settings)
+    sampler = Sampler(Model(net, None, None, Path()), settings)
     found = [logits.clone() for _, logits in Decoder(sampler.net, 2, 2, settings).decode(sources, text, [0, 1])]
     error = (found[0] - wanted[0]).norm() / wanted[0].norm()
     assert 1e-4 < error < 0.2
