@@ -1,0 +1,91 @@
+"""Reading and writing files within bounds: a user's path may name a pipe, a device, a huge file, or nothing at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_schemas.errors import UserError
+
+LEFT_AFTER = 3600
+"""Seconds without a change after which a temporary file counts as left behind by a process that was killed."""
+
+
+def check_file(path: str | Path, advice: str, limit: int | None = None) -> Path:
+    """The path, if it names a regular file of at most ``limit`` bytes; else UserError with ``advice``.
+
+    For what is then opened by a library: opening a pipe or a device could wait for ever.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _unreadable(path, error, advice) from error
+    _check_kind(path, found, advice, limit)
+    return Path(path)
+
+
+def read_file(path: str | Path, advice: str, limit: int) -> bytes:
+    """The bytes of a regular file; UserError naming it if it is none, cannot be read or is larger than ``limit``."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe opens without waiting
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, advice) from error
+    with os.fdopen(descriptor, "rb") as file:
+        _check_kind(path, os.fstat(descriptor), advice, limit)
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise _unreadable(path, error, advice) from error
+    if len(data) > limit:
+        raise UserError(f"{path}: more than {limit} bytes; {advice}")
+    return data
+
+
+def _check_kind(path: str | Path, found: os.stat_result, advice: str, limit: int | None) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+        raise UserError(f"{path}: is {kind}, not a file; {advice}")
+    if limit is not None and found.st_size > limit:
+        raise UserError(f"{path}: {found.st_size} bytes, more than the limit of {limit}; {advice}")
+
+
+def _unreadable(path: str | Path, error: OSError | ValueError, advice: str) -> UserError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return UserError(f"{path}: cannot be read ({reason}); {advice}")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside ``path``; what lies there when the block ends takes the place of ``path`` in one step.
+
+    The name is used by nobody else and hidden, so that no glob takes it for a finished file. If the block raises,
+    nothing is left of it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what ``replacing`` left in a folder when its process was killed: old temporary files, links, folders."""
+    try:
+        left = [entry for entry in os.scandir(folder) if entry.name.startswith(".") and entry.name.endswith(".tmp")]
+    except OSError:
+        return
+    for entry in left:
+        try:
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_AFTER:
+                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+        except OSError:  # gone already, or somebody else's
+            continue
