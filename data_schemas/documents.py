@@ -130,8 +130,8 @@ class _Plain:
     def _scalar(self, node: yaml.ScalarNode, keys: Sequence[str]) -> Any:
         kind = node.tag.rpartition(":")[2]
         if kind not in _SCALARS or not node.tag.startswith("tag:yaml.org,2002:"):
-            words = f"{one_line(node.value, 40)!r} is read as a {kind}" if kind == "timestamp" else f"the tag {node.tag}"
-            raise self._refused(keys, f"{words}, not as text or a number; put it in quotes")
+            what = f"{one_line(node.value, 40)!r} is a date" if kind == "timestamp" else f"the tag {node.tag}"
+            raise self._refused(keys, f"{what}, not text or a number; put it in quotes")
         if kind == "int" and len(node.value) > MAX_DIGITS:
             raise self._refused(keys, f"a number of {len(node.value)} digits")
         value = self.loader.construct_object(node)
