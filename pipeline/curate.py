@@ -148,14 +148,14 @@ def thread_engine(jobs: Sequence[PartJob], progress: Progress) -> list[PartSumma
             progress.advance(future.result())
         return [future.result() for future in futures]
     except KeyboardInterrupt:
-        progress.line(f"stopping after the parts at work ({progress.done} of {len(jobs)} done); Ctrl-C leaves at once")
-        raise
-    finally:
         try:
+            progress.line(f"stopping after the parts at work ({progress.done} of {len(jobs)} done); Ctrl-C leaves now")
             pool.shutdown(cancel_futures=True)
         except KeyboardInterrupt:  # nothing is lost: a part that is not whole is not there
-            progress.line("interrupted")
             os._exit(130)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
