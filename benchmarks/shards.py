@@ -42,7 +42,9 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        config = CurationConfig(name="benchmark", root=root, samples=given.samples, shards={"samples_per_shard": 10_000})
+        config = CurationConfig(
+            name="benchmark", root=root, samples=given.samples, shards={"samples_per_shard": 10_000}
+        )
         result = curate(config)
         members = dict(read_members(f"{result.dataset_url}/train-00000.tar"))
         job = PartJob(result.run, "shards", "train-00000", "benchmark", "benchmark", force=True)
