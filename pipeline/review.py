@@ -49,13 +49,13 @@ class Reviews:
         path, where = str(row["matte"]), f"{FILE}: the matte {row['matte']} of sample {row['sample_id']}"
         if path.startswith("/") or ".." in path.split("/"):
             raise UserError(f"{where} is outside the run's folder; put it there and name it relative to it")
-        advice = f"{where} is needed; put it there, relative to the run's folder"
+        advice = f"{where} cannot be read; put it there, relative to the run's folder"
         if isinstance(self.fs, LocalFileSystem):
             return read_file(f"{self.root}/{path}", advice, pictures.MAX_BYTES)
         try:
             return self.fs.cat_file(f"{self.root}/{path}", end=pictures.MAX_BYTES + 1)
         except OSError as error:
-            raise UserError(f"{self.root}/{path}: cannot be read; {advice}") from error
+            raise UserError(f"{self.root}/{path}: {advice}") from error
 
     def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:
         """A digest of what was said for this stage, or nothing: a part without a review stays cached as it was."""

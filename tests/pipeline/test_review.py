@@ -108,5 +108,5 @@ def test_a_matte_is_a_file_in_the_runs_folder(reviewed, matte):
     (Path(config.run_url) / "mattes").mkdir()
     os.mkfifo(Path(config.run_url) / "pipe")
     say(config.run_url, {"sample_id": before.sample_id.iloc[0], "matte": matte})
-    with pytest.raises(UserError, match=matte.rpartition("/")[2]):
+    with pytest.raises(UserError, match=f"matte {matte} of sample"):
         curate(config)
