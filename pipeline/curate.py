@@ -6,6 +6,7 @@ needs nothing but the job (config and fingerprints, picklable) and so can run in
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -169,6 +170,8 @@ def curate(
     that failed. Raises UserError for what the user can mend.
     """
     check_inputs(config)
+    for line in references.skipped(config.references):
+        print(line, file=sys.stderr, flush=True)
     run = Run.of(config)
     for stage in run.stages():
         if not run.store(stage.name).exists(run.parts()[0]):
