@@ -76,7 +76,7 @@ def skipped(config: ReferencesConfig) -> list[str]:
     """One line for every pool in whose folder files of other kinds lie beside those that are read."""
     counted = [(pool.source, pools.skipped(pool)) for pool in config.pools()]
     return [
-        f"references.pool {source}: {kinds.total()} files skipped, of kinds that are not read ({census(kinds)})"
+        f"references.pool {source}: files of kinds that are not read, skipped: {census(kinds)}"
         for source, kinds in counted
         if kinds
     ]

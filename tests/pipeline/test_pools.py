@@ -12,11 +12,13 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
+from small_curation import small_config
 
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from data_schemas.tables import REFERENCES
 from pipeline.config import CurationConfig
+from pipeline.curate import curate
 from pipeline.packaged import package_file
 from pipeline.parquet_pictures import PictureColumn
 from pipeline.pools import PoolConfig, Reader, list_pool, pool_folder, presets, skipped, take
@@ -430,7 +432,7 @@ def test_every_kind_of_picture_is_taken_and_the_rest_is_counted(tmp_path):
     assert {source: row["error_message"] for source, row in rows.items()} == dict.fromkeys(files)
     assert skipped(PoolConfig(source=str(root))) == {".heic": 2, ".pdf": 1}
     assert skipped_lines(ReferencesConfig(pool=str(root))) == [
-        f"references.pool {root}: 3 files skipped, of kinds that are not read (.heic 2, .pdf 1)"
+        f"references.pool {root}: files of kinds that are not read, skipped: .heic 2, .pdf 1"
     ]
     parquet(root / "all.parquet", {"image": CELLS})
     assert skipped(PoolConfig(source=str(root)))[".tiff"] == 1, "beside Parquet files pictures are not looked at"
@@ -520,3 +522,28 @@ def test_names_of_any_bytes_are_text_in_the_table(tmp_path):
     assert row["category"] == "caf\\xe9"
     assert row["source"] == "caf\\xe9/\\xff_\u202e1.png"
     assert row["name"] == "\\xff 1"
+
+
+def test_a_run_says_once_what_it_skipped(tmp_path, capsys):
+    root = folder(tmp_path / "pool", {"cat/1.png": FILES["cat/chelsea.png"], "cat/1.heic": b""})
+    for _ in range(2):
+        with pytest.raises(UserError, match="only one category"):
+            curate(small_config(tmp_path / "runs", references={"pool": str(root)}))
+        told = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+        assert told == [f"references.pool {root}: files of kinds that are not read, skipped: .heic 1"]
+
+
+def test_a_mask_is_drawn_over_the_picture_as_one_sees_it(tmp_path):
+    """A phone's picture is stored on its side; its mask was drawn upright, and its own EXIF data change nothing."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = Image.open(io.BytesIO(CAT)).convert("RGB")
+    stored = saved(photo.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    mask = np.zeros((300, 451), np.uint8)
+    mask[50:250, 100:200] = 1
+    masks = [png(mask), saved(Image.fromarray(mask), "PNG", exif=exif), png(mask.T)]
+    cells = {"image": [stored] * 3, "mask": masks, "category": ["c"] * 3}
+    rows, members = made(PoolConfig(source=str(parquet(tmp_path / "x.parquet", cells)), mask="mask"), size=202)
+    assert [row["error_code"] for row in rows] == [None, "duplicate", "bad_mask"]
+    cutout = np.asarray(Image.open(io.BytesIO(members[rows[0]["reference_id"]]["cutout.png"])))
+    assert (cutout[1:-1, 1:-1, :3] == np.asarray(photo)[50:250, 100:200]).all()
