@@ -336,17 +336,20 @@ class Reader:
 
     def read(self, place: Place, source: str) -> bytes:
         """Bytes of one picture, at most pictures.MAX_BYTES; UserError naming ``source`` if there are none."""
-        if place.row is not None:
-            data = self._column(place).at(place.row)
-            if data is None:
-                raise UserError(f"{source}: column {place.column!r} holds no bytes in this row; embed its pictures")
-            return data
-        if not place.path.is_file():
-            raise UserError(f"{source}: not a file that can be read; replace or remove it")
         try:
-            return read_file(place.path, "replace or remove it", pictures.MAX_BYTES)
-        except UserError as error:  # without the path on this machine, as it is stored
+            data = self._bytes(place)
+        except UserError as error:  # its place on this machine is not stored
             raise UserError(f"{source}{str(error).removeprefix(str(place.path))}") from error
+        if data is None:
+            raise UserError(f"{source}: column {place.column!r} holds no bytes in this row; embed its pictures")
+        return data
+
+    def _bytes(self, place: Place) -> bytes | None:
+        if place.row is not None:
+            return self._column(place).at(place.row)
+        if not place.path.is_file():
+            raise UserError(f"{place.path}: not a file that can be read; replace or remove it")
+        return read_file(place.path, "replace or remove it", pictures.MAX_BYTES)
 
     def _column(self, place: Place) -> PictureColumn:
         key = replace(place, row=None)

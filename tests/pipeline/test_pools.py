@@ -547,3 +547,13 @@ def test_a_mask_is_drawn_over_the_picture_as_one_sees_it(tmp_path):
     assert [row["error_code"] for row in rows] == [None, "duplicate", "bad_mask"]
     cutout = np.asarray(Image.open(io.BytesIO(members[rows[0]["reference_id"]]["cutout.png"])))
     assert (cutout[1:-1, 1:-1, :3] == np.asarray(photo)[50:250, 100:200]).all()
+
+
+def test_a_parquet_file_that_vanished_is_named_as_the_pool_names_it(tmp_path):
+    path = parquet(tmp_path / "x.parquet", {"image": CELLS})
+    sources = list_pools(ReferencesConfig(pool=str(path)))
+    path.unlink()
+    rows, _, _ = make_references(sources, ReferencesConfig(pool=str(path)))
+    assert {row["error_code"] for row in rows} == {"bad_input"}
+    assert not any(str(tmp_path) in row["error_message"] for row in rows)
+    assert rows[0]["error_message"].startswith("x.parquet#0: cannot be read (No such file")
