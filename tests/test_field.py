@@ -128,6 +128,7 @@ def check_refused(done: subprocess.CompletedProcess[str], *words: object) -> Non
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
+    assert len(lines[0]) < 2000, "short enough to be read"
     for word in words:
         assert str(word) in lines[0]
 

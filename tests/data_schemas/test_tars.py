@@ -70,6 +70,7 @@ def test_what_a_mac_adds_is_passed_over(tmp_path):
     [
         ([("0001.json", special(tarfile.SYMTYPE, "/etc/passwd"))], "'0001.json' is a link to '/etc/passwd'; pack"),
         ([("0001.a.png", b"1"), ("0001.json", special(tarfile.LNKTYPE, "0001.a.png"))], "is a link to '0001.a.png'"),
+        ([("0001.json", special(tarfile.GNUTYPE_SPARSE))], "is stored with holes (sparse)"),
         ([("0001.json", special(tarfile.FIFOTYPE))], "is a pipe or device"),
         ([("0001.json", special(tarfile.CHRTYPE))], "is a pipe or device"),
         ([("1.json", b""), ("2.json", b""), ("1.txt", b"")], "sample 1 is there twice"),
