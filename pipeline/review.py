@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
@@ -15,6 +14,7 @@ from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.files import read_file
 from data_schemas.schema import validate
+from data_schemas.storage import url_to_fs
 from data_schemas.tables import REVIEW
 from pipeline.parts import fingerprint
 
@@ -27,7 +27,7 @@ class Reviews:
     """The review table of a run; empty if nobody reviewed."""
 
     def __init__(self, run_url: str):
-        self.fs, root = fsspec.core.url_to_fs(run_url)
+        self.fs, root = url_to_fs(run_url)
         self.root = root.rstrip("/")
         path = f"{self.root}/{FILE}"
         self.rows: dict[str, dict[str, Any]] = {}
