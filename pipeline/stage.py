@@ -62,6 +62,10 @@ class SampleError(Exception):
         self.code = code
 
 
+class StageUnusable(UserError):
+    """A stage's own word that it can do no sample at all, whatever it is given; ends the run."""
+
+
 @dataclass
 class Sample:
     """One sample as ``process`` sees it: its plan row, the rows and pictures of the stages it reads."""
@@ -221,8 +225,8 @@ class Stage(ABC):
                 else self._row(s.sample_id, "ok", scores=values)
                 for s, values in zip(batch, scores, strict=True)
             ]  # fmt: skip
-        except DamagedPart:
-            raise  # nothing is wrong with the sample: the part before is made again
+        except (DamagedPart, StageUnusable):
+            raise  # nothing is wrong with the sample
         except (Exception, SystemExit) as error:  # SystemExit: a stage of the user's own may say anything
             if len(batch) > 1:
                 return [self._attempt([sample])[0] for sample in batch]
