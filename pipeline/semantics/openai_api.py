@@ -6,6 +6,7 @@ import asyncio
 import base64
 import functools
 import os
+import re
 import threading
 import time
 from collections.abc import Coroutine, Sequence
@@ -97,7 +98,7 @@ class ApiJudge(VlmJudge):
 
     @property
     def _key(self) -> str:
-        return os.environ.get(self.config.api_key_env) or NO_KEY
+        return os.environ.get(self.config.api_key_env, "").strip() or NO_KEY
 
     @property
     def _redact(self) -> redaction.Redactor:
@@ -128,6 +129,10 @@ class ApiJudge(VlmJudge):
         import openai
 
         url, wanted = self.config.base_url, self.config.model
+        if not re.fullmatch(r"[!-~]+", self._key):
+            raise UserError(
+                f"{self.config.api_key_env} holds more than a key: letters, digits and signs, without spaces"
+            )
         try:
             served = together(self._served())
         except (openai.AuthenticationError, openai.PermissionDeniedError):
@@ -182,7 +187,7 @@ class ApiJudge(VlmJudge):
             async with asyncio.timeout(tries * (self.config.timeout_s + LONGEST_WAIT)):
                 completion = await self._complete(client, request)
             answer = answer_of(completion, time.perf_counter() - began)
-            return replace(answer, text=self._redact(answer.text[:MAX_TEXT]))
+            return replace(answer, text=self._redact(answer.text[: 2 * MAX_TEXT]))  # no key is cut in two
         except (openai.APITimeoutError, TimeoutError):
             return SampleError("judge_timeout", f"no answer in {self.config.timeout_s:g} s, {tries} times")
         except openai.APIConnectionError as error:

@@ -2,21 +2,27 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
+import time
+import traceback
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import openai_server
 import pytest
-from judged import GOOD, MODEL, PLAN, sample
+from judged import GOOD, MODEL, PLAN, answer, sample
 from openai_server import Reply
 from PIL import Image
 
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
-from pipeline.semantics import judge
+from pipeline.semantics import judge, openai_api
 from pipeline.semantics.judge import question
 from pipeline.semantics.openai_api import ApiConfig, ApiJudge
+from pipeline.stage import StageUnusable
 
 
 def colour(picture):
@@ -116,6 +122,81 @@ def test_lasting_trouble_costs_only_its_sample_and_says_what_it_was(trouble, cod
     assert rows[1]["error_message"]
     assert server.url not in rows[1]["error_message"], "where it was asked is no part of the data"
     assert len(server.asked) == 2 + tries
+
+
+@pytest.mark.parametrize(
+    ("trouble", "tries"),
+    [(Reply(drip=0.05), 1), (Reply(status=500, drip=0.05), 1), (Reply(drip=0.05, drip_headers=True), 2)],
+    ids=["body", "body-of-an-error", "headers"],
+)
+def test_an_answer_that_drips_in_ends_in_time(trouble, tries):
+    began = time.monotonic()
+    with api(trouble, timeout_s=1) as (stage, server):
+        stage.ready()
+        rows, _, _ = stage.run([sample()], {})
+        took = time.monotonic() - began
+        assert len(server.asked) == tries, (
+            "what drips once will drip again; a server that says nothing may be restarting"
+        )
+    assert rows[0]["error_code"] == "judge_timeout"
+    assert took < tries * 1 + 3
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_answer_without_end_is_not_read_to_its_end(compressed):
+    letters = b'{"choices": "' + b"x" * 2**20
+    body = Reply(body=gzip.compress(b" " * 2**26) if compressed else letters, endless=True)
+    body.headers = {"Content-Encoding": "gzip"} if compressed else {}
+    tracemalloc.start()
+    with api(body, timeout_s=20) as (stage, server):
+        rows, _, _ = stage.run([sample()], {})
+        sent = server.sent
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows[0]["error_code"] == "judge_bad_response"
+    assert sent < 100 * 2**20
+    assert most < 200 * 2**20
+
+
+@pytest.mark.parametrize("models", [Reply(drip=0.05), Reply(drip=0.05, drip_headers=True), Reply(hang=True)])
+def test_a_list_of_models_that_drips_in_is_no_answer(models, monkeypatch):
+    monkeypatch.setattr(openai_api, "PROBE_SECONDS", 0.5)
+    began = time.monotonic()
+    with api(Reply(GOOD), models) as (stage, _), pytest.raises(UserError, match=r"does not answer|answers 408"):
+        stage.probe()
+    assert time.monotonic() - began < 3
+
+
+def test_json_that_is_too_deep_costs_only_its_sample():
+    deep = Reply(body="[" * 200_000)
+    with api(lambda body, number: deep if body["seed"] == 6 else Reply(GOOD)) as (stage, _):
+        rows, _, _ = stage.run([sample(0), sample(1, seed=6)], {})
+    assert [r["error_code"] for r in rows] == [None, "judge_bad_response"]
+
+
+def test_a_key_that_is_refused_during_the_work_ends_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    refused = Reply(status=401, body={"error": {"message": "who is sk-0123456789"}})
+    wording = pytest.raises(StageUnusable, match="refuses the key; set OPENAI_API_KEY")
+    with api(lambda body, number: refused if number else Reply(GOOD)) as (stage, _), wording as told:
+        stage.run([sample(k) for k in range(3)], {})
+    shown = "".join(traceback.format_exception(told.value))
+    assert "sk-0123456789" not in shown
+
+
+def test_parts_side_by_side_ask_together_and_are_answered_as_if_alone():
+    def reply(body, number):
+        return Reply(answer(colours_reason=f"seed {body['seed']}"), wait=0.3)
+
+    def part(first):
+        return stage.run([sample(k, seed=k) for k in range(first, first + 3)], {})[0]
+
+    with api(reply, concurrency=8) as (stage, server):
+        with ThreadPoolExecutor(4) as pool:
+            together = [row for rows in pool.map(part, range(0, 12, 3)) for row in rows]
+        assert server.most_at_once == 8, "the bound is one for all parts"
+        assert together == [row for k in range(12) for row in stage.run([sample(k, seed=k)], {})[0]]
+    assert [row["colours_reason"] for row in together] == [f"seed {k}" for k in range(12)]
 
 
 def test_strange_token_counts_do_not_spoil_the_table():
