@@ -144,7 +144,7 @@ class Stage(ABC):
 
     def model_name(self) -> str:
         """Model and revision, or the method: what a row says it was made by."""
-        return ", ".join(f"{w.source}@{models.identity(w)[:16]}" for w in self.weights()) or self.model
+        return ", ".join(f"{w.name}@{models.identity(w)[:16]}" for w in self.weights()) or self.model
 
     @cached_property
     def _made_by(self) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data_schemas.errors import UserError
 from pipeline import models
-from pipeline.device import Device, Precision, device_of, dtype_of
+from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
 from pipeline.models import Weights
 from pipeline.semantics.judge import Answer, JudgeConfig, Request, VlmJudge
 from pipeline.semantics.together import Together
@@ -77,6 +77,7 @@ class TransformersJudge(VlmJudge):
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer | Exception]:
         return self._shared(requests)
 
+    @exact_float32()
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers of one batch."""
