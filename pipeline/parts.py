@@ -237,7 +237,7 @@ def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]
     """Write an uncompressed WebDataset tar with fixed headers, in the order given: (its SHA-256, its places)."""
     hashed = _Hashed(file)
     places: dict[str, dict[str, tuple[int, int, int]]] = {}
-    with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=BLOCK) as tar:  # type: ignore[call-overload]
         for sample_id, own in members:
             found = places[sample_id] = {}
             for name in sorted(own):

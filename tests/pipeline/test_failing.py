@@ -114,14 +114,14 @@ def test_an_error_in_one_part_begins_no_further_part(tmp_path, monkeypatch):
 @pytest.mark.parametrize("twice", [False, True])
 def test_ctrl_c_ends_a_curation_soon_with_one_line_and_130(tmp_path, twice):
     script = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "sys.path.insert(0, sys.argv[2])\n"
         "from pipeline.matting.grabcut import GrabCut\n"
         "from pipeline import cli\n"
-        "real = GrabCut._attempt\n"
+        "real, seconds = GrabCut._attempt, float(sys.argv[3])\n"
         "def slow(self, batch):\n"
-        "    print('at work', flush=True)\n"
-        "    time.sleep(float(sys.argv[3]))\n"
+        "    os.write(1, b'at work\\n')\n"
+        "    time.sleep(seconds)\n"
         "    return real(self, batch)\n"
         "GrabCut._attempt = slow\n"
         "sys.argv = ['instructar', 'curate', '--root', sys.argv[1], '--samples', '60', '--set', 'part_size=1']\n"
