@@ -266,6 +266,10 @@ class BatchStage(Stage):
 
 def describe_error(error: BaseException) -> tuple[str, str]:
     """(code, one line) for an error row: the same in every process and on every machine."""
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, which tells of other processes and what was free just then
+        return "out_of_memory", "the device's memory is full; make batch_size smaller, or retry with fewer workers"
     message = stored_line(error) or type(error).__name__
     if isinstance(error, SampleError):
         return error.code, message

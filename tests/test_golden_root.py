@@ -50,7 +50,8 @@ def test_another_root_of_the_same_shape_passes_and_fails_for_its_own_numbers(roo
     keys = json.loads(path.read_text())
     keys["keys"]["norm.weight"] = [97]
     path.write_text(json.dumps(keys))
-    (root / "dreamrelation/seer").rename(root / "dreamrelation/runs/eyes")
+    (root / "dreamrelation/models").mkdir()
+    (root / "dreamrelation/seer").rename(root / "dreamrelation/models/viewer")
     code, told = golden_tests(root)
     failed = {line.split("::")[1].split(" ")[0] for line in told.splitlines() if line.startswith("FAILED")}
     assert (code, failed) == (1, {"test_keys_and_shapes[two]"}), told[-3000:]

@@ -177,6 +177,13 @@ def test_a_model_that_fails_costs_only_the_sample_it_failed_on():
     ]  # fmt: skip
 
 
+def test_a_full_device_is_told_in_words_that_are_the_same_every_time():
+    full = "CUDA out of memory. Tried to allocate 2.31 GiB. Process 71342 has 70.11 GiB memory in use."
+    (row,) = Scripted([torch.OutOfMemoryError(full)]).rows()
+    assert row["error_code"] == "out_of_memory"
+    assert not set("0123456789") & set(row["error_message"])
+
+
 # The model in this process
 
 

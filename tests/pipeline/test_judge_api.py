@@ -16,9 +16,11 @@ import pytest
 from judged import GOOD, MODEL, PLAN, answer, sample
 from openai_server import Reply
 from PIL import Image
+from small_curation import small_config
 
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
+from pipeline.curate import curate
 from pipeline.semantics import judge, openai_api
 from pipeline.semantics.judge import question
 from pipeline.semantics.openai_api import ApiConfig, ApiJudge
@@ -182,6 +184,17 @@ def test_a_key_that_is_refused_during_the_work_ends_it(monkeypatch):
         stage.run([sample(k) for k in range(3)], {})
     shown = "".join(traceback.format_exception(told.value))
     assert "sk-0123456789" not in shown
+
+
+def test_a_judge_that_answers_401_to_everything_stops_a_curation_at_its_first_part(tmp_path):
+    refused = Reply(status=401, body={"error": {"message": "no"}})
+    with openai_server.serve(lambda body, number: refused, openai_server.lists(MODEL)) as server:
+        judge = {"backend": "openai", "base_url": server.url, "batch_size": 2}
+        small = {"samples": 8, "part_size": 2, "workers": 1, "synthesis": {"backend": "collage", "size": 64}}
+        with pytest.raises(UserError, match="refuses the key; set OPENAI_API_KEY"):
+            curate(small_config(tmp_path, semantics=judge, **small))
+        assert len(server.asked) <= 4
+    assert not list(tmp_path.glob("small/semantics/*/*.parquet")), "a row that says only that would be kept for good"
 
 
 def test_parts_side_by_side_ask_together_and_are_answered_as_if_alone():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,22 @@ def tensors(path: Path) -> dict[str, Any]:
     return load_file(path.with_suffix(".safetensors"))
 
 
-def near(path: Path, pattern: str) -> Path:
+def near(path: Path, pattern: str, wanted: Callable[[Path], bool] = lambda found: True) -> Path:
     """What a case needs besides itself: a file by name or pattern, beside it, or else wherever it is in the root.
 
     The closest folder above the case counts first, then everything below its part of the root (``<root>/<folder>``).
     """
-    found = _near(path, pattern)
+    found = _near(path, pattern, wanted)
     if found is None:
         pytest.fail(f"{path}: there is no {pattern} beside it or elsewhere in {ROOT}")
     return found
 
 
-def _near(path: Path, pattern: str) -> Path | None:
+def _near(path: Path, pattern: str, wanted: Callable[[Path], bool] = lambda found: True) -> Path | None:
     part = ROOT / path.relative_to(ROOT).parts[0]
     above = [folder for folder in path.parents if folder.is_relative_to(part)]
     for found in (*(folder.glob(pattern) for folder in above), part.rglob(pattern)):
-        if first := next(iter(sorted(found)), None):
+        if first := next(filter(wanted, sorted(found)), None):
             return first
     return None
 

@@ -42,8 +42,13 @@ class TinyModels:
         near = functools.partial(golden.near, case or golden.ROOT / PART / "any.json")
         told = golden.read(case) if case else {}
         sizes = told.get("resampler") or golden.read(near("tiny_model.json"))["resampler"]
-        base, encoder = near("*/model_index.json").parent, near("*/config.json").parent
+        base, encoder = near("*/model_index.json").parent, near("*/config.json", _sees).parent
         return cls(base, encoder, near("*ms_adapter*"), sizes_of(sizes))
+
+
+def _sees(config: Path) -> bool:
+    """Is it an image encoder's?"""
+    return golden.read(config).get("model_type") in ("clip", "clip_vision_model")
 
 
 def sizes_of(values: dict) -> ResamplerSizes:
