@@ -127,6 +127,7 @@ def strings_of(path):
         yield data.decode("latin-1")
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_run_tells_the_key(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
