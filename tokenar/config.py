@@ -93,20 +93,14 @@ class ModelConfig(Settings):
     @property
     def canvas_problem(self) -> str | None:
         """Why the released layout has no place for this model's pictures; None if it has, or if it is not used.
-
-        The release builds such a model all the same, and fails when it runs: so does this one.
-        """
-        if self.rotary_layout == "grid":
-            return None
+        The release builds such a model all the same, and fails when it runs: so does this one."""
         sources, targets = self.canvas_sides
-        room = 2 if self.background and self.source_blocks == 2 else sources**2
-        if self.source_blocks > room:
+        room = self.source_blocks if self.source_blocks == 2 == sources else sources**2
+        if self.rotary_layout == "canvas" and self.source_blocks > room:
             return f"rotary_layout canvas holds {room} of {self.source_blocks} source blocks; use grid"
-        if self.target_blocks > targets**2:
-            return (
-                f"rotary_layout canvas holds {targets**2} of {self.target_blocks} target blocks; use grid, or set "
-                "identity_disentanglement to false"
-            )
+        if self.rotary_layout == "canvas" and self.target_blocks > targets**2:
+            held = f"rotary_layout canvas holds {targets**2} of {self.target_blocks} target blocks"
+            return f"{held}; use grid, or set identity_disentanglement to false"
         return None
 
     @property
