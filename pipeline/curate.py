@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from data_schemas.errors import UserError
+from data_schemas.settings import suggest
 from pipeline import dataset, models, planning, pools, references, review
 from pipeline.config import CurationConfig
 from pipeline.decide import decide, resolve_rules
@@ -176,7 +177,7 @@ def curate(
     order = run.order()
     reviews = Reviews(config.run_url)
     if again is not None and again not in order:
-        raise UserError(f"stage {again!r} does not exist; there is: {', '.join(order)}")
+        raise UserError(f"stage {again!r} does not exist; {suggest(again, order)}")
     forced = set(order[order.index(again) :]) if again else set()
     digests: dict[tuple[str, str], str] = {}
     summaries: dict[str, list[PartSummary]] = {}

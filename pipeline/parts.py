@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset as wds
 from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.schema import TableSchema, validate
@@ -163,6 +162,8 @@ class PartStore:
 
 def pack_tar(members: Members) -> bytes:
     """An uncompressed WebDataset tar with fixed headers; the order is that of the mapping."""
+    import webdataset as wds  # imports torch, which few commands need
+
     buffer = io.BytesIO()
     with wds.TarWriter(buffer, encoder=False, mtime=0, user="instructar", group="instructar") as writer:
         for sample_id, files in members.items():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from data_schemas.errors import UserError
@@ -14,6 +13,9 @@ from pipeline import models
 from pipeline.device import Device, Precision, device_of, dtype_of
 from pipeline.models import Weights
 from pipeline.semantics.judge import Answer, JudgeConfig, Request, VlmJudge
+
+if TYPE_CHECKING:  # slow to import: only a stage at work needs it
+    import torch
 
 GEMMA = "google/gemma-3n-E4B-it"
 FILES = ("config.json", "*.j[is]*", "*.safetensors", "tokenizer*")  # *.j[is]*: json, and jinja if there is one
@@ -68,10 +70,9 @@ class TransformersJudge(VlmJudge):
             raise UserError(f"semantic judge: {path} lacks {len(lost)} tensors, such as {lost[0]}; fetch it again")
         self.network = network.eval().to(device)
 
-    @torch.inference_mode()
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         began = time.perf_counter()
-        inputs = self.inputs(requests)
+        inputs = self.inputs(requests)  # generate runs without gradients
         made = self.network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False, num_beams=1)
         new = made[:, inputs["input_ids"].shape[1] :]  # [B, T]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
@@ -105,5 +106,7 @@ def conversation(request: Request) -> list[dict]:
 
 def written(tokens: torch.Tensor, stops: list[int]) -> list[int]:
     """Tokens of each answer in ``tokens`` [B, T] up to the first that stops it; what follows is padding."""
+    import torch
+
     stop = torch.isin(tokens, torch.tensor(stops, device=tokens.device))  # [B, T]
     return ((stop.cumsum(1) - stop.long()) == 0).sum(1).tolist()
