@@ -25,6 +25,7 @@ from tokenar.config import (
     read_train_config,
     with_changes,
 )
+from tokenar.encoder_config import check_folder
 
 encode_app = typer.Typer(pretty_exceptions_enable=False)
 train_app = typer.Typer(pretty_exceptions_enable=False)
@@ -34,7 +35,16 @@ attention_app = typer.Typer(pretty_exceptions_enable=False)
 
 Shards = Annotated[str, typer.Option(help="Glob of shards, such as 'data/test-*.tar'.")]
 ModelFolder = Annotated[str, typer.Option(help="The 'model' folder of a finished run.")]
-Out = Annotated[str, typer.Option(help="Folder to write to.")]
+
+
+def _folder(path: str) -> str:
+    try:
+        return check_folder(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Out = Annotated[str, typer.Option(help="Folder to write to.", callback=_folder)]
 Limit = Annotated[int | None, typer.Option(min=1, max=MAX_SAMPLES, help="Only the first samples.")]
 Seed = Annotated[int, typer.Option(help="Sample i is drawn with seed + i.")]
 Guidance = Annotated[float, typer.Option(help="Weight of the text; 1 is off.")]

@@ -13,6 +13,7 @@ from data_schemas.settings import first_mistake as first_problem  # noqa: F401  
 from tokenar.encoder_config import (
     MAX_BATCH,
     MAX_VOCABULARY,
+    Folder,
     T5Config,
     TeacherConfig,
     TextConfig,
@@ -47,7 +48,7 @@ class TrainConfig(Settings):
 
     shards: str = Field(description="glob of the training shards, raw or from tokenar-encode")
     val_shards: str | None = Field(default=None, description="glob of the validation shards, of the same kind")
-    out: str = Field(default="runs/train", description="folder of the run")
+    out: Folder = Field(default="runs/train", description="folder of the run")
     start_from: str | None = Field(default=None, description="published checkpoint that training begins with")
     model: ModelConfig
     tokenizer: TokenizerConfig | VqConfig = TokenizerConfig()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from data_schemas.settings import MAX_SEED, Settings
 
@@ -16,6 +18,16 @@ MAX_TOKENS = 1 << 14
 MAX_BATCH = 1 << 16
 MAX_CODEBOOK = 1 << 28
 """Numbers in a codebook: a gigabyte of them."""
+
+
+def check_folder(path: str) -> str:
+    """The path, if it can name a folder on this machine; ValueError for an address."""
+    if "://" in path:
+        raise ValueError(f"{path!r} is an address; write to a folder on this machine")
+    return path
+
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(check_folder)]
 
 
 class TokenizerConfig(Settings):
@@ -106,7 +118,7 @@ class EncodeConfig(Settings):
     """One run of tokenar-encode."""
 
     shards: str = Field(description="glob of the raw shards")
-    out: str = Field(description="folder of the encoded shards")
+    out: Folder = Field(description="folder of the encoded shards")
     vq: str = Field(description="file of the VQ tokenizer's weights")
     vq_config: VqConfig = vq16()
     image_size: int = Field(
