@@ -66,7 +66,8 @@ def run(command: Callable[[], object]) -> None:
         raise
     except Exception as error:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):  # torch's
-            _fail(f"not enough memory ({error or type(error).__name__}); make batches, pictures or the model smaller")
+            why = str(error) or type(error).__name__
+            _fail(f"not enough memory ({why}); make batches, pictures or the model smaller")
         if type(error).__module__.partition(".")[0] in REMOTE:
             _fail(f"{type(error).__name__}: {error}; check the address, the network and the credentials")
         raise

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from fuzz.makers import fifo, folder, link, written
+from fuzz.makers import fifo, folder, link, literal, written
 from fuzz.runner import Case
 
 TRAIN = ("--config", "{config}", "--out")
-SAMPLE = ("--model", "{model}", "--out", "{here}/o", "--shards", "{shards}")
-EVAL = ("--shards", "{shards}", "--out", "{here}/o", "--model", "{model}")
-ATTENTION = ("--shards", "{shards}", "--out", "{here}/o", "--model", "{model}")
+SAMPLE = EVAL = ATTENTION = ("--model", "{model}", "--out", "{here}/o", "--shards", "{shards}")
 ROOT = ("--root", "{here}/runs")
+CURATE = "instructar curate"
+ENCODE = ("--shards", "{shards}", "--out", "{here}/o", "--vq")
+FROM_SHARDS = ("--model", "{model}", "--out", "{here}/o", "--shards")
 
 _NUMBERS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "train": (("--shards", "{train}", "--out", "{here}/run"), {
-        "--lr": ("inf", "nan", "-1", "0", "1e300", "x"), "--steps": ("0", "-1", "9" * 30), "--batch": ("0", "1" + "0" * 9),
-        "--seed": ("-1", str(2**63), str(2**64)), "--log-every": ("0",), "--save-every": ("0",), "--seeds": ("0",),
+        "--lr": ("inf", "nan", "-1", "0", "1e300", "x"), "--steps": ("0", "-1", "9" * 30),
+
+        "--batch": ("0", "1" + "0" * 9), "--seed": ("-1", str(2**63), str(2**64)),
+        "--log-every": ("0",), "--save-every": ("0",), "--seeds": ("0",),
         "--instruct-tokens": ("-1", "1" + "0" * 9),
     }),
     "sample": (SAMPLE, {
@@ -24,9 +27,9 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     }),
     "eval": (EVAL, {"--temperature": ("inf",), "--top-p": ("nan",), "--seed": (str(2**63),), "--limit": ("0",)}),
     "attention": (ATTENTION, {"--layers": ("x", "99", "-99", "9" * 30, "", "9" * 5000), "--limit": ("0",)}),
-    "encode": (("--shards", "{shards}", "--out", "{here}/o", "--vq", "{here}/vq.pt"), {
+    "encode": ((*ENCODE, "{here}/vq.pt"), {
         "--image-size": ("0", "1" + "0" * 9), "--batch": ("0",), "--vq-batch": ("-1",)}),
-    "instructar curate": (ROOT, {"--samples": ("0", "-1", "9" * 30, "x", "1.5")}),
+    CURATE: (ROOT, {"--samples": ("0", "-1", "9" * 30, "x", "1.5")}),
     "instructar calibrate": ((*ROOT, "--stage", "identity"), {"--floor-samples": ("-1", "1" + "0" * 9)}),
     "quickstart": (ROOT, {"--samples": ("0", "x", "nan", "9" * 30), "--steps": ("0", "-1", "9" * 30, "x")}),
 }  # fmt: skip
@@ -58,13 +61,13 @@ _SETTINGS = {
     "fits not": ("model.width=13", "width"),
 }
 _settings = [
-    Case(f"train set {name}", "train", ("--config", "{config}", "--set", text.replace("{", "{{").replace("}", "}}")), told)
+    Case(f"train set {name}", "train", ("--config", "{config}", "--set", literal(text)), told)
     for name, (text, told) in _SETTINGS.items()
 ]  # fmt: skip
 _PRODUCT = ("--preset", "tokenar_xl", "--shards", "x", "--set", "model.layers=1000", "--set", "model.width=4160")
 _settings += [
     Case("train too many parameters", "train", (*_PRODUCT, "--set", "model.heads=20"), "billion parameters"),
-    Case("train too long", "train", ("--preset", "tokenar_xl", "--shards", "x", "--set", "model.grid=256"), "tokens a sample"),
+    Case("train too long", "train", (*_PRODUCT[:4], "--set", "model.grid=256"), "tokens a sample"),
     Case("train preset", "train", ("--preset", "cpu_smal", "--shards", "x"), "did you mean cpu_small"),
     Case("train sweep", "train", ("--sweep", "ablations", "--shards", "x"), "did you mean ablation"),
     Case("train no shards", "train", (), "--shards"),
@@ -82,9 +85,9 @@ _settings += [
     Case("eval nothing", "eval", ("--shards", "{shards}", "--out", "{here}/o"), "nothing to evaluate"),
     Case("encode missing", "encode", ("--shards", "x"), "--out"),
     Case("encode config and options", "encode", ("--config", "x", "--shards", "x"), "exclude each other"),
-    Case("encode vq missing", "encode", ("--shards", "{shards}", "--out", "{here}/o", "--vq", "{here}/none.pt"), "none.pt"),
-    Case("encode vq pipe", "encode", ("--shards", "{shards}", "--out", "{here}/o", "--vq", "{here}/p"), "{here}/p", fifo("p")),
-    Case("encode vq device", "encode", ("--shards", "{shards}", "--out", "{here}/o", "--vq", "/dev/zero"), "/dev/zero"),
+    Case("encode vq missing", "encode", (*ENCODE, "{here}/none.pt"), "none.pt"),
+    Case("encode vq pipe", "encode", (*ENCODE, "{here}/p"), "{here}/p", fifo("p")),
+    Case("encode vq device", "encode", (*ENCODE, "/dev/zero"), "/dev/zero"),
     Case("quickstart option", "quickstart", ("--sampels", "3"), "--sampels"),
 ]  # fmt: skip
 
@@ -102,7 +105,7 @@ _outs = [
         ("sample", ("--model", "{model}", "--shards", "{shards}", "--limit", "1", "--out")),
         ("eval", ("--model", "{model}", "--shards", "{shards}", "--limit", "1", "--out")),
         ("attention", ("--model", "{model}", "--shards", "{shards}", "--limit", "1", "--out")),
-        ("instructar curate", ("--pool", "{pool}", "--samples", "2", "--set", "planning.test_share=0", "--root")),
+        (CURATE, ("--pool", "{pool}", "--samples", "2", "--set", "planning.test_share=0", "--root")),
         ("instructar report", ("--root",)),
         ("quickstart", ("--samples", "2", "--root")),
     )
@@ -114,48 +117,48 @@ _NAMES = {
     "over-long": ("x" * 5000, "name"), "escape": ("a\x1b[31mb", "name"), "bell": ("a\x07b", "name"),
     "not UTF-8": ("a\udcffb", "not UTF-8"), "line": ("a\nb", "name"), "right to left": ("a\u202eb", "name"),
 }  # fmt: skip
-_names = [
-    Case(f"name {what}", "instructar curate", (*ROOT, "--name", name), told) for what, (name, told) in _NAMES.items()
-]
+_names = [Case(f"name {what}", CURATE, (*ROOT, "--name", name), told) for what, (name, told) in _NAMES.items()]
 _names += [
-    Case("profile", "instructar curate", (*ROOT, "--profile", "papr"), "did you mean paper"),
-    Case("profile up", "instructar curate", (*ROOT, "--profile", "../profiles/embedded"), "profile"),
+    Case("profile", CURATE, (*ROOT, "--profile", "papr"), "did you mean paper"),
+    Case("profile up", CURATE, (*ROOT, "--profile", "../profiles/embedded"), "profile"),
     Case("profile up in models", "instructar models fetch", ("--profile", "../profiles/embedded"), "profile"),
     Case("rerun unknown", "instructar rerun", ("synthesi", *ROOT, "--pool", "{pool}"), "did you mean synthesis"),
     Case("rerun up", "instructar rerun", ("../synthesis", *ROOT, "--pool", "{pool}"), "../synthesis"),
     Case("rerun escape", "instructar rerun", ("a\x1b]0;x\x07", *ROOT, "--pool", "{pool}"), "does not exist"),
-    Case("calibrate unknown", "instructar calibrate", ("--stage", "identiy", *ROOT, "--pool", "{pool}"), "did you mean identity"),
+    Case("calibrate unknown", "instructar calibrate", ("--stage", "identiy", *ROOT, "--pool", "{pool}"),
+         "did you mean identity"),
     Case("report nothing", "instructar report", (*ROOT, "--pool", "{pool}"), "run it first"),
-    Case("unknown option", "instructar curate", ("--sampels", "3"), "--sampels"),
+    Case("unknown option", CURATE, ("--sampels", "3"), "--sampels"),
     Case("unknown command", "instructar", ("curte",), "curte"),
     Case("unknown command beside", "train", ("x",), "x"),
-    Case("pool missing", "instructar curate", (*ROOT, "--pool", "{here}/my #1 photos"), "{here}/my #1 photos"),
-    Case("pool number", "instructar curate", (*ROOT, "--pool", "007"), "references.pool 007"),
-    Case("pool yes", "instructar curate", (*ROOT, "--pool", "yes"), "references.pool yes"),
-    Case("pool empty", "instructar curate", (*ROOT, "--pool", ""), "references.pool"),
-    Case("pool pipe", "instructar curate", (*ROOT, "--pool", "{here}/p"), "{here}/p", fifo("p")),
-    Case("pool parquet pipe", "instructar curate", (*ROOT, "--pool", "{here}/p.parquet"), "{here}/p.parquet", fifo("p.parquet")),
-    Case("pool device", "instructar curate", (*ROOT, "--pool", "/dev/zero"), "/dev/zero"),
-    Case("pool over-long", "instructar curate", (*ROOT, "--pool", "x" * 5000), "File name too long|xxx"),
-    Case("pool not UTF-8", "instructar curate", (*ROOT, "--pool", "a\udcffb"), "not UTF-8"),
-    Case("pool of the hub", "instructar curate", (*ROOT, "--pool", "hf:../../x"), "hf:../../x"),
-    Case("pool link to itself", "instructar curate", (*ROOT, "--pool", "{here}/l"), "{here}/l", link("l", "l")),
-    Case("pool empty folder", "instructar curate", (*ROOT, "--pool", "{here}/e"), "{here}/e", folder("e")),
+    Case("pool missing", CURATE, (*ROOT, "--pool", "{here}/my #1 photos"), "{here}/my #1 photos"),
+    Case("pool number", CURATE, (*ROOT, "--pool", "007"), "references.pool 007"),
+    Case("pool yes", CURATE, (*ROOT, "--pool", "yes"), "references.pool yes"),
+    Case("pool empty", CURATE, (*ROOT, "--pool", ""), "references.pool"),
+    Case("pool pipe", CURATE, (*ROOT, "--pool", "{here}/p"), "{here}/p", fifo("p")),
+    Case("pool parquet pipe", CURATE, (*ROOT, "--pool", "{here}/p.parquet"), "{here}/p.parquet", fifo("p.parquet")),
+    Case("pool device", CURATE, (*ROOT, "--pool", "/dev/zero"), "/dev/zero"),
+    Case("pool over-long", CURATE, (*ROOT, "--pool", "x" * 5000), "File name too long|xxx"),
+    Case("pool not UTF-8", CURATE, (*ROOT, "--pool", "a\udcffb"), "not UTF-8"),
+    Case("pool of the hub", CURATE, (*ROOT, "--pool", "hf:../../x"), "hf:../../x"),
+    Case("pool link to itself", CURATE, (*ROOT, "--pool", "{here}/l"), "{here}/l", link("l", "l")),
+    Case("pool empty folder", CURATE, (*ROOT, "--pool", "{here}/e"), "{here}/e", folder("e")),
 ]  # fmt: skip
 
 _URLS = {
-    "root unknown": ("instructar curate", ("--root", "foo://x"), "foo"),
+    "root unknown": (CURATE, ("--root", "foo://x"), "foo"),
     "root unknown in report": ("instructar report", ("--root", "foo://x"), "foo"),
-    "root empty": ("instructar curate", ("--root", ""), "root"),
-    "root with a password": ("instructar curate", ("--root", "foo://me:hunter2@x"), "foo"),
+    "root empty": (CURATE, ("--root", ""), "root"),
+    "root with a password": (CURATE, ("--root", "foo://me:hunter2@x"), "foo"),
     "quickstart root unknown": ("quickstart", ("--root", "foo://x"), "foo"),
-    "train shards unknown": ("train", ("--config", "{config}", "--out", "{here}/r", "--shards", "foo://x/*.tar"), "foo"),
-    "sample shards unknown": ("sample", ("--model", "{model}", "--out", "{here}/o", "--shards", "foo://x"), "foo"),
-    "eval shards unknown": ("eval", ("--model", "{model}", "--out", "{here}/o", "--shards", "foo://x"), "foo"),
-    "encode shards unknown": ("encode", ("--shards", "foo://x", "--out", "{here}/o", "--vq", "{here}/v.pt"), "foo|v.pt"),
-    "train shards piped": ("train", ("--config", "{config}", "--out", "{here}/r", "--shards", "pipe:touch executed"), "pipe:"),
+    "train shards unknown": ("train", (*TRAIN, "{here}/r", "--shards", "foo://x/*.tar"), "foo"),
+    "sample shards unknown": ("sample", (*FROM_SHARDS, "foo://x"), "foo"),
+    "eval shards unknown": ("eval", (*FROM_SHARDS, "foo://x"), "foo"),
+    "encode shards unknown": ("encode", ("--shards", "foo://x", "--out", "{here}/o", "--vq", "{here}/v.pt"),
+        "foo|v.pt"),
+    "train shards piped": ("train", (*TRAIN, "{here}/r", "--shards", "pipe:touch executed"), "pipe:"),
     "train out unknown": ("train", ("--config", "{config}", "--out", "foo://x"), "foo"),
-    "sample shards http": ("sample", ("--model", "{model}", "--out", "{here}/o", "--shards", "http://127.0.0.1:9/x.tar"), "127.0.0.1"),
+    "sample shards http": ("sample", (*FROM_SHARDS, "http://127.0.0.1:9/x.tar"), "127.0.0.1"),
 }  # fmt: skip
 _urls = [
     Case(f"address {name}", command, arguments, told, hidden="hunter2")

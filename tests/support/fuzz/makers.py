@@ -42,6 +42,11 @@ def folder(name: str) -> Make:
     return lambda here: (here / name).mkdir(parents=True)
 
 
+def literal(text: str) -> str:
+    """Text in which braces stand for themselves."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 def both(*makes: Make) -> Make:
     def make(here: Path) -> None:
         for each in makes:
@@ -95,7 +100,7 @@ BAD_YAML: dict[str, tuple[str | bytes, str]] = {
 BAD_JSON: dict[str, tuple[str | bytes, str]] = {
     "deep": (DEEP, "nested too deeply"),
     "deep object": ('{"a":' * 50_000, "nested too deeply"),
-    "many digits": ('{"shards": "x", "steps": %s}' % DIGITS, "digits"),
+    "many digits": ('{"shards": "x", "steps": ' + DIGITS + "}", "digits"),
     "infinity": ('{"shards": "x", "lr": Infinity}', "Infinity"),
     "large number": ('{"shards": "x", "lr": 1e999}', "too large"),
     "not a number": ('{"shards": "x", "lr": NaN}', "NaN"),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from fuzz.makers import both, written
+from fuzz.makers import literal, written
 from fuzz.runner import Case
 
-HEAD = "import pyarrow as pa\nfrom data_schemas.schema import Column\nfrom pipeline.stage import Rule, Stage, StageConfig\n"
+HEAD = (
+    "import sys\nimport pyarrow as pa\nfrom data_schemas.schema import Column\n"
+    "from pipeline.stage import Rule, Stage, StageConfig\n"
+)
 COLUMNS = '    columns = (Column("score", pa.float64(), "A score.", "fraction"),)\n'
 PROCESS = '    def process(self, sample):\n        return {"score": 1.0}\n'
 WHOLE = COLUMNS + PROCESS
+OWN = HEAD + "class Own(Stage):\n    name = 'own'\n"
+INIT = OWN + "    def __init__(self, config):\n        "
 
 _CODE = {
     "syntax": ("class Own(:\n", "SyntaxError"),
@@ -22,23 +27,23 @@ _CODE = {
     "no class": ("a = 1\n", "Own"),
     "no stage": ("class Own:\n    pass\n", "expected module:Class"),
     "a function": ("def Own():\n    pass\n", "expected module:Class"),
-    "abstract": (HEAD + f"class Own(Stage):\n    name = 'own'\n{COLUMNS}", "process"),
+    "abstract": (OWN + f"{COLUMNS}", "process"),
     "no name": (HEAD + f"class Own(Stage):\n{WHOLE}", "name"),
     "name up": (HEAD + f"class Own(Stage):\n    name = '../up'\n{WHOLE}", "../up"),
     "name a number": (HEAD + f"class Own(Stage):\n    name = 3\n{WHOLE}", "name"),
     "name taken": (HEAD + f"class Own(Stage):\n    name = 'plan'\n{WHOLE}", "plan"),
-    "no columns": (HEAD + f"class Own(Stage):\n    name = 'own'\n{PROCESS}", "columns"),
-    "columns of text": (HEAD + f"class Own(Stage):\n    name = 'own'\n    columns = ('score',)\n{PROCESS}", "columns"),
+    "no columns": (OWN + f"{PROCESS}", "columns"),
+    "columns of text": (OWN + f"    columns = ('score',)\n{PROCESS}", "columns"),
     "rule of nothing": (
-        HEAD + f"class Own(Stage):\n    name = 'own'\n    rules = (Rule('scor', 'min', 0.5, 'low', 'Low.'),)\n{WHOLE}",
+        OWN + f"    rules = (Rule('scor', 'min', 0.5, 'low', 'Low.'),)\n{WHOLE}",
         "did you mean score",
     ),
-    "reads nothing": (HEAD + f"class Own(Stage):\n    name = 'own'\n    reads = ('synthesi',)\n{WHOLE}", "did you mean synthesis"),
-    "config no class": (HEAD + f"class Own(Stage):\n    name = 'own'\n    Config = 3\n{WHOLE}", "mine:Own"),
-    "config a dict": (HEAD + f"class Own(Stage):\n    name = 'own'\n    Config = dict\n{WHOLE}", "Config"),
-    "init leaves": (HEAD + f"import sys\nclass Own(Stage):\n    name = 'own'\n    def __init__(self, config):\n        sys.exit(1)\n{WHOLE}", "SystemExit"),
-    "init raises": (HEAD + f"class Own(Stage):\n    name = 'own'\n    def __init__(self, config):\n        raise KeyError('k')\n{WHOLE}", "KeyError"),
-    "init without super": (HEAD + f"class Own(Stage):\n    name = 'own'\n    def __init__(self, config):\n        pass\n{WHOLE}", "mine:Own"),
+    "reads nothing": (OWN + f"    reads = ('synthesi',)\n{WHOLE}", "did you mean synthesis"),
+    "config no class": (OWN + f"    Config = 3\n{WHOLE}", "mine:Own"),
+    "config a dict": (OWN + f"    Config = dict\n{WHOLE}", "Config"),
+    "init leaves": (INIT + f"sys.exit(1)\n{WHOLE}", "SystemExit"),
+    "init raises": (INIT + f"raise KeyError('k')\n{WHOLE}", "KeyError"),
+    "init without super": (INIT + f"pass\n{WHOLE}", "mine:Own"),
     "escape in the error": ("raise ValueError('a\\x1b[31mb')\n", "ValueError"),
 }  # fmt: skip
 _filters = [
@@ -48,7 +53,9 @@ _filters = [
     for name, (code, told) in _CODE.items()
 ]  # fmt: skip
 
-_CONFIG = HEAD + f"class C(StageConfig):\n    limit: int = 3\nclass Own(Stage):\n    name = 'own'\n    Config = C\n{WHOLE}"
+_CONFIG = (
+    HEAD + f"class C(StageConfig):\n    limit: int = 3\nclass Own(Stage):\n    name = 'own'\n    Config = C\n{WHOLE}"
+)
 _USES = {
     "unknown key": ("filters=[{use: 'mine:Own', config: {limi: 3}}]", "did you mean limit"),
     "wrong value": ("filters=[{use: 'mine:Own', config: {limit: x}}]", "limit"),
@@ -63,8 +70,8 @@ _USES = {
 }
 _uses = [
     Case(f"own use {name}", "instructar curate",
-         ("--root", "{here}/runs", "--pool", "{pool}", "--set", text.replace("{", "{{").replace("}", "}}")),
-         told, both(written("mine.py", _CONFIG)))
+         ("--root", "{here}/runs", "--pool", "{pool}", "--set", literal(text)),
+         told, written("mine.py", _CONFIG))
     for name, (text, told) in _USES.items()
 ]  # fmt: skip
 

@@ -31,7 +31,9 @@ def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> byte
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
 
 
 def zipped_text(length: int) -> bytes:
@@ -79,7 +81,10 @@ _ODD: dict[str, Make] = {
     "one category": lambda here: (make_pool(here / "pool", ("cats",)), None)[1],
     "folder link in a circle": both(link("pool/cats/loop", ".."), folder("pool/dogs")),
 }
-_odd = [Case(f"pool of a {name}", "instructar curate", (*ROOT, "--pool", "{here}/pool"), "pool", m) for name, m in _ODD.items()]
+_odd = [
+    Case(f"pool of a {name}", "instructar curate", (*ROOT, "--pool", "{here}/pool"), "pool", m)
+    for name, m in _ODD.items()
+]
 
 
 def _beside(make: Make) -> Make:
@@ -98,7 +103,7 @@ _NOTES = {
     "folder": folder("pool/cats/cats-0.txt"),
 }
 _rows = [
-    Case(f"row {name}", "instructar curate", (*ROOT, "--pool", "{here}/pool"), "report", _beside(make), 0, row)
+    Case(f"row {name}", "instructar curate", (*ROOT, "--pool", "{here}/pool"), "report", _beside(make), (0,), row)
     for name, make, row in (
         ("empty picture", written("pool/cats/bad.png", b""), "bad.png"),
         ("picture bomb", written("pool/cats/bad.png", _PICTURES["bomb"][1]), "pixels"),
@@ -108,7 +113,14 @@ _rows = [
     )
 ]
 _notes = [
-    Case(f"note {name}", "instructar curate", (*ROOT, "--pool", "{here}/pool"), "cats-0.txt", _beside(make))
+    Case(
+        f"note {name}",
+        "instructar curate",
+        (*ROOT, "--pool", "{here}/pool"),
+        "cats-0.txt|report",
+        _beside(make),
+        (0, 2),
+    )
     for name, make in _NOTES.items()
 ]
 
@@ -155,11 +167,12 @@ _parquet = [
     for name, make in _PARQUET.items()
 ]
 _parquet += [
-    Case("parquet pipe in a folder", "instructar curate", (*ROOT, "--pool", "{here}/d"), "p.parquet", fifo("d/p.parquet")),
-    Case("parquet device in a folder", "instructar curate", (*ROOT, "--pool", "{here}/d"), "p.parquet", link("d/p.parquet", "/dev/zero")),
-    Case("parquet column", "instructar curate", (*ROOT, "--set", "references.pool=[{{source: '{here}/p.parquet', image: x}}]"), "x",
-         parquet("p.parquet", {"image": [b"x"], "category": ["a"]})),
-]  # fmt: skip
+    Case(f"parquet {name} in a folder", "instructar curate", (*ROOT, "--pool", "{here}/d"), "p.parquet", make)
+    for name, make in (("pipe", fifo("d/p.parquet")), ("device", link("d/p.parquet", "/dev/zero")))
+]
+_COLUMN = "references.pool=[{{source: '{here}/p.parquet', image: x}}]"
+_made = parquet("p.parquet", {"image": [b"x"], "category": ["a"]})
+_parquet.append(Case("parquet column", "instructar curate", (*ROOT, "--set", _COLUMN), "x", _made))
 
 _REVIEW = "runs/quickstart/review.parquet"
 _reviews = [

@@ -30,7 +30,7 @@ class Case:
     """``arguments`` and ``told`` may name the places in Good and ``{here}``, the case's own folder.
 
     ``told`` must stand in the line of complaint (any of its alternatives, parted by "|"), ``hidden`` nowhere.
-    With ``row`` the command ends well and the text stands in an error row of the run's references.
+    ``codes`` are those that it may end with. With ``row`` the text stands in an error row of the run's references.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Case:
     arguments: Sequence[str]
     told: str
     make: Callable[[Path], None] = lambda here: None
-    code: int = 2
+    codes: tuple[int, ...] = (2,)
     row: str | None = None
     hidden: str = "\0"
 
@@ -148,8 +148,8 @@ def faults(case: Case, ended: Ended, places: dict[str, str]) -> list[str]:
     found = []
     if ended.code is None:
         found.append(f"did not end within {SECONDS} s")
-    elif ended.code != case.code:
-        found.append(f"exit code {ended.code}, not {case.code}")
+    elif ended.code not in case.codes:
+        found.append(f"exit code {ended.code}, not {' or '.join(map(str, case.codes))}")
     if ended.memory > MEMORY:
         found.append(f"{ended.memory / 1e9:.1f} GB of memory")
     if "Traceback" in ended.out:
@@ -158,9 +158,9 @@ def faults(case: Case, ended: Ended, places: dict[str, str]) -> list[str]:
         found.append("shows what it must hide")
     lines = [line for line in ended.out.splitlines() if line.startswith("error: ")]
     usage = "─ Error ─" in ended.out or "usage: " in ended.out
-    if case.code == 2 and not usage and len(lines) != 1:
+    if ended.code == 2 and not usage and len(lines) != 1:
         found.append(f"{len(lines)} lines of complaint")
-    said = " ".join(ended.out.split()) if usage or case.code == 0 else " ".join(lines)
+    said = " ".join(ended.out.split()) if usage or ended.code == 0 else " ".join(lines)
     wanted = [part.format(**places) for part in case.told.split("|")]
     if not any(part in said for part in wanted):
         found.append(f"does not say {' or '.join(wanted)}")

@@ -1,8 +1,8 @@
-"""Settings files and --set: bad YAML and JSON in every place that reads them, bad paths to them, bad numbers in them."""
+"""Settings files and --set: bad YAML and JSON in every place that reads them, bad paths, bad numbers."""
 
 from __future__ import annotations
 
-from fuzz.makers import BAD_JSON, BAD_YAML, DEEP, DIGITS, fifo, folder, link, written
+from fuzz.makers import BAD_JSON, BAD_YAML, DEEP, DIGITS, LONG, fifo, folder, link, literal, written
 from fuzz.runner import Case
 
 CURATE = ("--root", "{here}/runs", "--samples", "2", "--pool", "{pool}")
@@ -23,7 +23,9 @@ _THRESHOLDS: dict[str, tuple[str | bytes, str]] = {
     "unknown reason": ("thresholds: {identity_lo: 0.5}\n", "did you mean identity_low"),
     "out of range": ("thresholds: {identity_low: 7}\n", "outside"),
     "huge": ("thresholds: {identity_low: 1.0e+400}\n", "identity_low"),
-} | {name: BAD_YAML[name] for name in ("deep list", "alias bomb", "alias circle", "python tag", "infinity", "not UTF-8")}
+} | {
+    name: BAD_YAML[name] for name in ("deep list", "alias bomb", "alias circle", "python tag", "infinity", "not UTF-8")
+}
 _THRESHOLDS["infinity"] = ("thresholds: {identity_low: .inf}\n", "identity_low")
 _thresholds = [
     Case(f"thresholds {name}", "instructar curate", (*CURATE, "--set", "decide.thresholds_file={here}/t.yaml"),
@@ -50,7 +52,13 @@ _READERS = {
     "list": ("sample", ("--model", "{model}", "--out", "{here}/o", "--list", "{here}/file")),
 }
 _places = [
-    Case(f"{reader} is {place}", command, arguments, f"{{here}}/file: {told}|{{here}}/file: is {told}", make)
+    Case(
+        f"{reader} is {place}",
+        command,
+        arguments,
+        f"{{here}}/file: {told}|{{here}}/file: is {told}|{{here}}/file: cannot be read",
+        make,
+    )
     for reader, (command, arguments) in _READERS.items()
     for place, (make, told) in _PLACES.items()
 ]
@@ -84,7 +92,7 @@ _list += [
         ("NUL in a path", ("a\\u0000b", "none.png", "p", '"a"', 0), "l.json|a"),
         ("half a surrogate", ("a\\ud800b", "none.png", "p", '"a"', 0), "l.json|a"),
         ("traversal id", ("a.png", "b.png", "p", '"../up"', 0), "id"),
-        ("over-long id", ("/dev/null", "/dev/null", "p", '"%s"' % ("x" * 5000), 0), "l.json|x"),
+        ("over-long id", ("/dev/null", "/dev/null", "p", '"' + LONG + '"', 0), "l.json|/dev/null"),
         ("negative seed", ("a.png", "b.png", "p", '"a"', -1), "seed"),
         ("large seed", ("a.png", "b.png", "p", '"a"', 2**63), "seed"),
         ("device", ("/dev/zero", "b.png", "p", '"a"', 0), "/dev/zero"),
@@ -126,7 +134,7 @@ _SET = {
 _set = [
     Case(f"set {name}", "instructar curate", (
         "--root", "{here}/runs", *(("--samples", "10000000") if name == "too many parts" else ()), "--set",
-        text.replace("{", "{{").replace("}", "}}")), told, hidden="hunter2")
+        literal(text)), told, hidden="hunter2")
     for name, (text, told) in _SET.items()
 ]  # fmt: skip
 

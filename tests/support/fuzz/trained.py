@@ -105,7 +105,7 @@ _MODELS: dict[str, tuple[Make, str]] = {
     "config empty": (replaced("config.json", ""), "config.json"),
     "config deep": (replaced("config.json", DEEP), "config.json"),
     "config a list": (replaced("config.json", "[]"), "config.json"),
-    "config digits": (replaced("config.json", '{"format": %s}' % DIGITS), "config.json"),
+    "config digits": (replaced("config.json", '{"format": ' + DIGITS + "}"), "config.json"),
     "config not UTF-8": (replaced("config.json", b"\xff\xfe"), "config.json"),
     "config NaN": (replaced("config.json", '{"format": NaN}'), "config.json"),
     "config null": (config(model=None), "config.json"),
