@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.settings import MAX_SEED
 from data_schemas.shards import decode_sample, expand_shards, read_members, sample_ids
 from tokenar.config import first_problem
 
@@ -66,7 +67,7 @@ class Entry(BaseModel):
     background: str
     prompt: str
     id: str | None = Field(default=None, pattern=r"^[\w.-]+$")
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
 
 
 def from_shards(pattern: str, limit: int | None = None) -> Requests:

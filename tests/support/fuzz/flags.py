@@ -148,6 +148,7 @@ _names += [
 _URLS = {
     "root unknown": (CURATE, ("--root", "foo://x"), "foo"),
     "root unknown in report": ("instructar report", ("--root", "foo://x"), "foo"),
+    "root without credentials": (CURATE, ("--root", "s3://no-such-bucket/x", "--pool", "{pool}"), "credentials"),
     "root empty": (CURATE, ("--root", ""), "root"),
     "root with a password": (CURATE, ("--root", "foo://me:hunter2@x"), "foo"),
     "quickstart root unknown": ("quickstart", ("--root", "foo://x"), "foo"),
