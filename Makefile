@@ -5,7 +5,7 @@ BIN := .venv/bin
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test lint fuzz clean
 
 setup: .venv/.done
 
@@ -27,6 +27,10 @@ lint: setup
 # a thread each: two workers' threads would wait for each other on two cores
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# hostile inputs over all commands; `make fuzz CASES="shard picture"` runs those whose names hold a word
+fuzz: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python -m fuzz $(CASES)
 
 clean:
 	rm -rf .venv

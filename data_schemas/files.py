@@ -36,10 +36,10 @@ def read_file(path: str | Path, advice: str, limit: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe opens without waiting
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, advice) from error
-    try:
+    try:  # before it becomes a file of Python, which a folder cannot be
         _check_kind(path, os.fstat(descriptor), advice, limit)
     except UserError:
-        os.close(descriptor)  # a folder cannot even be made a file object that closes itself
+        os.close(descriptor)
         raise
     with os.fdopen(descriptor, "rb") as file:
         try:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from prefect import flow
 
-from data_schemas.errors import UserError
+from data_schemas import commands
 from flows.curate import curate_instructar
 from flows.train import train_tokenar
 from pipeline.config import CurationConfig
 from pipeline.parts import content_digest
 from pipeline.results import report_run
+from tokenar.config import cpu_small
 
 
 @flow(name="quickstart", log_prints=True)
@@ -38,17 +38,20 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
 
 
 def main() -> None:
+    commands.run(_quickstart_command)
+
+
+def _quickstart_command() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--root", default="runs", help="folder that holds the runs")
     arguments.add_argument("--samples", type=int, default=96, help="samples to plan")
     arguments.add_argument("--steps", type=int, help="training steps (the preset's own by default)")
+    arguments.add_argument("--version", action="version", version=commands.version_line())
     given = arguments.parse_args()
-    try:
-        config = CurationConfig.load(overrides=[f"root={given.root}", f"samples={given.samples}"])
-        places = quickstart(config, given.steps)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    config = CurationConfig.load(given={"root": given.root, "samples": given.samples})
+    if given.steps is not None:
+        cpu_small(steps=given.steps)  # a number that cannot be trained is told before the curation
+    places = quickstart(config, given.steps)
     print("\nDone. Look at the report first:")
     for what, place in places.items():
         print(f"  {what:<12} {place}")

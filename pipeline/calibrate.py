@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from data_schemas.errors import UserError
 from data_schemas.schema import Column, TableSchema
+from data_schemas.settings import suggest
 from data_schemas.storage import url_to_fs
 from data_schemas.tables import SAMPLE_ID
 from pipeline import calibration_page
@@ -135,8 +136,8 @@ def measure(config: CurationConfig, stage_name: str, floor_samples: int = 64) ->
     run = Run.of(config)
     scored = {stage.name: stage for stage in run.stages()}
     if stage_name not in scored or not scored[stage_name].rules:
-        known = ", ".join(name for name, stage in scored.items() if stage.rules)
-        raise UserError(f"calibrate {stage_name}: no stage with rules has this name; there is: {known}")
+        known = [name for name, stage in scored.items() if stage.rules]
+        raise UserError(f"calibrate {stage_name}: no stage with rules has this name; {suggest(stage_name, known)}")
     stage = scored[stage_name]
     parts = {p: part for p in run.parts() if (part := run.store(stage_name).read(p)) is not None}
     if not parts:

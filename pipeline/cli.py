@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_schemas import commands
+from data_schemas.commands import Version
 from data_schemas.errors import UserError
-from pipeline import models
-from pipeline.calibrate import calibrate
-from pipeline.config import CurationConfig
-from pipeline.curate import curate
-from pipeline.results import report_run, write_results
-from pipeline.run import build_stages
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+if TYPE_CHECKING:  # each command imports what it needs: --help and a mistake should not wait for it
+    from pipeline.config import CurationConfig
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 models_app = typer.Typer(no_args_is_help=True, help="The model weights that a config needs.")
 app.add_typer(models_app, name="models")
 
@@ -31,14 +29,24 @@ Pool = Annotated[
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as decide.thresholds.identity_low=0.6")]
 
 
+@app.callback()
+def all_commands(version: Version = False) -> None:
+    """The curation from a shell, without Prefect."""
+
+
 def _config(
-    profile: str, file: str | None, name: str | None, root: str | None, samples: int | None, pool: str | None,
+    profile: str,
+    file: str | None,
     overrides: list[str] | None,
-) -> CurationConfig:  # fmt: skip
+    name: str | None = None,
+    root: str | None = None,
+    samples: int | None = None,
+    pool: str | None = None,
+) -> CurationConfig:
+    from pipeline.config import CurationConfig
+
     given = {"name": name, "root": root, "samples": samples, "references.pool": pool}
-    return CurationConfig.load(
-        profile, file, [f"{k}={v}" for k, v in given.items() if v is not None] + (overrides or [])
-    )
+    return CurationConfig.load(profile, file, overrides, {k: v for k, v in given.items() if v is not None})
 
 
 def _show(places: dict[str, str]) -> None:
@@ -58,7 +66,10 @@ def curate_command(
     retry_errors: Annotated[bool, typer.Option(help="Make the samples again that failed before")] = False,
 ) -> None:
     """Plan, make, cut out, judge, compare, decide, shard and report; what is there already is not made again."""
-    settings = _config(profile, config, name, root, samples, pool, overrides)
+    settings = _config(profile, config, overrides, name, root, samples, pool)
+    from pipeline.curate import curate
+    from pipeline.results import write_results
+
     _show(write_results(curate(settings, retry_errors=retry_errors)))
 
 
@@ -74,7 +85,10 @@ def rerun_command(
     overrides: Overrides = None,
 ) -> None:
     """Make one stage of a run again, and what follows it, whatever the cache holds."""
-    settings = _config(profile, config, name, root, samples, pool, overrides)
+    settings = _config(profile, config, overrides, name, root, samples, pool)
+    from pipeline.curate import curate
+    from pipeline.results import write_results
+
     _show(write_results(curate(settings, again=stage)))
 
 
@@ -89,13 +103,18 @@ def report_command(
     overrides: Overrides = None,
 ) -> None:
     """Write the report of a finished run again, with the training beside it if there is one."""
-    typer.echo(report_run(_config(profile, config, name, root, samples, pool, overrides)))
+    settings = _config(profile, config, overrides, name, root, samples, pool)
+    from pipeline.results import report_run
+
+    typer.echo(report_run(settings))
 
 
 @app.command("calibrate")
 def calibrate_command(
     stage: Annotated[str, typer.Option(help="identity or semantics: a stage whose scores have thresholds")],
-    floor_samples: Annotated[int, typer.Option(min=0, help="Samples scored against wrong references too")] = 64,
+    floor_samples: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Samples scored against wrong references too")
+    ] = 64,
     profile: Profile = "embedded",
     config: ConfigFile = None,
     name: Name = None,
@@ -105,7 +124,10 @@ def calibrate_command(
     overrides: Overrides = None,
 ) -> None:
     """Show what each threshold of a stage would keep; writes a page, the scores, and a thresholds file."""
-    _show(calibrate(_config(profile, config, name, root, samples, pool, overrides), stage, floor_samples))
+    settings = _config(profile, config, overrides, name, root, samples, pool)
+    from pipeline.calibrate import calibrate
+
+    _show(calibrate(settings, stage, floor_samples))
 
 
 @models_app.command("check")
@@ -113,8 +135,11 @@ def models_check(
     profile: Profile = "paper", config: ConfigFile = None, overrides: Overrides = None,
 ) -> None:  # fmt: skip
     """Which models a config needs: there or missing, how large, under which licence, and whether they fit the GPU."""
-    stages = build_stages(CurationConfig.load(profile, config, overrides))
-    found = models.check(stages)
+    settings = _config(profile, config, overrides)
+    from pipeline import models
+    from pipeline.run import build_stages
+
+    found = models.check(build_stages(settings))
     for line in models.table(found):
         typer.echo(line)
     if any(f.path is None for f in found):
@@ -126,8 +151,12 @@ def models_fetch(
     profile: Profile = "paper", config: ConfigFile = None, overrides: Overrides = None,
 ) -> None:  # fmt: skip
     """Download the models that a config needs and this machine lacks."""
+    settings = _config(profile, config, overrides)
+    from pipeline import models
+    from pipeline.run import build_stages
+
     problems = []
-    for found in models.check(build_stages(CurationConfig.load(profile, config, overrides))):
+    for found in models.check(build_stages(settings)):
         try:
             typer.echo(f"{found.weights.purpose:<24} {models.fetch(found.weights)}")
         except UserError as error:  # the others are fetched all the same
@@ -137,12 +166,8 @@ def models_fetch(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
-    try:
-        app()
-    except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Entry point of instructar."""
+    commands.run(app)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+from fsspec.core import get_filesystem_class, split_protocol
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from data_schemas import documents
 from data_schemas.errors import UserError
+from data_schemas.settings import Settings, suggest
 from pipeline.identity.compare import IdentityConfig, TimmIdentityConfig
 from pipeline.matting.ben2 import Ben2Config
 from pipeline.matting.grabcut import GrabCutConfig
@@ -83,13 +86,15 @@ STAGE_SECTIONS = ("synthesis", "matting", "semantics", "identity")
 """Sections that pick a backend, in the order in which their stages run."""
 
 
-class CurationConfig(BaseModel):
+MAX_PARTS = 1_000_000
+"""Of one stage: each is a file or two, and one step of the plan."""
+
+
+class CurationConfig(Settings):
     """One curation run. Everything has a default, so an empty config is the embedded quickstart."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str = "quickstart"
-    root: str = Field("runs", description="Folder or bucket URL that holds the runs")
+    root: str = Field("runs", min_length=1, description="Folder or bucket URL that holds the runs")
     seed: int = Field(0, ge=0, lt=2**31)
     samples: int = Field(96, ge=1, le=10_000_000, description="Samples to plan")
     part_size: int = Field(16, ge=1, le=10_000, description="Samples in a part, the unit of caching")
@@ -109,91 +114,89 @@ class CurationConfig(BaseModel):
     def _name_is_a_path_component(cls, name: str) -> str:
         return check_name(name)
 
+    @field_validator("root")
+    @classmethod
+    def _root_can_be_reached(cls, root: str) -> str:
+        protocol = split_protocol(root)[0]
+        if protocol is not None:
+            try:
+                get_filesystem_class(protocol)
+            except (ImportError, ValueError) as error:  # a protocol nobody knows, or whose package is not there
+                raise ValueError(f"{error}; give a folder, or the URL of a bucket such as s3://name/folder") from error
+        return root
+
+    @model_validator(mode="after")
+    def _parts_can_be_counted(self) -> Self:
+        if self.samples > MAX_PARTS * self.part_size:
+            raise ValueError(f"{self.samples} samples make more than {MAX_PARTS} parts; raise part_size")
+        return self
+
     @property
     def run_url(self) -> str:
         return f"{self.root.rstrip('/')}/{self.name}"
 
     @classmethod
-    def load(cls, profile: str = "embedded", file: str | None = None, overrides: list[str] | None = None) -> Self:
-        """Profile, then the YAML file on top of it, then ``key.key=value`` overrides; UserError on any mistake."""
-        values = _read_yaml(_profile(profile))
+    def load(
+        cls,
+        profile: str = "embedded",
+        file: str | None = None,
+        overrides: list[str] | None = None,
+        given: Mapping[str, object] | None = None,
+    ) -> Self:
+        """Profile, the YAML file on top of it, ``given`` values by key, then ``key.key=value`` overrides.
+
+        Values in ``given`` are taken as they stand, those of overrides are YAML. UserError on any mistake.
+        """
+        values = _read_settings(_profile(profile))
         if file is not None:
-            values = _merge(values, _read_yaml(Path(file)))
+            values = _merge(values, _read_settings(file))
+        for key, value in (given or {}).items():
+            values = _merge(values, _nested(key, value))
         for override in overrides or []:
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise UserError(f"--set {override}: expected key=value, such as decide.thresholds.identity_low=0.6")
-            value: Any = _parse(text, f"--set {override}")
-            for name in reversed(key.split(".")):
-                value = {name: value}
-            values = _merge(values, value)
-        return cls.parse(values, file or profile)
+            values = _merge(values, _nested(key, documents.parse_yaml(text, f"--set {key}")))
+        return cls.parse(values, f"config {file or profile}")
 
     def on_profile(self, profile: str) -> Self:
         """The profile with what was set in this config laid on top."""
-        values = _merge(_read_yaml(_profile(profile)), self.model_dump(mode="json", exclude_unset=True))
-        return type(self).parse(values, profile)
-
-    @classmethod
-    def parse(cls, values: dict, source: str) -> Self:
-        """Validate plain values; the first mistake becomes one line naming the key."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise UserError(f"config {source}: {first_mistake(error)}") from error
-
-
-def first_mistake(error: ValidationError) -> str:
-    """The first of a validation error's complaints as ``key: what is wrong``."""
-    mistake = error.errors()[0]
-    where = [str(part) for part in mistake["loc"]]
-    if where[0] in STAGE_SECTIONS and len(where) > 2:
-        del where[1]  # the union's tag, which nobody wrote
-    key = ".".join(where)
-    if mistake["type"] == "extra_forbidden":
-        return f"{key}: there is no such key; check its spelling"
-    if mistake["type"] == "union_tag_invalid":
-        return f"{key}.backend: {mistake['ctx']['tag']!r} does not exist; there is: {mistake['ctx']['expected_tags']}"
-    if mistake["type"] == "union_tag_not_found":
-        return f"{key}.backend: which one is not said; expected keys with values, backend among them"
-    return f"{key}: {mistake['msg']} (given: {mistake['input']!r})"
+        values = _merge(_read_settings(_profile(profile)), self.model_dump(mode="json", exclude_unset=True))
+        return type(self).parse(values, f"config {profile}")
 
 
 def read_thresholds(path: str) -> dict[str, float]:
     """The thresholds of a YAML file (``thresholds: {reason: number}``); UserError if it holds anything else."""
-    values = _read_yaml(Path(path))
+    values = _read_settings(path, "thresholds file")
     found = values.get("thresholds")
     plain = isinstance(found, dict) and all(type(number) in (int, float) for number in found.values())
-    if found is None or not plain or len(values) > 1:
+    if not plain or len(values) > 1:
         raise UserError(f"thresholds file {path}: expected one key, thresholds, with a number for each reason")
-    return {str(reason): float(number) for reason, number in found.items()}
+    return {str(reason): float(number) for reason, number in values["thresholds"].items()}
 
 
-def _profile(name: str) -> Path:
+def _profile(name: str) -> str:
     folder = Path(str(files("pipeline") / "profiles"))
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise UserError(f"profile {name!r} does not exist; there is: {known}")
-    return path
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:  # nor can it be a path
+        raise UserError(f"profile {name!r} does not exist; {suggest(name, known)}")
+    return str(folder / f"{name}.yaml")
 
 
-def _read_yaml(path: Path) -> dict:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} cannot be read ({error})") from error
-    values = _parse(text, f"config file {path}") or {}
+def _read_settings(path: str, what: str = "config file") -> dict[str, Any]:
+    values = documents.read_yaml(path, f"give a {what} in YAML") or {}
     if not isinstance(values, dict):
-        raise UserError(f"config file {path}: expected keys with values, as in pipeline/profiles/embedded.yaml")
+        raise UserError(f"{what} {path}: expected keys with values, as in pipeline/profiles/embedded.yaml")
     return values
 
 
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
+def _nested(key: str, value: object) -> dict[str, Any]:
+    """``{"a": {"b": value}}`` for the key "a.b"."""
+    *outer, last = key.split(".")
+    nested: dict[str, Any] = {last: value}
+    for name in reversed(outer):
+        nested = {name: nested}
+    return nested
 
 
 def _merge(base: dict, over: dict) -> dict:

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas import files
 from data_schemas.errors import UserError
+from data_schemas.settings import suggest
 from data_schemas.storage import reaching
 from pipeline import dataset, models, planning, pools, references, remembered, review
 from pipeline.config import CurationConfig
@@ -211,7 +212,7 @@ def curate(
     order = run.order()
     reviews = Reviews(config.run_url)
     if again is not None and again not in order:
-        raise UserError(f"stage {again!r} does not exist; there is: {', '.join(order)}")
+        raise UserError(f"stage {again!r} does not exist; {suggest(again, order)}")
     forced = set(order[order.index(again) :]) if again else set()
     digests: dict[tuple[str, str], str] = {}
     summaries: dict[str, list[PartSummary]] = {}

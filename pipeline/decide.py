@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from data_schemas.errors import UserError
+from data_schemas.settings import suggest
 from pipeline.stage import Rule, Stage
 
 
@@ -21,7 +22,7 @@ def resolve_rules(stages: Sequence[Stage], thresholds: Mapping[str, float]) -> l
     known = {rule.reason for _, rule in rules}
     for reason in thresholds:
         if reason not in known:
-            raise UserError(f"decide.thresholds.{reason}: no such reason; there is: {', '.join(sorted(known))}")
+            raise UserError(f"decide.thresholds.{reason}: no such reason; {suggest(reason, sorted(known))}")
     columns = {column.name: column for stage in stages for column in stage.columns}
     resolved = []
     for stage_name, rule in rules:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_schemas.errors import UserError
+
+if TYPE_CHECKING:  # slow to import: only a stage at work needs it
+    import torch
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -17,17 +18,17 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 def device_of(name: Device) -> torch.device:
     """The device a config names; "auto" is the GPU if there is one."""
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for, but no GPU is to be seen; set device to auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def dtype_of(name: Precision) -> torch.dtype:
+    import torch
+
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-cudnn: Any = torch.backends.cudnn
-matmul: Any = torch.backends.cuda.matmul
 
 
 class _Exact:
@@ -39,6 +40,9 @@ class _Exact:
         self.before = ("none", "none", "none", "highest")
 
     def enter(self) -> None:
+        import torch
+
+        cudnn, matmul = _precisions()
         with self.lock:
             self.open += 1
             if self.open > 1:
@@ -50,6 +54,9 @@ class _Exact:
             cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = matmul.fp32_precision = "ieee"
 
     def leave(self) -> None:
+        import torch
+
+        cudnn, matmul = _precisions()
         with self.lock:
             self.open -= 1
             if self.open:
@@ -58,6 +65,13 @@ class _Exact:
             torch.set_float32_matmul_precision(old)
             cudnn.allow_tf32 = conv == "tf32"
             cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul.fp32_precision = conv, rnn, products
+
+
+def _precisions() -> tuple[Any, Any]:
+    """Where torch keeps the precision of cuDNN's convolutions and of matrix products."""
+    import torch
+
+    return torch.backends.cudnn, torch.backends.cuda.matmul
 
 
 _exact = _Exact()

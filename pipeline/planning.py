@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 
 from data_schemas.errors import UserError
+from data_schemas.settings import suggest
 from pipeline.parts import fingerprint
 from pipeline.stage import StageConfig
 
@@ -33,7 +34,9 @@ Box = tuple[float, float, float, float]
 class PlanningConfig(StageConfig):
     """What is planned. ``jitter`` is the most a box's edge moves, as a fraction of the picture."""
 
-    relations: list[str] | None = Field(None, min_length=1, description="Names of relations; none means all")
+    relations: list[str] | None = Field(
+        None, min_length=1, max_length=1000, description="Names of relations; none means all"
+    )
     test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples that are for testing")
     jitter: float = Field(0.03, ge=0, le=0.1)
 
@@ -49,7 +52,7 @@ def chosen_relations(config: PlanningConfig) -> list[str]:
     known = relation_data()["relations"]
     for name in config.relations or ():
         if name not in known:
-            raise UserError(f"planning.relations: there is no relation {name!r}; there is: {', '.join(known)}")
+            raise UserError(f"planning.relations: there is no relation {name!r}; {suggest(name, known)}")
     return list(dict.fromkeys(config.relations or known))
 
 

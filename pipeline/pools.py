@@ -20,12 +20,13 @@ from typing import Any, Literal, Self
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.files import read_file
 from data_schemas.pictures import SUFFIXES
+from data_schemas.settings import Settings, suggest
 from data_schemas.text import from_path, label, one_line
 from pipeline import parquet_pictures, pool_files
 from pipeline.packaged import package_file, packaged
@@ -35,7 +36,7 @@ from pipeline.pool_files import SPLITS
 Box = tuple[float, float, float, float]
 
 
-class PoolConfig(BaseModel):
+class PoolConfig(Settings):
     """One pool and how it is read. ``preset`` names an entry of pools.yaml, whose keys stand unless they are given.
 
     ``source``: ``packaged``; a folder of pictures or of Parquet files; one Parquet file; ``hf:owner/name`` for a data
@@ -49,21 +50,19 @@ class PoolConfig(BaseModel):
     ``limit`` takes that many pictures, the same ones from any container: those whose digests come first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     preset: str | None = None
     source: str = Field(min_length=1)
     revision: str = Field("main", min_length=1)
     split: str = Field("train", min_length=1)
     image: str | None = Field(None, min_length=1)
     mask: str | None = Field(None, min_length=1)
-    subject_labels: tuple[int, ...] | None = Field(None, min_length=1)
+    subject_labels: tuple[int, ...] | None = Field(None, min_length=1, max_length=65_536)
     category: str | None = Field(None, min_length=1, description="Category of every picture")
     category_column: str | None = Field(None, min_length=1)
     name: str | None = Field(None, min_length=1, description="Name of every subject, as prompts call it")
     name_column: str | None = Field(None, min_length=1)
     subject: Literal["name", "category", "picture"] = "name"
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, le=10**9)
 
     @model_validator(mode="before")
     @classmethod
@@ -72,9 +71,10 @@ class PoolConfig(BaseModel):
             values = {"preset": values} if values in presets() else {"source": values}
         if not isinstance(values, dict) or values.get("preset") is None:
             return values
-        if values["preset"] not in presets():
-            raise ValueError(f"there is no preset {values['preset']!r}; there is: {', '.join(presets())}")
-        return {**presets()[values["preset"]]["read"], **values}
+        preset = str(values["preset"])
+        if preset not in presets():
+            raise ValueError(f"there is no preset {preset!r}; {suggest(preset, presets())}")
+        return {**presets()[preset]["read"], **values}
 
     @model_validator(mode="after")
     def _labels_need_a_mask(self) -> Self:

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.schema import Column, TableSchema, validate
+from data_schemas.settings import Settings
 from data_schemas.tables import verdict_schema
 from data_schemas.text import stored_line
 from pipeline import models
@@ -29,14 +29,13 @@ from pipeline.models import Weights
 from pipeline.parts import DamagedPart, Part, PartPictures, fingerprint
 
 
-class StageConfig(BaseModel):
+class StageConfig(Settings):
     """Settings of one stage; a misspelt key is refused.
 
     All of them enter the stage's fingerprint, but those named in ``how``: they say where and how fast the work is
     done, never what comes of it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     how: ClassVar[frozenset[str]] = frozenset()
 
 

@@ -6,37 +6,46 @@ leaves with 128 plus the number of the signal, after saving.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
+from data_schemas import commands, documents
+from data_schemas.commands import Version, say
 from data_schemas.errors import UserError
+from data_schemas.settings import suggest
 from tokenar.config import (
+    MAX_SAMPLES,
     PRESETS,
     SampleConfig,
     TrainConfig,
-    first_problem,
     read_settings,
     read_train_config,
     with_changes,
 )
+from tokenar.encoder_config import check_folder
 
-encode_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-train_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-sample_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-eval_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-attention_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+encode_app = typer.Typer(pretty_exceptions_enable=False)
+train_app = typer.Typer(pretty_exceptions_enable=False)
+sample_app = typer.Typer(pretty_exceptions_enable=False)
+eval_app = typer.Typer(pretty_exceptions_enable=False)
+attention_app = typer.Typer(pretty_exceptions_enable=False)
 
 Shards = Annotated[str, typer.Option(help="Glob of shards, such as 'data/test-*.tar'.")]
 ModelFolder = Annotated[str, typer.Option(help="The 'model' folder of a finished run.")]
-Out = Annotated[str, typer.Option(help="Folder to write to.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first samples.")]
+
+
+def _folder(path: str) -> str:
+    try:
+        return check_folder(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Out = Annotated[str, typer.Option(help="Folder to write to.", callback=_folder)]
+Limit = Annotated[int | None, typer.Option(min=1, max=MAX_SAMPLES, help="Only the first samples.")]
 Seed = Annotated[int, typer.Option(help="Sample i is drawn with seed + i.")]
 Guidance = Annotated[float, typer.Option(help="Weight of the text; 1 is off.")]
 Temperature = Annotated[float, typer.Option(help="Below 1 plainer, above 1 wilder.")]
@@ -60,9 +69,10 @@ def encode_command(
     vq_batch: Annotated[int | None, typer.Option(help="Pictures in the VQ tokenizer at once.")] = None,
     config: Annotated[str | None, typer.Option(help="JSON file of settings, instead of the options.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make shards again that other encoders made.")] = False,
+    version: Version = False,
 ) -> None:
     """Run the frozen encoders over shards once, before training. Several GPUs: torchrun -m tokenar.cli encode ..."""
-    from tokenar.encode import EncodeConfig, encode
+    from tokenar.encoder_config import EncodeConfig
 
     given = {
         "shards": shards, "out": out, "vq": vq, "text": {"model": t5} if t5 else None, "keep_padding": keep_padding,
@@ -76,7 +86,9 @@ def encode_command(
     else:
         if missing := [f"--{name}" for name in ("shards", "out", "vq") if name not in values]:
             raise UserError(f"{', '.join(missing)} missing; say what to encode, with what, and where to")
-        settings = EncodeConfig.model_validate(values)
+        settings = EncodeConfig.parse(values, "settings")
+    from tokenar.encode import encode  # torch is slow to import; --help and mistakes need not wait for it
+
     done = encode(settings, overwrite=overwrite)
     _tell(f"{settings.out}: {done['encoded']} shards encoded, {done['there']} there already")
 
@@ -108,9 +120,10 @@ def train(
         list[str] | None, typer.Option("--set", help="Any other setting: ema=0.999, model.layers=4; repeatable.")
     ] = None,
     sweep: Annotated[str | None, typer.Option(help="'ablation': train and measure the paper's ablations.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each run of a sweep.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds of each run of a sweep.")] = 3,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run first.")] = False,
+    version: Version = False,
 ) -> None:
     """Train on shards. Several processes: torchrun --standalone --nproc-per-node 2 -m tokenar.cli train ..."""
     given = {
@@ -129,32 +142,35 @@ def train(
         raise UserError("--resume and --overwrite exclude each other; give one")
     if sweep is not None:
         if sweep != "ablation":
-            raise UserError(f"no sweep {sweep!r}; there is: ablation")
+            raise UserError(f"no sweep {sweep!r}; {suggest(sweep, ['ablation'])}")
         from tokenar.ablation import sweep as run_sweep
 
         run_sweep(run_config, seeds, say=typer.echo)
         typer.echo(f"{run_config.out}: ablation.md, ablation.png, ablation.json")
         return
-    from tokenar.train import train as run  # torch is slow to import; --help and mistakes need not wait for it
+    from tokenar.train import train as run
 
     summary = run(run_config, resume=resume, overwrite=overwrite)
     if not summary["finished"]:
-        _say(f"stopped after step {summary['steps']}, saved; continue with the same command and --resume")
+        say(f"stopped after step {summary['steps']}, saved; continue with the same command and --resume")
         raise typer.Exit(128 + (summary["signal"] or 0))
     if "model" in summary:  # only the first of several processes has it
         typer.echo(_train_line(summary))
 
 
 def _assigned(settings: list[str]) -> dict[str, object]:
-    """``name=value`` or ``part.name=value`` as what with_changes takes; values are JSON, or else text."""
+    """``name=value`` or ``part.name=value`` as what with_changes takes; values are JSON, or else text.
+
+    What is no JSON is left to the setting that it is meant for: a number's says that it is none.
+    """
     changes: dict[str, object] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals:
+        if not equals or not name:
             raise UserError(f"--set {setting}: no value; write name=value, such as ema=0.999 or model.layers=4")
         try:
-            changes[name.replace(".", "__")] = json.loads(value)
-        except ValueError:
+            changes[name.replace(".", "__")] = documents.parse_json(value, name)
+        except UserError:
             changes[name.replace(".", "__")] = value
     return changes
 
@@ -163,7 +179,7 @@ def _start(preset: str, config: str | None) -> TrainConfig:
     if config is not None:
         return read_train_config(config)
     if preset not in PRESETS:
-        raise UserError(f"no preset {preset!r}; there are: {', '.join(PRESETS)}")
+        raise UserError(f"no preset {preset!r}; {suggest(preset, PRESETS)}")
     return PRESETS[preset]()
 
 
@@ -187,7 +203,7 @@ def sample(
     ] = None,
     limit: Limit = None,
     seed: Seed = DEFAULT.seed,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each sample, from one reading of it.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Pictures of each sample, from one reading of it.")] = 1,
     guidance: Guidance = DEFAULT.guidance,
     image_guidance: Annotated[
         float, typer.Option(help="Weight of references and background; 1 is off.")
@@ -199,20 +215,21 @@ def sample(
     batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = DEFAULT.batch,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any other setting: guided_tokens=64.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show pictures as they grow.")] = False,
+    version: Version = False,
 ) -> None:
     """Draw pictures. On several GPUs: torchrun --standalone --nproc-per-node 2 -m tokenar.cli sample ..."""
+    if sum(place is not None for place in (shards, folder, list_)) != 1:
+        raise UserError("give one of --shards, --folder and --list")
+    values: dict[str, object] = {
+        "seed": seed, "guidance": guidance, "image_guidance": image_guidance, "temperature": temperature,
+        "top_k": top_k, "top_p": top_p, "copies": copies, "batch": batch, **_assigned(settings or []),
+    }  # fmt: skip
+    config = SampleConfig.parse(values, "settings")
     from tokenar import requests
     from tokenar.sample import sample as run
 
     places = {requests.from_shards: shards, requests.from_folder: folder, requests.from_list: list_}
-    given = [(read, place) for read, place in places.items() if place is not None]
-    if len(given) != 1:
-        raise UserError("give one of --shards, --folder and --list")
-    config = SampleConfig.model_validate({
-        "seed": seed, "guidance": guidance, "image_guidance": image_guidance, "temperature": temperature,
-        "top_k": top_k, "top_p": top_p, "copies": copies, "batch": batch, **_assigned(settings or []),
-    })  # fmt: skip
-    read, place = given[0]
+    ((read, place),) = [(read, place) for read, place in places.items() if place is not None]
     drawn = run(model, read(place, limit), out, config, seeds=seeds, preview=preview)
     _tell(f"{len(drawn)} picture{'' if len(drawn) == 1 else 's'}: {out}")
 
@@ -240,10 +257,10 @@ def evaluate(
     temperature: Temperature = DEFAULT.temperature,
     top_k: TopK = DEFAULT.top_k,
     top_p: TopP = DEFAULT.top_p,
+    version: Version = False,
 ) -> None:
     """Compare drawn pictures with the true ones. Several processes: torchrun ... -m tokenar.cli eval ..."""
     from tokenar.eval_config import EvalConfig, encoders_of
-    from tokenar.evaluate import evaluate as run
 
     start = read_settings(config, EvalConfig).model_dump() if config is not None else {}
     changes = (encoders_of(encoders) if encoders is not None else {}) | _assigned(settings or [])
@@ -256,9 +273,13 @@ def evaluate(
     }
     for name in [name for name in changes if name.startswith("sampling__")]:
         sampling[name.removeprefix("sampling__")] = changes.pop(name)
+    measured = EvalConfig.parse(start | changes, "settings")
+    drawn = SampleConfig.parse(sampling, "sampling")
+    from tokenar.evaluate import evaluate as run
+
     run(
-        shards, out, models=_named(model or []), predictions=_named(predictions or []),
-        config=EvalConfig.model_validate(start | changes), sampling=SampleConfig.model_validate(sampling), limit=limit,
+        shards, out, models=_named(model or []), predictions=_named(predictions or []), config=measured,
+        sampling=drawn, limit=limit,
     )  # fmt: skip
     _tell((Path(out) / "table.md").read_text())
     _tell(f"{out}: table.md, table.tex, metrics.json, per_sample.parquet, grid.png")
@@ -287,11 +308,12 @@ def attention(
     layers: Annotated[str | None, typer.Option(help="Layers in the heat maps: 0,5,11. Else up to four.")] = None,
     heads: Annotated[bool, typer.Option("--heads", help="Keep every head in the arrays.")] = False,
     predictions: Annotated[str | None, typer.Option(help="Folder of drawn pictures to take as targets.")] = None,
+    version: Version = False,
 ) -> None:
     """See where each part of a picture looks, layer by layer."""
+    chosen = None if layers is None else _numbers("--layers", layers)
     from tokenar.attention_report import write_maps
 
-    chosen = None if layers is None else _numbers("--layers", layers)
     result = write_maps(model, shards, out, layers=chosen, heads=heads, predictions=predictions, limit=limit)
     line = f"{out}/attention.json: {result['samples']} samples"
     if result["identity"] is not None:
@@ -313,61 +335,40 @@ def _tell(result: str) -> None:
         typer.echo(result)
 
 
-def _say(line: str) -> None:
-    """One line on stderr, whatever the message holds."""
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
-
-
-def _run(app: Callable[[], object]) -> None:
-    """Run a command; a user's mistake becomes one line and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        _say(f"error: {error}")
-    except ValidationError as error:
-        _say(f"error: {first_problem(error)}")
-    except KeyboardInterrupt:
-        _say("interrupted")
-        sys.exit(130)
-    else:
-        return
-    sys.exit(2)
-
-
 def encode_main() -> None:
     """Entry point of tokenar-encode."""
-    _run(encode_app)
+    commands.run(encode_app)
 
 
 def train_main() -> None:
     """Entry point of tokenar-train."""
-    _run(train_app)
+    commands.run(train_app)
 
 
 def sample_main() -> None:
     """Entry point of tokenar-sample."""
-    _run(sample_app)
+    commands.run(sample_app)
 
 
 def eval_main() -> None:
     """Entry point of tokenar-eval."""
-    _run(eval_app)
+    commands.run(eval_app)
 
 
 def attention_main() -> None:
     """Entry point of tokenar-attention."""
-    _run(attention_app)
+    commands.run(attention_app)
 
 
 def main() -> None:
     """All of them as ``python -m tokenar.cli encode|train|sample|eval|attention``."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(pretty_exceptions_enable=False, help="Train TokenAR on shards, draw pictures, measure them.")
     app.command("encode")(encode_command)
     app.command("train")(train)
     app.command("sample")(sample)
     app.command("eval")(evaluate)
     app.command("attention")(attention)
-    _run(app)
+    commands.run(app)
 
 
 if __name__ == "__main__":

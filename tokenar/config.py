@@ -2,125 +2,31 @@
 
 from __future__ import annotations
 
-from math import isqrt
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from data_schemas import documents
 from data_schemas.errors import UserError
-from tokenar.encoder_config import Settings, T5Config, TeacherConfig, TextConfig, TokenizerConfig, VqConfig, vq16
+from data_schemas.settings import MAX_SEED, Settings
+from data_schemas.settings import first_mistake as first_problem  # noqa: F401  its name in this package
+from tokenar.encoder_config import (
+    MAX_BATCH,
+    MAX_VOCABULARY,
+    Folder,
+    T5Config,
+    TeacherConfig,
+    TextConfig,
+    TokenizerConfig,
+    VqConfig,
+    vq16,
+)
+from tokenar.model_config import MAX_SEQUENCE, ModelConfig
+
+MAX_STEPS = MAX_SAMPLES = 10**9
 
 Kind = TypeVar("Kind", bound=Settings)
-
-
-class ModelConfig(Settings):
-    """The transformer. The three parts of the method that can be switched off one by one are ``index_embedding``,
-    ``instruct_tokens`` (0 is off) and ``identity_disentanglement``. Fields with two ways to go stand where the released
-    program differs from the paper or from itself; ``released`` and ``tokenar_xl`` choose."""
-
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    kv_heads: int | None = Field(default=None, ge=1, description="key and value heads, shared by groups; None: heads")
-    width: int = Field(ge=4)
-    vocabulary: int = Field(ge=2)
-    grid: int = Field(ge=1, description="side of a picture's token grid; a picture has grid x grid tokens")
-    max_references: int = Field(default=2, ge=1, le=8)
-    background: bool = Field(default=True, description="the last source block is a background; without: editing")
-    text_tokens: int = Field(default=120, ge=1)
-    text_width: int = Field(default=2048, ge=1)
-    text_padding: Literal["attended", "masked"] = "attended"
-    null_embeddings: Literal["trained", "frozen"] = Field(
-        default="trained", description="frozen: what stands for a dropped picture or text stays as it was drawn"
-    )
-    instruct_tokens: int = Field(default=120, ge=0, description="learned positions after the text; 0 is off")
-    instruct_mode: Literal["casual", "special"] = Field(
-        default="casual", description="one set of instruct tokens, or a set for each source block to choose from"
-    )
-    index_embedding: bool = Field(default=True, description="tell every source token which picture it belongs to")
-    background_index: Literal["own", "last_reference"] = "own"
-    index_on_targets: bool = Field(default=False, description="also tell it the predicted copies of the references")
-    index_at_inference: bool = Field(default=True, description="False: only in training, as released")
-    identity_disentanglement: bool = Field(default=True, description="predict the references again before the picture")
-    source_attention: Literal["causal", "block"] = Field(
-        default="causal", description="block: a source picture sees all of itself and nothing else"
-    )
-    rotary_layout: Literal["grid", "canvas"] = Field(default="grid", description="see positions.py; canvas: released")
-    canvas_targets: int | None = Field(
-        default=None, ge=1, description="target blocks that the canvas has room for; None: as many as there are"
-    )
-    rotary_base: float = Field(default=10000.0, gt=1)
-    text_rotary: Literal["zero", "identity"] = "zero"
-    feed_forward_multiple: int = Field(default=256, ge=1)
-    feed_forward_multiplier: float | None = Field(default=None, gt=0)
-    norm_eps: float = Field(default=1e-5, gt=0)
-    tied_output: bool = Field(default=False, description="use the token table as output head; not in published weights")
-    distill: Literal["dinov2", "clip"] | None = Field(default=None, description="teacher whose features are learned")
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="on the attention and the feed-forward output")
-    text_dropout: float = Field(default=0.1, ge=0, lt=1, description="on the projected text")
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> ModelConfig:
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ValueError(f"width {self.width} must split into {self.heads} heads of a multiple of 4")
-        if self.heads % self.key_value_heads:
-            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
-        return self
-
-    @property
-    def image_tokens(self) -> int:
-        """N, tokens an image."""
-        return self.grid * self.grid
-
-    @property
-    def source_blocks(self) -> int:
-        """Pictures in a full source: the references and the background."""
-        return self.max_references + self.background
-
-    @property
-    def target_blocks(self) -> int:
-        """Pictures in a full target: with identity disentanglement the references, and the picture."""
-        return 1 + self.max_references * self.identity_disentanglement
-
-    @property
-    def canvas_sides(self) -> tuple[int, int]:
-        """Pictures along the side of the released layout's two canvases, for sources and for targets
-        (spec/tokenar.md section 2). Two sources lie side by side and have one target."""
-        if self.source_blocks <= 2 or not self.background:
-            return (2 if self.background else 1), 1
-        return isqrt(self.source_blocks), isqrt(self.canvas_targets or self.target_blocks)
-
-    @property
-    def canvas_problem(self) -> str | None:
-        """Why the released layout has no place for this model's pictures; None if it has, or if it is not used.
-        The release builds such a model all the same, and fails when it runs: so does this one."""
-        sources, targets = self.canvas_sides
-        room = self.source_blocks if self.source_blocks == 2 == sources else sources**2
-        if self.rotary_layout == "canvas" and self.source_blocks > room:
-            return f"rotary_layout canvas holds {room} of {self.source_blocks} source blocks; use grid"
-        if self.rotary_layout == "canvas" and self.target_blocks > targets**2:
-            held = f"rotary_layout canvas holds {targets**2} of {self.target_blocks} target blocks"
-            return f"{held}; use grid, or set identity_disentanglement to false"
-        return None
-
-    @property
-    def head_width(self) -> int:
-        """Width of one head."""
-        return self.width // self.heads
-
-    @property
-    def key_value_heads(self) -> int:
-        """Heads of the keys and values."""
-        return self.kv_heads or self.heads
-
-    @property
-    def feed_forward_width(self) -> int:
-        """Two thirds of four widths, times the multiplier if there is one, rounded up to ``feed_forward_multiple``
-        (spec/tokenar.md section 2)."""
-        inner = int(2 * (4 * self.width) / 3)
-        if self.feed_forward_multiplier is not None:
-            inner = int(self.feed_forward_multiplier * inner)
-        return -(-inner // self.feed_forward_multiple) * self.feed_forward_multiple
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DropConfig(Settings):
@@ -142,30 +48,36 @@ class TrainConfig(Settings):
 
     shards: str = Field(description="glob of the training shards, raw or from tokenar-encode")
     val_shards: str | None = Field(default=None, description="glob of the validation shards, of the same kind")
-    out: str = Field(default="runs/train", description="folder of the run")
+    out: Folder = Field(default="runs/train", description="folder of the run")
     start_from: str | None = Field(default=None, description="published checkpoint that training begins with")
     model: ModelConfig
     tokenizer: TokenizerConfig | VqConfig = TokenizerConfig()
     tokenizer_weights: str | None = Field(default=None, description="file of the VQ tokenizer's weights")
     text: TextConfig | T5Config = TextConfig()
     teacher: TeacherConfig | None = Field(default=None, description="whose features model.distill learns")
-    distill_weight: float = Field(default=0.5, ge=0, description="of the teacher's loss; the tokens' loss has 1")
-    variations: int = Field(default=0, ge=0, description="varied copies of every sample (data.vary), from raw shards")
+    distill_weight: float = Field(
+        default=0.5, ge=0, le=1000, description="of the teacher's loss; the tokens' loss has 1"
+    )
+    variations: int = Field(
+        default=0, ge=0, le=1000, description="varied copies of every sample (data.vary), from raw shards"
+    )
     drops: DropConfig = DropConfig()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
-    steps: int = Field(default=1000, ge=1)
-    batch: int = Field(default=8, ge=1, description="samples a step, over all processes together")
-    accumulation: int = Field(default=1, ge=1, description="parts in which a process takes its share of a batch")
-    lr: float = Field(default=1e-4, gt=0)
+    steps: int = Field(default=1000, ge=1, le=MAX_STEPS)
+    batch: int = Field(default=8, ge=1, le=MAX_BATCH, description="samples a step, over all processes together")
+    accumulation: int = Field(
+        default=1, ge=1, le=MAX_BATCH, description="parts in which a process takes its share of a batch"
+    )
+    lr: float = Field(default=1e-4, gt=0, le=10)
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="after the warm-up; cosine and linear end at 5 %"
     )
-    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(default=0.05, ge=0)
+    warmup: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps of linear warm-up")
+    weight_decay: float = Field(default=0.05, ge=0, le=10)
     decay_tables: bool = Field(default=False, description="let embeddings and soft prompts decay too, as released")
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0, description="largest norm of all gradients together")
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    clip: float = Field(default=1.0, gt=0, le=1e6, description="largest norm of all gradients together")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights; they become the model")
 
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the sums; weights are float32")
@@ -176,13 +88,15 @@ class TrainConfig(Settings):
         default="none", description="recompute blocks in the backward pass; selective: all but their attention"
     )
 
-    log_every: int = Field(default=10, ge=1)
-    eval_every: int = Field(default=0, ge=0, description="steps between validations; 0: only at the end")
-    val_samples: int | None = Field(default=None, ge=1, description="validate on so many, evenly spread; None: all")
-    pictures_every: int = Field(default=0, ge=0, description="steps between drawn samples; 0: never")
-    pictures: int = Field(default=4, ge=1, description="how many of the validation samples are drawn")
-    save_every: int = Field(default=200, ge=1)
-    keep: int = Field(default=2, ge=1, description="checkpoints kept, besides the best")
+    log_every: int = Field(default=10, ge=1, le=MAX_STEPS)
+    eval_every: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps between validations; 0: only at the end")
+    val_samples: int | None = Field(
+        default=None, ge=1, le=MAX_SAMPLES, description="validate on so many, evenly spread; None: all"
+    )
+    pictures_every: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps between drawn samples; 0: never")
+    pictures: int = Field(default=4, ge=1, le=1024, description="how many of the validation samples are drawn")
+    save_every: int = Field(default=200, ge=1, le=MAX_STEPS)
+    keep: int = Field(default=2, ge=1, le=10_000, description="checkpoints kept, besides the best")
     wandb: bool = Field(default=False, description="also log to Weights & Biases")
     profile: bool = Field(default=False, description="trace a few early steps to the run's folder")
 
@@ -230,10 +144,14 @@ class TrainConfig(Settings):
 class SampleConfig(Settings):
     """How a picture is drawn from the model's probabilities (spec/tokenar.md section 6)."""
 
-    seed: int = Field(default=0, ge=0)
-    guidance: float = Field(default=1.0, ge=0, description="weight of the text; 1 is off")
-    image_guidance: float = Field(default=1.0, ge=0, description="weight of the references and background; 1 is off")
-    guided_tokens: int | None = Field(default=None, ge=1, description="guidance for so many tokens; None: for all")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    guidance: float = Field(default=1.0, ge=0, le=100, description="weight of the text; 1 is off")
+    image_guidance: float = Field(
+        default=1.0, ge=0, le=100, description="weight of the references and background; 1 is off"
+    )
+    guided_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_SEQUENCE, description="guidance for so many tokens; None: for all"
+    )
     guided_from: Literal["picture", "first"] = Field(
         default="picture", description="count them from the picture's first token, or from the first one drawn"
     )
@@ -242,10 +160,10 @@ class SampleConfig(Settings):
         description="the references' copies before the picture: as known, drawn one by one as released, or drawn with "
         "the known ones as a draft, which comes to the same in fewer steps",
     )
-    temperature: float = Field(default=0.7, ge=0, description="0 takes the most probable token")
-    top_k: int = Field(default=0, ge=0, description="0 is off")
+    temperature: float = Field(default=0.7, ge=0, le=100, description="0 takes the most probable token")
+    top_k: int = Field(default=0, ge=0, le=MAX_VOCABULARY, description="0 is off")
     top_p: float = Field(default=1.0, gt=0, le=1)
-    batch: int = Field(default=16, ge=1)
+    batch: int = Field(default=16, ge=1, le=4096)
     weights: Literal["full", "int8", "float8"] = Field(
         default="full", description="of the blocks and the head while drawing; float8 needs an H100 or newer"
     )
@@ -360,7 +278,7 @@ PRESETS = {
 }
 
 
-def with_changes(config: TrainConfig, **changes: object) -> TrainConfig:
+def with_changes(config: TrainConfig, /, **changes: object) -> TrainConfig:
     """A copy with some settings changed and everything checked again.
 
     A key is a field of TrainConfig or ``part__field`` for a field of a part (``model__layers=2``).
@@ -374,7 +292,7 @@ def with_changes(config: TrainConfig, **changes: object) -> TrainConfig:
             values[part][field] = value
         else:
             values[part] = value
-    return TrainConfig.model_validate(values)
+    return TrainConfig.parse(values, "settings")
 
 
 def read_train_config(path: str) -> TrainConfig:
@@ -384,18 +302,4 @@ def read_train_config(path: str) -> TrainConfig:
 
 def read_settings(path: str, kind: type[Kind]) -> Kind:
     """Settings of a kind from a JSON file; UserError with the first mistake."""
-    try:
-        return kind.model_validate_json(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSON file of settings") from error
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first complaint of a ValidationError as one line."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "settings"
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: no such setting; check its spelling"
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+    return kind.parse(documents.read_json(path, "give a JSON file of settings"), path)

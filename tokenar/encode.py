@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import fsspec
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from data_schemas.errors import UserError
@@ -33,7 +32,7 @@ from tokenar.encoded_shards import (
     read_index,
     write_shard,
 )
-from tokenar.encoder_config import Settings, T5Config, TeacherConfig, VqConfig, vq16
+from tokenar.encoder_config import EncodeConfig
 from tokenar.parallel import place
 from tokenar.prefetch import Prefetched
 from tokenar.progress import Progress
@@ -43,24 +42,6 @@ from tokenar.tokenizers import ImageTokenizer
 from tokenar.vq import VqTokenizer, load_network
 
 MEGABYTE = 1 << 20
-
-
-class EncodeConfig(Settings):
-    """One run of tokenar-encode."""
-
-    shards: str = Field(description="glob of the raw shards")
-    out: str = Field(description="folder of the encoded shards")
-    vq: str = Field(description="file of the VQ tokenizer's weights")
-    vq_config: VqConfig = vq16()
-    image_size: int = Field(default=512, ge=1, description="pixels; every picture is resized to this square")
-    text: T5Config = T5Config()
-    keep_padding: bool = Field(
-        default=False, description="also store what the text encoder says at padding, which the released model reads"
-    )
-    teacher: TeacherConfig | None = Field(default=TeacherConfig(), description="None: no distillation targets")
-    batch: int = Field(default=16, ge=1, description="samples encoded at once")
-    vq_batch: int = Field(default=16, ge=1, description="pictures in the VQ tokenizer at once, about 1 GB each")
-    threads: int = Field(default=8, ge=1, description="threads that read pictures ahead")
 
 
 # The encoders

@@ -35,10 +35,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_schemas.errors import UserError
+from data_schemas.settings import Settings
 from data_schemas.shards import MAX_REFERENCES, expand_shards
 from data_schemas.storage import url_to_fs
 from tokenar.config import first_problem
-from tokenar.encoder_config import Settings
 from tokenar.model_folder import write_atomically
 
 INDEX_NAME = "__shard__"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from data_schemas.errors import UserError
-from tokenar.encoder_config import Settings
+from data_schemas.settings import MAX_SEED, Settings, suggest
 
 PAPER_ENCODERS = {
     "lpips": "alex",
@@ -33,18 +33,18 @@ class EvalConfig(Settings):
     dino: str | None = Field(default=None, min_length=1)
     dinov2: str | None = Field(default=None, min_length=1, description="also compares identities, if given")
     side: int | None = Field(default=None, ge=16, le=4096, description="pixels; None: the smallest drawn picture's")
-    edge_tolerance: float = Field(default=2.0, ge=0, description="pixels between edges that match")
+    edge_tolerance: float = Field(default=2.0, ge=0, le=4096, description="pixels between edges that match")
     mask_threshold: float = Field(default=0.1, gt=0, lt=1, description="change that makes a pixel foreground")
     padding: float = Field(default=0.12, ge=0, le=1, description="white room around a subject, of its longer side")
     swap_margin: float = Field(default=0.0, ge=-1, le=1, description="below it two subjects count as swapped")
-    kid_subsets: int = Field(default=100, ge=1)
-    kid_subset_size: int = Field(default=1000, ge=2, description="at most half of the pictures")
-    seed: int = Field(default=0, ge=0, description="of KID's subsets")
-    shown: int = Field(default=6, ge=0, description="samples in the picture grid")
+    kid_subsets: int = Field(default=100, ge=1, le=10_000)
+    kid_subset_size: int = Field(default=1000, ge=2, le=1_000_000, description="at most half of the pictures")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="of KID's subsets")
+    shown: int = Field(default=6, ge=0, le=1000, description="samples in the picture grid")
 
 
 def encoders_of(name: str) -> dict[str, object]:
     """The settings that a named set of encoders stands for."""
     if name != "paper":
-        raise UserError(f"no encoders {name!r}; there is: paper")
+        raise UserError(f"no encoders {name!r}; {suggest(name, ['paper'])}")
     return dict(PAPER_ENCODERS)

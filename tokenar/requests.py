@@ -29,6 +29,7 @@ from data_schemas import pictures
 from data_schemas.documents import MAX_BYTES as MAX_LIST
 from data_schemas.errors import UserError
 from data_schemas.files import read_file
+from data_schemas.settings import MAX_SEED
 from data_schemas.shards import check_distinct, decode_sample, expand_shards, read_distinct, sample_ids
 from data_schemas.text import decoded, from_path
 from tokenar.config import first_problem
@@ -72,7 +73,7 @@ class Entry(BaseModel):
     background: str
     prompt: str
     id: str | None = Field(default=None, pattern=r"^[\w.-]+$")
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
 
 
 def from_shards(pattern: str, limit: int | None = None) -> Requests:

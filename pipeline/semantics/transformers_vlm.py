@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from data_schemas.errors import UserError
@@ -15,6 +14,9 @@ from pipeline.device import Device, Precision, device_of, dtype_of, exact_float3
 from pipeline.models import Weights
 from pipeline.semantics.judge import Answer, JudgeConfig, Request, VlmJudge
 from pipeline.semantics.together import Together
+
+if TYPE_CHECKING:  # slow to import: only a stage at work needs it
+    import torch
 
 GEMMA = "google/gemma-3n-E4B-it"
 FILES = ("config.json", "*.j[is]*", "*.safetensors", "tokenizer*")  # *.j[is]*: json, and jinja if there is one
@@ -78,11 +80,10 @@ class TransformersJudge(VlmJudge):
         return self._shared(requests)
 
     @exact_float32()
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers of one batch."""
         began = time.perf_counter()
-        inputs = self.inputs(requests)
+        inputs = self.inputs(requests)  # generate runs without gradients
         made = self.network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False, num_beams=1)
         new = made[:, inputs["input_ids"].shape[1] :]  # [B, T]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
@@ -116,5 +117,7 @@ def conversation(request: Request) -> list[dict]:
 
 def written(tokens: torch.Tensor, stops: list[int]) -> list[int]:
     """Tokens of each answer in ``tokens`` [B, T] up to the first that stops it; what follows is padding."""
+    import torch
+
     stop = torch.isin(tokens, torch.tensor(stops, device=tokens.device))  # [B, T]
     return ((stop.cumsum(1) - stop.long()) == 0).sum(1).tolist()

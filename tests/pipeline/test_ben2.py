@@ -23,7 +23,8 @@ from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from pipeline import models
 from pipeline.matting import ben2_network
-from pipeline.matting.ben2 import Ben2, Ben2Config, matte, stretched
+from pipeline.matting.ben2 import Ben2, Ben2Config, stretched
+from pipeline.matting.ben2_inference import matte
 from pipeline.matting.ben2_network import load_network
 from pipeline.stage import Sample
 

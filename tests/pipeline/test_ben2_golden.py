@@ -9,7 +9,8 @@ import torch
 from ben2_weights import draw_weights
 from PIL import Image
 
-from pipeline.matting.ben2 import fitted, foreground_colours, prepared, stretched
+from pipeline.matting.ben2 import foreground_colours, stretched
+from pipeline.matting.ben2_inference import fitted, prepared
 from pipeline.matting.ben2_network import UNUSED, Ben2Network
 
 FORWARD = [

@@ -28,8 +28,7 @@ from pipeline.synthesis.dreamrelation.generator import (
     Settings,
     load_image_encoder,
 )
-from pipeline.synthesis.dreamrelation.loras import lora_file
-from pipeline.synthesis.dreamrelation.stage import DreamRelation, DreamRelationConfig
+from pipeline.synthesis.dreamrelation.stage import DreamRelation, DreamRelationConfig, lora_file
 
 pytestmark = [needs_tiny, pytest.mark.usefixtures("one_thread")]
 SETTINGS = Settings(steps=3, height=128, width=128, negative_prompt="lowres")

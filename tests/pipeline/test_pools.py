@@ -309,9 +309,9 @@ def test_a_preset_is_where_a_pool_starts_from():
     [
         ([], "at least 1 item"),
         ("", "at least 1 character"),
-        ([{"preset": "relationbanch"}], "there is no preset 'relationbanch'; there is: relationbench, human_parsing"),
+        ([{"preset": "relationbanch"}], "there is no preset 'relationbanch'; did you mean relationbench?"),
         ([{"sorce": "x"}], "source: Field required"),
-        ([{"source": "x", "colour": 1}], "colour: there is no such key"),
+        ([{"source": "x", "colour": 1}], "colour: no such setting; there is: preset"),
         ([{"source": "x", "limit": 0}], "limit: Input should be greater than or equal to 1"),
         ([{"source": "x", "subject_labels": [1]}], "name the mask too"),
     ],

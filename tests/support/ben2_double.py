@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.backends import cudnn
 
-from pipeline.matting.ben2 import prepared
+from pipeline.matting.ben2_inference import prepared
 from pipeline.matting.ben2_network import WIDTH, Ben2Network
 
 inferences = 0

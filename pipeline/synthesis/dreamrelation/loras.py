@@ -10,15 +10,9 @@ from torch import Tensor, nn
 from data_schemas.errors import UserError
 from pipeline.synthesis.dreamrelation.files import read_tensors
 
-FILE = "pytorch_lora_weights.safetensors"
 DOWN = (".lora.down.weight", ".lora_A.weight")
 UP = (".lora.up.weight", ".lora_B.weight")
 """Endings in the naming of older and newer tools."""
-
-
-def lora_file(name: str) -> str:
-    """Path of a relation's file inside the folder of LoRAs: itself, or the usual file in a sub-folder."""
-    return name if name.endswith(".safetensors") else f"{name.rstrip('/')}/{FILE}"
 
 
 def read_lora(path: Path, unet: Any) -> dict[str, Tensor]:

@@ -9,25 +9,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.stage import StageConfig
+from pipeline.synthesis.dreamrelation.sizes import ResamplerSizes
 
 FREQUENCIES = 8
 BOX_FEATURES = FREQUENCIES * 2 * 4
-
-
-class ResamplerSizes(StageConfig):
-    """Sizes that the adapter's file does not tell by its shapes alone; the defaults are the published adapter's."""
-
-    width: int = Field(1280, ge=1)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(20, ge=1)
-    head_width: int = Field(64, ge=1)
-    queries: int = Field(16, ge=1, description="Tokens a subject")
-    ff_mult: int = Field(4, ge=1)
 
 
 class Resampler(nn.Module):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from PIL import Image
 from pydantic import Field
 
@@ -18,14 +17,16 @@ from pipeline import models
 from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
 from pipeline.models import Weights
 from pipeline.stage import BatchStage, Sample, SampleError, StageConfig
-from pipeline.synthesis.dreamrelation.loras import lora_file
-from pipeline.synthesis.dreamrelation.resampler import ResamplerSizes
+from pipeline.synthesis.dreamrelation.sizes import ResamplerSizes
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.synthesis.dreamrelation.generator import Scene, Settings
 
 NEGATIVE_PROMPT = "monochrome, lowres, bad anatomy, worst quality, low quality"
 ADAPTER_FILE = "ms_adapter.bin"
+LORA_FILE = "pytorch_lora_weights.safetensors"
 LOCAL_FILE = "epoch_6.pt"
 REMEMBERED = 1024
 """References whose CLIP tokens are kept: about 0.9 GB of memory in float16."""
@@ -218,3 +219,8 @@ class DreamRelation(BatchStage):
 def _inside(folder: Path, name: str) -> Path:
     """The file itself, or the one of that name in the folder."""
     return folder if folder.is_file() else folder / name
+
+
+def lora_file(name: str) -> str:
+    """Path of a relation's file inside the folder of LoRAs: itself, or the usual file in a sub-folder."""
+    return name if name.endswith(".safetensors") else f"{name.rstrip('/')}/{LORA_FILE}"

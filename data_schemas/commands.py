@@ -1,0 +1,98 @@
+"""How every command starts and ends: one place that knows what a user's mistake is, and how it is told.
+
+A mistake is one line ``error: ...`` on stderr and exit code 2. What is not caught here is a fault of our own, and
+its traceback is wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from data_schemas.errors import UserError
+from data_schemas.settings import first_mistake, redacted
+from data_schemas.text import one_line
+
+INTERRUPTED = 130
+REMOTE = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"}
+"""Packages behind buckets, whose errors (no credentials, no network) are no OSError."""
+LONGEST = 4000
+"""Characters of a message; its lists of names are to be read in full."""
+
+
+def version_line() -> str:
+    """Name and version of the installed package."""
+    return f"instructar {version('instructar')}"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version_line())
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command to its end; a user's mistake becomes one line and exit code 2."""
+    try:
+        _check_arguments(sys.argv[1:])
+        command()
+        sys.stdout.flush()
+    except ValidationError as error:
+        _fail(first_mistake(error))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it leaves
+        sys.exit(1)
+    except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
+        _fail(str(error))
+    except RecursionError:
+        _fail("what was given is nested too deeply; write it flatter")
+    except KeyboardInterrupt:
+        _stop()
+    except SystemExit as left:
+        if isinstance(getattr(left.__context__, "__cause__", None), KeyboardInterrupt):  # typer's way to pass it on
+            _stop()
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):  # torch's
+            why = str(error) or type(error).__name__
+            _fail(f"not enough memory ({why}); make batches, pictures or the model smaller")
+        if type(error).__module__.partition(".")[0] in REMOTE:
+            _fail(f"{type(error).__name__}: {error}; check the address, the network and the credentials")
+        raise
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"argument {argument}: not UTF-8 text; rename what it names") from error
+
+
+def _stop() -> NoReturn:
+    say("interrupted")
+    sys.exit(INTERRUPTED)
+
+
+def _fail(message: str) -> NoReturn:
+    say(f"error: {message}")
+    sys.exit(2)
+
+
+def say(message: str) -> None:
+    """One line on stderr: no control characters, no passwords, over-long words cut in their middle."""
+    plain = str(message).encode(errors="backslashreplace").decode()
+    short = re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}…{word[0][-60:]}", plain)
+    print(one_line(redacted(short), LONGEST), file=sys.stderr, flush=True)

@@ -1,0 +1,137 @@
+"""The base of everything that can be set, and how a mistake in a setting is told: one line that names the key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError, field_validator
+
+from data_schemas.errors import UserError
+from data_schemas.text import one_line
+
+MAX_SEED = 2**32 - 1
+"""What numpy and torch both take, with room for the seeds that are derived from it."""
+SHOWN = 80
+"""Characters of a wrong value that a message repeats."""
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_PASSWORD = re.compile(r"(://)[^\s'\"]*@")
+_QUERY = re.compile(r"([?&][^=&\s'\"]*(?:key|token|secret|passw|sig)[^=&\s'\"]*=)[^&\s'\"]+", re.IGNORECASE)
+_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+
+
+class Settings(BaseModel):
+    """Checked on the way in, never changed, no unknown key, no infinite number, no text that a path cannot be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_plain(cls, value: Any) -> Any:
+        _check_text(value)
+        return value
+
+    @classmethod
+    def parse(cls, values: Any, source: str) -> Self:
+        """The settings that plain values stand for; UserError with ``source`` and the first mistake."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(f"{source}: {first_mistake(error, cls)}") from error
+
+
+def _check_text(value: Any) -> None:
+    if isinstance(value, str) and _NOT_TEXT.search(value):
+        raise ValueError("holds control characters or is not UTF-8; write plain text")
+    if isinstance(value, list | tuple | dict):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_text(item)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """What to say after a word that is not known: the one it is most like, and all there are."""
+    names = list(dict.fromkeys(known))
+    close = get_close_matches(word, names, 1, cutoff=0.75)
+    there = f"there is: {', '.join(names)}" if names else "there is none"
+    return f"did you mean {close[0]}? {there.capitalize()}" if close else there
+
+
+def redacted(text: str) -> str:
+    """The text without the passwords and keys that its URLs hold."""
+    return _QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
+
+
+def first_mistake(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """The first of a validation error's complaints as ``key: what is wrong``, without secrets.
+
+    With ``kind``, the model that was asked for, names of union members, which nobody wrote, are left out of the key,
+    and for a key that does not exist the nearest is named.
+    """
+    mistake = error.errors(include_url=False)[0]
+    keys, there = _place(kind, mistake["loc"])
+    key, given = ".".join(keys) or "settings", mistake["input"]
+    if mistake["type"] == "extra_forbidden":
+        return f"{key}: no such setting; {suggest(keys[-1], there) if there else 'check its spelling'}"
+    if mistake["type"] == "union_tag_invalid":
+        known = [tag.strip(" '") for tag in mistake["ctx"]["expected_tags"].split(",")]
+        return f"{key}.backend: {str(mistake['ctx']['tag'])!r} does not exist; {suggest(mistake['ctx']['tag'], known)}"
+    if mistake["type"] == "union_tag_not_found":
+        return f"{key}.backend: which one is not said; expected keys with values, backend among them"
+    told = f"{key}: {mistake['msg'].removeprefix('Value error, ')}"
+    if isinstance(given, dict | BaseModel) or mistake["type"] == "missing":
+        return redacted(told)
+    secret = isinstance(given, str) and _SECRET.search(keys[-1] if keys else "")
+    return redacted(f"{told} (given: {'not shown' if secret else one_line(redacted(repr(given)), SHOWN)})")
+
+
+def _place(kind: Any, location: Sequence[str | int]) -> tuple[list[str], list[str]]:
+    """The keys of a location that a user wrote, and the fields of the model in which the last one was looked for."""
+    keys: list[str] = []
+    there: list[str] = []
+    for part in location:
+        kind = _bare(kind)
+        there = list(kind.model_fields) if _is_model(kind) else []
+        written, kind = _step(kind, part)
+        if written:
+            keys.append(str(part))
+    return keys, there
+
+
+def _step(kind: Any, part: str | int) -> tuple[bool, Any]:
+    """Whether a user wrote this part of a location, and the kind of what stands under it (None: not known)."""
+    if _is_model(kind):
+        field = kind.model_fields.get(part)
+        return True, field.annotation if field is not None else None
+    members = [member for member in get_args(kind) if member is not type(None)]
+    if get_origin(kind) in (list, tuple):
+        return True, members[0]
+    if get_origin(kind) is dict:
+        return True, members[-1]
+    named = next((member for member in members if part in _names(member)), None)
+    return (True, None) if named is None else (False, named)
+
+
+def _bare(kind: Any) -> Any:
+    """A kind without what is annotated to it, and without None beside it."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    members = [member for member in get_args(kind) if member is not type(None)]
+    one = get_origin(kind) in (Union, UnionType) and len(members) == 1
+    return _bare(members[0]) if one else kind
+
+
+def _names(member: Any) -> set[str]:
+    """What pydantic may call a member of a union in a location: its tag, its class, or what its literals say."""
+    names = {extra.tag for extra in get_args(member)[1:] if isinstance(extra, Tag)}
+    bare = _bare(member)
+    names.add(getattr(bare, "__name__", ""))
+    if _is_model(bare):
+        names.update(v for f in bare.model_fields.values() for v in get_args(f.annotation) if isinstance(v, str))
+    return names
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -1,0 +1,18 @@
+"""Sizes of the grounding resampler, as a config gives them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.stage import StageConfig
+
+
+class ResamplerSizes(StageConfig):
+    """Sizes that the adapter's file does not tell by its shapes alone; the defaults are the published adapter's."""
+
+    width: int = Field(1280, ge=1, le=16_384)
+    layers: int = Field(4, ge=1, le=256)
+    heads: int = Field(20, ge=1, le=256)
+    head_width: int = Field(64, ge=1, le=1024)
+    queries: int = Field(16, ge=1, le=1024, description="Tokens a subject")
+    ff_mult: int = Field(4, ge=1, le=64)
