@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data_schemas.errors import UserError
-from tokenar.parallel import Workers, piece
+from tokenar.parallel import Workers, host_group, piece
 from tokenar.saved_state import SavedState, digest, model_state, optimizer_facts, optimizer_state, write_pieces
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Checkpoints:
         # The threads talk among themselves while training uses the main group, and on the CPU.
         self._channel: dist.ProcessGroup | None = None
         if group.world > 1:
-            self._channel = dist.new_group(backend="gloo")  # type: ignore[assignment]  # it may also be NON_GROUP
+            self._channel = host_group()
         if group.first:
             for left in self.folder.glob(".step-*.tmp"):  # by a run that was killed
                 shutil.rmtree(left, ignore_errors=True)

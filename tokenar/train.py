@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from data_schemas.errors import UserError
 from tokenar import data
 from tokenar.checkpoint import Checkpoints
 from tokenar.config import TrainConfig
+from tokenar.device import own_random_numbers, repeatable
 from tokenar.inputs import load_inputs
 from tokenar.log import Log, Speed, profiler, wandb_module
 from tokenar.model import TokenAR
@@ -47,7 +48,7 @@ BASELINE_SAMPLES = 1000
 READERS = 4
 """Threads that read ahead; samples in memory need one."""
 STOP_EVERY = 5
-"""Steps between two looks at other processes' signals on GPUs, as every look waits for the device."""
+"""Steps between two looks at other processes' signals on GPUs, as every look makes the hosts wait for each other."""
 
 
 def train(
@@ -65,20 +66,13 @@ def train(
     """
     if config.wandb:
         wandb_module()  # told before any work
-    with workers() as group, _repeatable(config), stop_signals() as stop:
+    with (
+        repeatable(config.deterministic),  # before anything is on a GPU
+        workers() as group,
+        own_random_numbers(group.device),
+        stop_signals() as stop,
+    ):
         return _Trainer(config, group, stop, progress, resume, overwrite).run()
-
-
-@contextmanager
-def _repeatable(config: TrainConfig) -> Iterator[None]:
-    """Deterministic kernels if asked for, and untouched global random numbers for the caller."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng():
-        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def unigram(train_tokens: Tensor, other: Tensor | None, vocabulary: int) -> tuple[float, float | None]:
