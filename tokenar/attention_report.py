@@ -18,6 +18,7 @@ from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample
 from tokenar import attention_figures, data
 from tokenar.attention_maps import AttentionMaps, checked_boxes, identity, measure, target_regions
+from tokenar.device import own_device
 from tokenar.model_folder import Model, load_model, write_atomically
 from tokenar.positions import Layout
 from tokenar.progress import Progress
@@ -60,7 +61,7 @@ def write_maps(
     shown = _shown(layers, loaded.net.config.layers)
     if drawn is not None and not drawn.is_dir():
         raise UserError(f"{drawn}: no such folder; give the folder that tokenar-sample wrote")
-    loaded.net.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded.net.to(own_device())
     samples, folder = list(data.read_samples(shards, limit)), Path(out) / "samples"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,8 @@ def exact_float32() -> None:
     a CPU, and FID and DINO other figures. Set once and never back: encoders run in several threads.
     """
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # what torch reads by its old name must agree with the new one
     torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # torch refuses to read two that differ
 
 
 def own_device() -> torch.device:

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from data_schemas.errors import UserError
 from tokenar.config import ModelConfig, first_problem
+from tokenar.device import own_device
 from tokenar.encoder_config import T5Config, TextConfig, VqConfig
 from tokenar.model import TokenAR
 from tokenar.text import HashedWords, T5Encoder
@@ -139,7 +140,7 @@ def load_model(folder: str | Path) -> Model:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a model configuration ({error}); train or copy the model again") from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     net = _network(folder / "model.safetensors", config)
     tokenizer = _tokenizer(folder / "tokenizer.safetensors", vq_config, image_size, device)
     reader = T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text)

@@ -27,6 +27,7 @@ from data_schemas import pictures
 from data_schemas.errors import UserError
 from tokenar import data
 from tokenar.config import SampleConfig
+from tokenar.device import own_device
 from tokenar.generate import Decoder
 from tokenar.model import TokenAR
 from tokenar.model_folder import Model, load_model, write_atomically
@@ -59,7 +60,7 @@ class Sampler:
     def __init__(self, model: str | Path | Model, config: SampleConfig | None = None):
         self.model = model if isinstance(model, Model) else load_model(model)
         self.config = config or SampleConfig()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = own_device()
         on_gpu, quantised = self.device.type == "cuda", self.config.weights != "full"
         # A given model is somebody else's too, and stays as it is.
         net = copy.deepcopy(self.model.net) if isinstance(model, Model) and (on_gpu or quantised) else self.model.net

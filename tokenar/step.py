@@ -106,6 +106,8 @@ def recompute_blocks(net: TokenAR, how: str) -> None:
 
 def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
     def run(*arguments: Any) -> Tensor:  # a function, and not functools.partial: the compiler looks into it
+        if not torch.is_grad_enabled():  # nothing to recompute, and noting the generators' state may be forbidden
+            return forward(*arguments)
         return checkpoint(forward, *arguments, **options)
 
     return run

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_schemas.errors import UserError
+from tokenar.device import exact_float32
 from tokenar.encoder_config import VQ_GROUPS, VqConfig
 from tokenar.encoder_config import vq8 as vq8
 from tokenar.encoder_config import vq16 as vq16
@@ -278,6 +279,7 @@ class VqTokenizer:
         reduction = network.config.reduction
         if image_size < reduction or image_size % reduction:
             raise UserError(f"image_size {image_size} must be a multiple of {reduction}, the pixels a token")
+        exact_float32()
         self.network = network.to(device)
         self.image_size, self.grid = image_size, image_size // reduction
         self.vocabulary = network.config.codebook_size
