@@ -97,7 +97,7 @@ def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, res
         write_atomically(fitted, PatchCodebook.fit(config.tokenizer, data.as_float(pixels)).save)
     group.wait()
     tokenizer = PatchCodebook.load(fitted)
-    text, teacher = _text_encoder(config, group), _teacher(config, group)
+    text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
     copies = [data.encode(copy, tokenizer, text, teacher) for copy in varied]
     val = data.InMemory([data.encode(val_set, tokenizer, text, teacher)]) if val_set else None
     return Inputs(data.InMemory(copies), val, tokenizer, _digest([sample.sample_id for sample in train_set]), {})
@@ -112,7 +112,7 @@ def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
             f"{config.shards}: holds no codes, and there is no encoder to make them; set tokenizer_weights, or run "
             "tokenar-encode on the shards and give what it makes"
         )
-    text, teacher = _text_encoder(config, group), _teacher(config, group)
+    text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
 
     def encode(samples: list[data.Resized]) -> list[data.Encoded]:
         parts = [samples[start : start + ENCODED_AT_ONCE] for start in range(0, len(samples), ENCODED_AT_ONCE)]
@@ -137,17 +137,17 @@ def _vq_tokenizer(config: TrainConfig, group: Workers) -> VqTokenizer | None:
     return VqTokenizer(load_network(config.tokenizer_weights, config.tokenizer), config.image_size, group.device)
 
 
-def _text_encoder(config: TrainConfig, group: Workers) -> TextEncoder:
+def _text_encoder(config: TrainConfig, device: torch.device | str) -> TextEncoder:
     if not isinstance(config.text, T5Config):
         return HashedWords(config.text)
-    encoder = T5Encoder(config.text, group.device)
+    encoder = T5Encoder(config.text, device)
     if encoder.width != config.model.text_width:
         raise UserError(f"text.model gives features of width {encoder.width}; set model.text_width so")
     return encoder
 
 
-def _teacher(config: TrainConfig, group: Workers) -> Teacher | None:
-    return Teacher(config.teacher, group.device) if config.teacher else None
+def _teacher(config: TrainConfig, device: torch.device | str) -> Teacher | None:
+    return Teacher(config.teacher, device) if config.teacher else None
 
 
 # Encoded shards
@@ -168,7 +168,7 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
     _check_shapes(config, train)
     tokenizer = _vq_tokenizer(config, group)
     if group.first:
-        _check_encoders(config, train, tokenizer, group)
+        _check_encoders(config, train, tokenizer)
     group.wait()
     tokens = config.model.text_tokens
     return Inputs(
@@ -196,15 +196,18 @@ def _check_shapes(config: TrainConfig, shards: EncodedShards) -> None:
         )
 
 
-def _check_encoders(config: TrainConfig, shards: EncodedShards, tokenizer: VqTokenizer | None, group: Workers) -> None:
-    """Refuse shards of other encoders. One whose weights are not on this machine cannot be compared; that is told."""
+def _check_encoders(config: TrainConfig, shards: EncodedShards, tokenizer: VqTokenizer | None) -> None:
+    """Refuse shards of other encoders. One whose weights are not on this machine cannot be compared; that is told.
+
+    They are read on the CPU: a GPU has no room for a T5-XL that is only hashed.
+    """
     padding = "+padding" if shards.encoders.text.endswith("+padding") else ""
 
     def text() -> str:
-        return _text_encoder(config, group).fingerprint + padding  # type: ignore[attr-defined]
+        return _text_encoder(config, "cpu").fingerprint + padding  # type: ignore[attr-defined]
 
     def teacher() -> str:
-        return Teacher(config.teacher, group.device).fingerprint if config.teacher else ""
+        return Teacher(config.teacher, "cpu").fingerprint if config.teacher else ""
 
     shards.expect(
         tokenizer=tokenizer.fingerprint if tokenizer else None,

@@ -7,6 +7,7 @@ checkpoint needs no generator state, and a resumed run draws what an uninterrupt
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -264,10 +265,10 @@ class _Trainer:
 
     def _log_row(self, work: Work, rate: float, waited: float) -> None:
         found = self.step.read(work)
+        self.step.check()  # before a row is written that is no JSON
         self.last = {"step": self.done, **found, "lr": rate, **self.speed.row(waited)}
         if self.log:
             self.log.record(self.last)
-        self.step.check()
 
     def _evaluate_and_save(self, bar: Progress) -> None:
         """Whatever is due after a step."""
@@ -281,10 +282,7 @@ class _Trainer:
 
     def _validate(self, bar: Progress) -> bool:
         """Log the validation losses, of the averaged weights if there are; whether they are the best so far."""
-        assert self.inputs.val is not None
-        with self._averaged():
-            self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
-        loss = self.validation["val_loss"]
+        loss = self._measure_validation()
         best = self.best is None or loss < self.best
         self.best = loss if best else self.best
         if self.log:
@@ -292,6 +290,18 @@ class _Trainer:
             baseline = self.baseline["val_unigram_cross_entropy"]
             bar.line(f"step {self.done}  validation loss {loss:.3f}  (unigram {baseline:.3f})")
         return best
+
+    def _measure_validation(self) -> float:
+        """The validation losses, of the averaged weights if there are; the one over all scored tokens."""
+        assert self.inputs.val is not None
+        with self._averaged():
+            self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
+        if not math.isfinite(loss := self.validation["val_loss"]):
+            raise UserError(
+                f"the validation loss is not finite after step {self.done}; set a lower --lr and continue with "
+                "--overwrite, or resume from the last checkpoint"
+            )
+        return loss
 
     def _draw(self) -> None:
         """A sheet of drawn validation samples in ``out/pictures``."""
@@ -312,6 +322,7 @@ class _Trainer:
 
     def _save(self, best: bool = False) -> None:
         self.step.check()
+        self.step.check_weights(self.done)
         facts = {
             "epoch": self.position.epoch, "batch": self.position.batch, "data": self.inputs.digest,
             "encoders": self.inputs.encoders, "best": self.best, "config": self.config.model_dump_json(),
@@ -328,8 +339,7 @@ class _Trainer:
         self._save()
         if finished:
             if self.inputs.val and not self.validation:
-                with self._averaged():
-                    self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
+                self._measure_validation()
             save_model(
                 self.out / "model", self.step.net, self.inputs.tokenizer, self.config.text,
                 ema=self.step.averages, first=self.group.first,

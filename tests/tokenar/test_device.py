@@ -191,5 +191,3 @@ def test_only_the_own_gpus_generator_is_asked(monkeypatch):
         with own_random_numbers(device):
             pass
     assert asked == [[torch.device("cuda", 3)], []]
-
-

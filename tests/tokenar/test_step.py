@@ -202,6 +202,16 @@ def test_numbers_that_are_none_change_nothing_and_are_told_with_their_step():
         trained.check()
 
 
+@pytest.mark.parametrize("kept", ["weights", "averages"])
+def test_weights_are_looked_at_before_they_are_kept(kept):
+    trained = Step(random_net(), config_for(ema=0.5), ALONE)
+    trained.check_weights(3)
+    values = trained.averages if kept == "averages" else dict(trained.net.named_parameters())
+    values["layers.0.attention.wo.weight"].data[1, 2] = math.inf
+    with pytest.raises(UserError, match="the weights are not finite after step 3;"):
+        trained.check_weights(3)
+
+
 def test_the_norm_is_that_before_clipping():
     row = {}
     for limit in (1e9, 1e-3):

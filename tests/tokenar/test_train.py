@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from small_run import command, in_process, make_sample, rows, tiny_config, weights, write_config, write_shard
 
 from data_schemas.errors import UserError
-from tokenar import checkpoint, data
+from tokenar import checkpoint, data, step
 from tokenar.config import PRESETS, TrainConfig, cpu_small, with_changes
 from tokenar.encoder_config import TextConfig, TokenizerConfig
 from tokenar.model_folder import load_model
@@ -267,6 +268,30 @@ def test_samples_with_one_and_two_references_train_together(shards, tmp_path):
 def test_a_loss_that_explodes_is_one_clear_error(shards, tmp_path):
     with pytest.raises(UserError, match="the loss is not finite at step"):
         train(tiny_config(shards, tmp_path / "run", lr=1e30, steps=30))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema": 0.9}, {"val_shards": None}, {"val_shards": None, "ema": 0.9}, {"lr": 1e30, "steps": 1}]
+)
+def test_weights_that_leave_all_numbers_become_no_model(changes, shards, tmp_path, monkeypatch):
+    """After the last step no gradients come that would tell."""
+    out, real = tmp_path / "run", step.step_if
+
+    def leaving(optimizer, good):
+        real(optimizer, good)
+        if "lr" not in changes and optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] == 4:
+            optimizer.param_groups[0]["params"][0].data.view(-1)[3] = math.inf
+
+    monkeypatch.setattr(step, "step_if", leaving)
+    config = tiny_config(shards, out, **{"steps": 4, "save_every": 2, "log_every": 2} | changes)
+    result = in_process("train", "--config", write_config(config, tmp_path / "c.json"))
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(r"the (validation loss is|weights are) not finite after step [14]; set a lower --lr", line)
+    assert not (out / "model").exists()
+    assert not (out / "summary.json").exists()
+    assert [path.name for path in checkpoint.checkpoints(out)] == ([] if "lr" in changes else ["step-000002"])
+    assert "NaN" not in (out / "metrics.jsonl").read_text()
 
 
 def test_a_loss_that_is_none_leaves_the_last_good_checkpoint(trained, shards, tmp_path, monkeypatch):
