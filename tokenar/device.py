@@ -19,7 +19,7 @@ def exact_float32() -> None:
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # what torch reads by its old name must agree with the new one
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # put there when torch is imported
 
 
 def own_device() -> torch.device:

@@ -145,19 +145,15 @@ def load_model(folder: str | Path) -> Model:
     device = own_device()
     net = _network(folder / "model.safetensors", config)
     tokenizer = _tokenizer(folder / "tokenizer.safetensors", vq_config, image_size, device)
-    for name, found, wanted in (
-        ("tokens along a side", tokenizer.grid, config.grid), ("vocabulary", tokenizer.vocabulary, config.vocabulary),
-    ):  # fmt: skip
-        if found != wanted:
-            raise UserError(
-                f"{folder / 'tokenizer.safetensors'}: {name} {found}, the model in {path} has {wanted}; {AGAIN}"
-            )
     reader = T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text)
-    for name, found, wanted in (
-        ("tokens", reader.tokens, config.text_tokens), ("width", reader.width, config.text_width),
-    ):  # fmt: skip
-        if found != wanted:
-            raise UserError(f"{path}: text of {name} {found}, the model has text_{name} {wanted}; {AGAIN}")
+    for file, what, here, wanted in (
+        ("tokenizer.safetensors", "tokens along a side", tokenizer.grid, config.grid),
+        ("tokenizer.safetensors", "vocabulary", tokenizer.vocabulary, config.vocabulary),
+        ("config.json", "text of tokens", reader.tokens, config.text_tokens),
+        ("config.json", "text of width", reader.width, config.text_width),
+    ):
+        if here != wanted:
+            raise UserError(f"{folder / file}: {what} {here}, the model has {wanted}; {AGAIN}")
     return Model(net, tokenizer, reader, folder)
 
 

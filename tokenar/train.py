@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
+from data_schemas.files import sweep
 from tokenar import data
 from tokenar.checkpoint import Checkpoints
 from tokenar.config import TrainConfig
@@ -37,8 +39,9 @@ from tokenar.validate import draw_samples, fixed_subset, validate
 
 RUN_FILES = (
     "checkpoints", "tensorboard", "model", "pictures", "profile", "wandb", "wandb-id.txt", "metrics.jsonl",
-    "summary.json", "tokenizer.safetensors",
+    "summary.json", "tokenizer.safetensors", "evaluation", "ablation.json",
 )  # fmt: skip
+"""What a run, and what measured it, leaves in its folder."""
 MAY_CHANGE = {
     "steps", "log_every", "eval_every", "pictures_every", "pictures", "save_every", "keep", "out", "wandb", "profile",
     "accumulation", "parallel", "compile", "activation_checkpointing",
@@ -139,7 +142,7 @@ class _Trainer:
         self.validation: dict[str, float] = {}
         self._open_out(resume, overwrite)
         self.checkpoints = Checkpoints(self.out, config.keep, group)
-        self.step, self.facts = self._build(resume)
+        self.step, self.before = self._build(resume)
 
     def run(self) -> dict[str, Any]:
         config, group = self.config, self.group
@@ -166,9 +169,7 @@ class _Trainer:
             if self.out.exists() and not self.out.is_dir():
                 raise UserError(f"{self.out}: is a file; give another --out")
             if overwrite:
-                for name in RUN_FILES:
-                    shutil.rmtree(self.out / name, ignore_errors=True)
-                    (self.out / name).unlink(missing_ok=True)
+                _remove(self.out)
             elif self.out.is_dir() and any(self.out.iterdir()):
                 raise UserError(
                     f"{self.out}: not empty; continue with --resume, start again with --overwrite or give another --out"
@@ -178,10 +179,12 @@ class _Trainer:
                 self.out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{self.out}: cannot be made ({error.strerror}); give another --out") from error
+            for folder in (self.out, self.out / "model", self.out / "pictures"):
+                sweep(folder)
         self.group.wait()
 
-    def _build(self, resume: bool) -> tuple[Step, dict[str, Any] | None]:
-        """Network and optimiser, new or from the newest checkpoint, with what that says of the run."""
+    def _build(self, resume: bool) -> tuple[Step, tuple[str, Any, data.Position] | None]:
+        """Network and optimiser, new or from the newest checkpoint, with its samples, encoders and place in them."""
         config = self.config
         torch.manual_seed(config.seed)
         net = TokenAR(config.model).to(self.group.device)
@@ -191,20 +194,29 @@ class _Trainer:
         if not resume:
             return step, None
         facts = self.checkpoints.load(net, step.optimizer, step.averages)
-        _same_settings(config, json.loads(facts["config"]), self.out)
-        self.done, self.best = facts["step"], facts["best"]
-        return step, facts
+        try:
+            before = parse_json(facts["config"], "config")
+            self.done, self.best = int(facts["step"]), facts["best"]
+            places = facts["data"], facts["encoders"], data.Position(int(facts["epoch"]), int(facts["batch"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.out}: its checkpoint is none of a training; start again with --overwrite"
+            ) from error
+        _same_settings(config, before, self.out)
+        if self.group.first and self.done < config.steps:
+            (self.out / "summary.json").unlink(missing_ok=True)  # of the run as it was; a new one comes at the end
+        return step, places
 
     def _load_data(self) -> None:
         """Open or encode the samples, and go to the place in them."""
-        config, facts, position = self.config, self.facts, data.Position()
-        self.inputs = load_inputs(config, self.group, self.out / "tokenizer.safetensors", resumed=facts is not None)
+        config, before, position = self.config, self.before, data.Position()
+        self.inputs = load_inputs(config, self.group, self.out / "tokenizer.safetensors", resumed=before is not None)
         if config.pictures_every and self.inputs.tokenizer is None:
             raise UserError("pictures_every: there is no tokenizer to draw with; set tokenizer_weights, or 0")
-        if facts is not None:
-            if (facts["data"], facts["encoders"]) != (self.inputs.digest, self.inputs.encoders):
+        if before is not None:
+            digest, encoders, position = before
+            if (digest, encoders) != (self.inputs.digest, self.inputs.encoders):
                 raise UserError(f"{config.shards}: other samples than the run began with; start again with --overwrite")
-            position = data.Position(facts["epoch"], facts["batch"])
         self.position = position
         self.order = data.Order(self.inputs.train.references, config.batch, config.seed, position)
 
@@ -216,6 +228,7 @@ class _Trainer:
         if self.log and not self.done:
             parameters = sum(p.numel() for p in self.step.net.parameters())
             self.log.record({"step": 0, **self.baseline, "parameters": parameters})
+        self.group.wait()  # the first step's gradients would wait for the first process on the device, not as patiently
 
     def _baseline(self) -> dict[str, Any]:
         """Unigram figures of the scored tokens, and of the picture's tokens alone; of many samples a fixed part."""
@@ -304,16 +317,19 @@ class _Trainer:
         return loss
 
     def _draw(self) -> None:
-        """A sheet of drawn validation samples in ``out/pictures``."""
-        if not self.log:
-            return
+        """A sheet of drawn validation samples in ``out/pictures``, by the first process."""
+        if self.log:
+            self._draw_sheet(self.log)
+        self.group.wait()
+
+    def _draw_sheet(self, log: Log) -> None:
         assert self.inputs.val is not None
         assert self.inputs.tokenizer is not None
         with self._averaged():
             drawn = draw_samples(self.step.net, self.inputs.tokenizer, self.inputs.val, self.config)
         path = self.out / "pictures" / f"step-{self.done:06d}.png"
         write_atomically(path, lambda temporary: drawn.save(temporary, format="png"))
-        self.log.picture(self.done, drawn)
+        log.picture(self.done, drawn)
 
     def _averaged(self) -> AbstractContextManager[None]:
         return self.step.average.swapped() if self.step.average else nullcontext()
@@ -354,6 +370,17 @@ class _Trainer:
         write_atomically(self.out / "summary.json", lambda path: path.write_text(content))
         self.log.close()
         return summary
+
+
+def _remove(out: Path) -> None:
+    """Take an earlier run out of a folder, and nothing else."""
+    for path in (out / name for name in RUN_FILES):
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be removed ({error.strerror}); remove it, or give another --out"
+            ) from error
 
 
 def _same_settings(config: TrainConfig, before: dict[str, Any], out: Path) -> None:

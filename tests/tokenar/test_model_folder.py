@@ -114,8 +114,8 @@ def test_settings_that_are_deep_or_no_table_are_one_line(tmp_path):
         ("model", {"width": 32}, "model.safetensors", "img_uncond_embedding is [12, 16], in this model [12, 32]"),
         ("model", {"layers": 3}, "model.safetensors", "2 layers, config.json says 3"),
         ("model", {"layers": 4000}, "model.safetensors", "2 layers, config.json says 4000"),
-        ("text", {"tokens": 4}, "config.json", "text of tokens 4, the model has text_tokens 3"),
-        ("text", {"width": 6}, "config.json", "text of width 6, the model has text_width 5"),
+        ("text", {"tokens": 4}, "config.json", "text of tokens 4, the model has 3"),
+        ("text", {"width": 6}, "config.json", "text of width 6, the model has 5"),
     ],
 )
 def test_settings_of_another_model(part, change, file, told, tmp_path):
@@ -132,8 +132,8 @@ def test_settings_of_another_model(part, change, file, told, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"image_size": 6}, "tokens along a side 3, the model in"),
-        ({"vocabulary": 12}, "vocabulary 12, the model in"),
+        ({"image_size": 6}, "tokens along a side 3, the model has 2"),
+        ({"vocabulary": 12}, "vocabulary 12, the model has 11"),
     ],
 )
 def test_a_tokenizer_of_another_model(changes, told, tmp_path):

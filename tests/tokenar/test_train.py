@@ -244,9 +244,37 @@ def test_overwrite_removes_the_run_and_nothing_else(shards, tmp_path):
     out = tmp_path / "run"
     train(tiny_config(shards, out, steps=2))
     (out / "notes.txt").write_text("mine")
+    for left in ("evaluation/metrics.json", "model/.model.safetensors.4242.tmp", ".summary.json.7.tmp"):
+        (out / left).parent.mkdir(exist_ok=True)
+        (out / left).write_text("of the run before")
+        os.utime(out / left, (0, 0))
     train(tiny_config(shards, out, steps=1), overwrite=True)
+    assert not (out / "evaluation").exists()
+    assert not list(out.rglob("*.tmp"))
     assert (out / "notes.txt").read_text() == "mine"
     assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000001"]
+
+
+def test_a_run_that_goes_on_is_not_summed_up_as_it_was(shards, tmp_path):
+    out = tmp_path / "run"
+    train(tiny_config(shards, out, steps=3))
+
+    def stop(row):
+        assert not (out / "summary.json").exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(shards, out, steps=6), stop, resume=True)
+    assert not (out / "summary.json").exists()
+
+
+def test_a_log_of_anything_is_continued(shards, tmp_path):
+    out = tmp_path / "run"
+    train(tiny_config(shards, out, steps=3))
+    with open(out / "metrics.jsonl", "ab") as file:
+        file.write(b'[1]\n{"step": "x"}\n{"loss": 2}\n\xff\xfe\n' + b"[" * 5000 + b"\n")
+    train(tiny_config(shards, out, steps=4), resume=True)
+    assert [row["step"] for row in rows(out) if "loss" in row] == [1, 2, 3, 4]
 
 
 def test_other_samples_are_not_continued_with(shards, tmp_path):
