@@ -31,7 +31,7 @@ from tokenar.model import TokenAR
 from tokenar.model_folder import save_model, write_atomically
 from tokenar.parallel import Workers, workers
 from tokenar.prefetch import Prefetched
-from tokenar.progress import Progress
+from tokenar.progress import Progress, tell
 from tokenar.published import load_published
 from tokenar.signals import StopSignal, stop_signals
 from tokenar.step import Part, Step, Work
@@ -223,6 +223,7 @@ class _Trainer:
     def _open_log(self) -> None:
         """A new run's log begins with the unigram figures."""
         self.log = Log(self.config, self.done, self.progress) if self.group.first else None
+        tell("measuring the hardware's speed and what guessing by token frequency would reach", self.group.first)
         self.speed = Speed(self.step.net, self.config, self.group)
         self.baseline = self._baseline() if self.log else {}
         if self.log and not self.done:
@@ -301,7 +302,7 @@ class _Trainer:
         if self.log:
             self.log.record({"step": self.done, **self.validation})
             baseline = self.baseline["val_unigram_cross_entropy"]
-            bar.line(f"step {self.done}  validation loss {loss:.3f}  (unigram {baseline:.3f})")
+            bar.line(f"step {self.done}  validation loss {loss:.3f}  (guessing by token frequency {baseline:.3f})")
         return best
 
     def _measure_validation(self) -> float:
