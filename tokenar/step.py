@@ -28,6 +28,9 @@ from tokenar.weight_files import are_finite
 
 CHUNK_LOGITS = 1 << 25
 """Logits that exist at once: 128 MB in float32."""
+COMPILED_FORMS = 64
+"""Forms of a block that one process compiles: up to 8 for a network, whose batches have different numbers of samples
+and references, with gradients and without; and a sweep has many networks."""
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -158,6 +161,10 @@ class Step:
         self.net, self.config, self.group = net, config, group
         recompute_blocks(net, config.activation_checkpointing)
         if config.compile:
+            from torch._dynamo import config as compiler  # takes long to import
+
+            # Beyond its limit torch runs what is new uncompiled, with a warning.
+            compiler.recompile_limit = max(compiler.recompile_limit, COMPILED_FORMS)
             for block in net.layers:
                 block.compile()
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32

@@ -264,6 +264,21 @@ def test_compiled_blocks_give_the_same_loss_with_one_graph_for_all(how, monkeypa
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+def test_the_blocks_of_many_networks_are_compiled(monkeypatch):
+    """A sweep trains dozens in one process; beyond torch's own limit of 8 they would silently run uncompiled."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend=counter))
+    with torch._dynamo.config.patch(recompile_limit=8):
+        for number in range(1, 11):
+            model = changed(width=16 * number)
+            trained = Step(random_net(model), config_for(model, compile=True), ALONE)
+            trained.update(work_of(trained.net, 0, batch_of(model, 2)))
+            assert counter.frame_count == number
+
+
 def test_distillation_is_learned():
     model = changed(distill="dinov2", grid=4, dropout=0.0)
     config = config_for(
