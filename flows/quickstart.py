@@ -32,7 +32,7 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
     report_run(config)
     return places | {
         "checkpoint": f"{training}/model",
-        "samples": f"{training}/evaluation/training/samples",
+        "samples": f"{training}/evaluation/{config.name}/samples",
         "evaluation": f"{training}/evaluation/table.md",
     }
 

@@ -112,8 +112,8 @@ def contrast(
     return _svg(figure, name, f"Histogram of {name}: the samples and their control, with the thresholds")
 
 
-def training_curve(loss: Points, val_loss: Points, unigram_entropy: float | None, name: str) -> str | None:
-    """Training and validation loss (nats) over steps, with the entropy of single tokens as a level line.
+def training_curve(loss: Points, val_loss: Points, guess: float | None, name: str) -> str | None:
+    """Training and validation loss (nats) over steps, with what guessing by token frequency reaches as a level line.
 
     The faint line is the logged loss, the strong one its running mean. None if no loss is a finite number.
     """
@@ -128,11 +128,11 @@ def training_curve(loss: Points, val_loss: Points, unigram_entropy: float | None
     if val:
         steps, values = np.asarray(val).T
         axes.plot(steps, values, color=KEPT, linewidth=1.3, marker="o", markersize=3.5, markeredgewidth=0)
-    if unigram_entropy is not None and math.isfinite(unigram_entropy):
-        axes.axhline(unigram_entropy, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
+    if guess is not None and math.isfinite(guess):
+        axes.axhline(guess, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
         axes.annotate(
-            f"unigram entropy {number(unigram_entropy)}",
-            (0.995, unigram_entropy),
+            f"guessing by token frequency {number(guess)}",
+            (0.995, guess),
             (0, 3),
             xycoords=axes.get_yaxis_transform(),
             textcoords="offset points",

@@ -55,7 +55,7 @@ class Training:
     """What the trainer, the evaluator and the sampler left.
 
     ``log`` holds the rows of metrics.jsonl: ``step`` with ``loss`` (nats) and ``samples_per_s``, or with
-    ``val_loss`` and ``val_loss_target``; one row may have ``unigram_entropy`` (nats). ``evaluation`` maps names to
+    ``val_loss`` and ``val_loss_target``; one row may have ``val_unigram_cross_entropy``. ``evaluation`` maps names to
     numbers, nested values are passed over. ``samples`` are (sample_id, generated picture).
     """
 
@@ -345,15 +345,15 @@ def training_view(data: ReportData) -> View | None:
     if data.training is None:
         return None
     loss, val_loss, picture_loss = (series(data.training.log, key) for key in ("loss", "val_loss", "val_loss_target"))
-    entropies = [as_float(row["unigram_entropy"]) for row in data.training.log if "unigram_entropy" in row]
-    svg = training_curve(loss, val_loss, entropies[-1] if entropies else None, "training")
+    guesses = [value for _, value in series(data.training.log, "val_unigram_cross_entropy")]
+    svg = training_curve(loss, val_loss, guesses[-1] if guesses else None, "training")
     speeds = sorted(value for _, value in series(data.training.log, "samples_per_s"))
     figures = {
         "steps": count_text(max((step for step, _ in loss + val_loss), default=None)),
         "last loss": number_text(loss[-1][1] if loss else None),
         "best validation loss": number_text(min((value for _, value in val_loss), default=None)),
         **({"of the picture alone": number_text(min(value for _, value in picture_loss))} if picture_loss else {}),
-        "unigram entropy": number_text(entropies[-1] if entropies else None),
+        "guessing by token frequency": number_text(guesses[-1] if guesses else None),
         "samples per second": number_text(speeds[len(speeds) // 2] if speeds else None),
     }
     evaluation = {

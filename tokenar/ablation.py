@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data_schemas.documents import read_json
 from data_schemas.errors import UserError
 from tokenar.config import SampleConfig, TrainConfig, with_changes
 from tokenar.evaluate import evaluate
@@ -75,8 +77,10 @@ def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict
     """The figures of one run, trained and measured unless both are there already."""
     done = Path(config.out) / "ablation.json"
     asked = {"train": config.model_dump(mode="json"), "sampling": sampling.model_dump(), "limit": limit}
-    if done.is_file() and (found := json.loads(done.read_text()))["asked"] == asked:
-        return found["figures"]
+    with suppress(UserError, KeyError, TypeError):  # what cannot be read is made again
+        found = read_json(done)
+        if found["asked"] == asked:
+            return found["figures"]
     summary = train(config, overwrite=True)
     if not summary["finished"]:
         raise UserError(f"{config.out}: stopped; the same command goes on from the runs that are whole")

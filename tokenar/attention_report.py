@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample, file_name
 from tokenar import attention_figures, data
 from tokenar.attention_maps import AttentionMaps, checked_boxes, identity, measure, target_regions
+from tokenar.device import own_device
+from tokenar.eval_pictures import noted, read_drawn, remove_earlier, unlisted
 from tokenar.model_folder import Model, load_model, write_atomically
 from tokenar.positions import Layout
 from tokenar.progress import Progress
@@ -60,20 +60,34 @@ def write_maps(
     shown = _shown(layers, loaded.net.config.layers)
     if drawn is not None and not drawn.is_dir():
         raise UserError(f"{drawn}: no such folder; give the folder that tokenar-sample wrote")
-    loaded.net.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded.net.to(own_device())
     samples, folder = list(data.read_samples(shards, limit)), Path(out) / "samples"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
+    sample_ids = [item.sample_id for item in samples]
+    if drawn is not None and (lost := unlisted(drawn, sample_ids)):
+        raise UserError(f"{drawn}: no prediction {lost[0]}.png of the last call; draw it with tokenar-sample")
+    _drop_earlier(Path(out), sample_ids)
     found = []
     with Progress("attention", len(samples), every=10, show=not quiet) as bar:
         for item in samples:
-            given = item if drawn is None else replace(item, target=_drawn(drawn, item.sample_id))
+            given = (
+                item if drawn is None else replace(item, target=read_drawn(drawn / f"{file_name(item.sample_id)}.png"))
+            )
             found.append(_sample(given, loaded, folder, shown, heads, index=drawn is None))
             bar.advance()
     about = {"model": str(model), "shards": shards, "predictions": None if drawn is None else str(drawn)}
     return _summary(found, about, Path(out))
+
+
+def _drop_earlier(out: Path, sample_ids: Sequence[str]) -> None:
+    """Remove what an earlier call left: its means, and its files of samples that are not measured now."""
+    before = {str(entry.get("sample_id")) for entry in noted(out / "attention.json", "per_sample")} - set(sample_ids)
+    endings = ("safetensors", "sources.png", "picture.png", "mass.png")
+    remove_earlier(out / "samples", [f"{sample_id}.{ending}" for sample_id in before for ending in endings])
+    remove_earlier(out, ["attention.json"])
 
 
 def _shown(layers: Sequence[int] | None, count: int) -> list[int]:
@@ -83,13 +97,6 @@ def _shown(layers: Sequence[int] | None, count: int) -> list[int]:
         if not 0 <= layer < count:
             raise UserError(f"layer {layer}: the model has layers 0 to {count - 1}; give --layers some of these")
     return list(layers)
-
-
-def _drawn(folder: Path, sample_id: str) -> Image.Image:
-    path = folder / f"{file_name(sample_id)}.png"
-    if not path.is_file():
-        raise UserError(f"{path}: no prediction for sample {sample_id}; draw it with tokenar-sample")
-    return pictures.decode(path.read_bytes(), str(path)).convert("RGB")
 
 
 def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int], heads: bool, index: bool) -> Seen:

@@ -26,14 +26,19 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from data_schemas.documents import read_json
 from data_schemas.errors import UserError
-from tokenar.parallel import Workers, piece
+from data_schemas.text import one_line
+from tokenar.parallel import Workers, host_group, piece
 from tokenar.saved_state import SavedState, digest, model_state, optimizer_facts, optimizer_state, write_pieces
 
 FORMAT = 1
+MAX_INDEX = 1_000_000_000
+"""Bytes of facts.json: it names every parameter once, and every file."""
 _FOLDER = re.compile(r"step-(\d{6,})")
 _T = TypeVar("_T")
 
@@ -62,7 +67,7 @@ class Checkpoints:
         # The threads talk among themselves while training uses the main group, and on the CPU.
         self._channel: dist.ProcessGroup | None = None
         if group.world > 1:
-            self._channel = dist.new_group(backend="gloo")  # type: ignore[assignment]  # it may also be NON_GROUP
+            self._channel = host_group()
         if group.first:
             for left in self.folder.glob(".step-*.tmp"):  # by a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
@@ -135,10 +140,13 @@ class Checkpoints:
         if problem is not None:
             raise UserError(f"{path}: {problem}; resume from another checkpoint")
         index = _read_index(path)
-        with ExitStack() as files, torch.no_grad():
-            saved = SavedState(path, sorted(index["files"]), files, self.group)
-            saved.fill(model_state(net, ema))
-            saved.fill_optimizer(net, optimizer, index["optimizer"])
+        try:
+            with ExitStack() as files, torch.no_grad():
+                saved = SavedState(path, sorted(index["files"]), files, self.group)
+                saved.fill(model_state(net, ema))
+                saved.fill_optimizer(net, optimizer, index["optimizer"])
+        except (KeyError, TypeError, AttributeError, SafetensorError) as error:  # whole, but not as this writes it
+            raise UserError(f"{path}: not a checkpoint of this program; start again with --overwrite") from error
         self._held = index["facts"]["step"]
         return index["facts"]
 
@@ -248,13 +256,21 @@ def _step(path: Path) -> int:
 def _read_index(path: Path) -> dict[str, Any]:
     """facts.json as it was written. Raises ValueError for what is not one, with the reason."""
     try:
-        index = json.loads((path / "facts.json").read_text())
+        index = read_json(path / "facts.json", limit=MAX_INDEX)
         version = index["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole = version != FORMAT or _is_index(index)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError("facts.json is missing or damaged") from error
     if version != FORMAT:
-        raise ValueError(f"facts.json is of format {version}, this program reads {FORMAT}")
+        raise ValueError(f"facts.json is of format {one_line(version, 40)}, this program reads {FORMAT}")
+    if not whole:
+        raise ValueError("facts.json is missing or damaged")
     return index
+
+
+def _is_index(index: dict[str, Any]) -> bool:
+    files = all("/" not in name and {"bytes", "sha256"} <= set(file) for name, file in index["files"].items())
+    return files and isinstance(index["facts"]["step"], int) and isinstance(index["optimizer"], dict)
 
 
 def _drop(path: Path) -> None:

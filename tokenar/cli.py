@@ -186,7 +186,8 @@ def _start(preset: str, config: str | None) -> TrainConfig:
 def _train_line(summary: dict[str, Any]) -> str:
     line = f"model: {summary['model']}"
     if "val_loss" in summary:
-        line += f"  validation loss {summary['val_loss']:.3f}, unigram {summary['val_unigram_cross_entropy']:.3f}"
+        line += f"  validation loss {summary['val_loss']:.3f}"
+        line += f", guessing by token frequency {summary['val_unigram_cross_entropy']:.3f}"
     return line
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data_schemas.errors import UserError
+from data_schemas.files import sweep
 from data_schemas.shards import decode_sample, expand_shards, read_members
 from tokenar.data import as_float, pixels_of
 from tokenar.encoded_shards import (
@@ -33,7 +34,7 @@ from tokenar.encoded_shards import (
     write_shard,
 )
 from tokenar.encoder_config import EncodeConfig
-from tokenar.parallel import place
+from tokenar.parallel import Workers, place
 from tokenar.prefetch import Prefetched
 from tokenar.progress import Progress
 from tokenar.teacher import Teacher
@@ -160,12 +161,14 @@ def load_encoders(config: EncodeConfig, device: torch.device | str) -> Encoders:
 def encode(config: EncodeConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Encode the shards that are not encoded yet; this process's counts: encoded, there (before), samples, seconds.
 
-    ``overwrite`` also replaces shards of other encoders. torchrun's environment variables say which share is this
-    process's. UserError for whatever cannot be used; the shards that are done stay.
+    ``overwrite`` also replaces shards of other encoders and removes those of raw shards that are gone. torchrun's
+    environment variables say which share is this process's. UserError for whatever cannot be used; the shards that are
+    done stay.
     """
     here = place()
     share = expand_shards(config.shards)[here.rank :: here.world]
     out = _out_folder(config)
+    _drop_earlier(config, out, overwrite, here)
     encoders = load_encoders(config, here.device)
     return encode_shards(share, out, encoders, config.batch, config.threads, overwrite=overwrite, show=here.first)
 
@@ -182,6 +185,26 @@ def _out_folder(config: EncodeConfig) -> Path:
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
     return out
+
+
+def _drop_earlier(config: EncodeConfig, out: Path, overwrite: bool, here: Workers) -> None:
+    """See to it that the folder holds no encoded shard of a raw one that is not there any more.
+
+    Training would read it with the others. Only those count that the glob of the raw shards would name. UserError
+    unless ``overwrite``, which removes them.
+    """
+    made = {_name(url) for url in expand_shards(config.shards)}
+    old = [path for path in sorted(out.glob(_name(config.shards))) if path.name not in made and path.is_file()]
+    old = [path for path in old if is_encoded(str(path))]
+    if old and not overwrite:
+        raise UserError(
+            f"{old[0]}: one of {len(old)} encoded shards whose raw shard is not there any more; give another --out, or "
+            "remove them with --overwrite"
+        )
+    if here.first:
+        sweep(out)
+        for path in old:
+            path.unlink(missing_ok=True)
 
 
 def encode_shards(
@@ -257,8 +280,6 @@ def _encode_shard(
     url: str, path: Path, encoders: Encoders, batch: int, threads: int, note: Callable[[Pictures], None]
 ) -> None:
     source = _source(url)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
-        left.unlink(missing_ok=True)
 
     def prepare(entry: tuple[str, dict[str, bytes]]) -> Pictures:
         return _pictures(url, *entry, encoders.tokenizer.image_size)

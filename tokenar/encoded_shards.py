@@ -35,6 +35,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_schemas.errors import UserError
+from data_schemas.files import check_file
 from data_schemas.settings import Settings
 from data_schemas.shards import MAX_REFERENCES, expand_shards
 from data_schemas.storage import url_to_fs
@@ -232,11 +233,13 @@ def _damaged(url: str, reason: object) -> UserError:
 
 def _index_bytes(url: str) -> int | None:
     """Size of the content of ``__shard__``; None if the file begins with something else."""
+    if "://" not in url:
+        check_file(url, "give the files of shards")  # a pipe would be waited for
     try:
         entry = tarfile.TarInfo.frombuf(_read(url, 0, tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         return None
-    return entry.size if entry.name == INDEX_NAME else None
+    return entry.size if entry.name == INDEX_NAME and entry.size >= 0 else None
 
 
 def is_encoded(url: str) -> bool:

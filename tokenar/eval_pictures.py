@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_schemas import pictures
+from data_schemas.documents import read_json
 from data_schemas.errors import UserError
+from data_schemas.files import read_file
 from data_schemas.pictures import FOREGROUND, square_on_white
-from data_schemas.shards import ShardSample
+from data_schemas.shards import ShardSample, file_name
 from tokenar.metrics import Mask, Pixels
 
+MAX_LISTING = 1_000_000_000
+"""Bytes of samples.json: a picture takes half a thousand."""
 GAP, TITLE = 4, 20
 """Pixels between the pictures of a grid, and the height of its titles."""
 
 
 def read_drawn(path: Path) -> Image.Image:
     """A drawn picture, RGB and square; transparency is put on white. UserError naming the file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such picture; draw it, or give --limit")
-    drawn = pictures.on_white(pictures.decode(path.read_bytes(), str(path)))
+    drawn = pictures.on_white(pictures.decode(read_file(path, "draw it again", pictures.MAX_BYTES), str(path)))
     if drawn.width != drawn.height:
         raise UserError(f"{path}: {drawn.width} x {drawn.height} pixels, expected a square picture")
     return drawn
+
+
+def unlisted(folder: Path, sample_ids: Sequence[str]) -> list[str]:
+    """The samples for which a folder of drawn pictures has none, or only one that an earlier call left behind.
+
+    ``samples.json``, if the folder has one, says which pictures are of the last call.
+    """
+    listing = folder / "samples.json"
+    file_of = {sample_id: f"{file_name(sample_id)}.png" for sample_id in sample_ids}
+    there = {file for file in file_of.values() if (folder / file).is_file()}
+    if listing.is_file():
+        entries = read_json(listing, "draw the pictures again", limit=MAX_LISTING)
+        if not isinstance(entries, list) or not all(
+            isinstance(e, dict) and isinstance(e.get("file"), str) for e in entries
+        ):
+            raise UserError(f"{listing}: not a list of drawn pictures; draw them again, or remove it")
+        there &= {entry["file"] for entry in entries}
+    return [sample_id for sample_id in sample_ids if file_of[sample_id] not in there]
+
+
+def remove_earlier(folder: Path, names: Iterable[str]) -> None:
+    """Remove files by names that an earlier call noted; none outside of the folder."""
+    for name in names:
+        if not Path(name).is_absolute() and ".." not in Path(name).parts:
+            (folder / name).unlink(missing_ok=True)
+
+
+def noted(path: Path, key: str) -> list[Any]:
+    """The list that an earlier call noted under ``key`` in a JSON file; empty if there is none that can be read."""
+    with suppress(UserError):
+        found = read_json(path, limit=MAX_LISTING)
+        if isinstance(found, dict) and isinstance(found.get(key), list):
+            return found[key]
+    return []
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:

@@ -104,16 +104,12 @@ def _rows(result: Result, group: str, bold: str = "**{}**") -> list[list[str]]:
         for row in cells.values():  # as shown: two that read the same are equally good
             if row[place] != DASH and float(row[place]) == best:
                 row[place] = bold.format(row[place])
-    return [[name, _venue(name, method), *cells[name]] for name, method in methods.items()]
+    return [[name, VENUES.get(name, DASH), *cells[name]] for name in methods]
 
 
 def _cell(figures: Mapping[str, Any], column: Column) -> str:
     value = figures.get(column.figure)
     return DASH if value is None else f"{value * column.scale:.2f}"
-
-
-def _venue(name: str, method: Mapping[str, Any]) -> str:
-    return VENUES.get(name, "Ours" if "model" in method else DASH)
 
 
 def _samples(result: Result, group: str) -> str:

@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from data_schemas.errors import UserError
+from data_schemas.text import one_line
+from tokenar.weight_files import check_finite, read_content
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Backbone = Literal["alex", "vgg", "squeeze"]
@@ -43,19 +43,19 @@ def folder_of(option: str, source: str, patterns: Sequence[str]) -> Path:
 
 def read_weights(option: str, source: str, url: str | None) -> dict[str, Tensor]:
     """A plain state dict from a file (.safetensors, or .pth without pickled code) or, with ``url``, from there."""
-    try:
-        if url is not None:
-            return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, weights_only=True)
-        path = Path(source).expanduser()
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise _cannot_be_had(option, source, error) from error
-    except Exception as error:  # unpickling something else fails in many ways
-        raise _cannot_be_had(option, source, "not a file of plain weights") from error
+    if url is not None:
+        try:
+            found = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, weights_only=True)
+        except Exception as error:  # no network, or not what it was
+            raise _cannot_be_had(option, source, error) from error
+    else:
+        try:
+            found = read_content(Path(source).expanduser(), "name a file of plain weights")
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise _cannot_be_had(option, source, "not a file of plain weights")
+    check_finite(found, f"{option}: {source}", "fetch it again")
     return found
 
 
@@ -79,5 +79,5 @@ def lpips_backbone(source: str) -> tuple[Backbone, dict[str, Tensor]]:
 
 
 def _cannot_be_had(option: str, source: str, reason: object) -> UserError:
-    line = " ".join(str(reason).split())[:100] or type(reason).__name__
+    line = one_line(reason, 100) or type(reason).__name__
     return UserError(f"{option}: {source} cannot be had ({line})")

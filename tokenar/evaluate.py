@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from data_schemas.documents import read_json
 from data_schemas.errors import UserError
 from data_schemas.pictures import FORMATS
 from data_schemas.shards import file_name
@@ -30,7 +31,7 @@ from tokenar import eval_tables, metrics
 from tokenar.config import SampleConfig
 from tokenar.eval_cache import Cache, CachedFeatures, pack, unpack
 from tokenar.eval_config import EvalConfig
-from tokenar.eval_pictures import Truth, fit, grid, read_drawn, strip
+from tokenar.eval_pictures import Truth, fit, grid, noted, read_drawn, remove_earlier, strip, unlisted
 from tokenar.eval_rows import Scorer, model_figures, summarise
 from tokenar.eval_samples import Stored, stored_samples
 from tokenar.feature_encoders import Encoders
@@ -106,14 +107,17 @@ def evaluate(
     return json.loads((folder / "metrics.json").read_text())
 
 
+PARTS_OF_A_RUN = ("model", "samples", "training", "evaluation")
+
+
 def named(folders: Folders) -> dict[str, Path]:
-    """Name -> folder; a folder called "model" or "samples" goes by the name of the one it lies in."""
+    """Name -> folder. What is only a part of a run goes by the run's name: ``runs/mine/training/model`` is "mine"."""
     if isinstance(folders, Mapping):
         return {name: Path(path) for name, path in folders.items()}
     found: dict[str, Path] = {}
     for path in map(Path, folders):
-        whole = path.resolve()
-        name = whole.parent.name if whole.name in ("model", "samples") else whole.name
+        parts = path.resolve().parts
+        name = next((part for part in reversed(parts[1:]) if part not in PARTS_OF_A_RUN), parts[-1])
         if name in found:
             raise UserError(f"{path}: a second method would be called {name!r}; give each its own: NAME=DIR")
         found[name] = path
@@ -160,10 +164,11 @@ class Evaluation:
                 continue
             if not method.pictures.is_dir():
                 raise UserError(f"{method.pictures}: no such folder; give one with a <sample_id>.png for every sample")
-            if lost := [i for i in self.ids if not method.picture(i).is_file()]:
+            if lost := unlisted(method.pictures, self.ids):
+                left = " (an earlier call's is there)" if method.picture(lost[0]).is_file() else ""
                 raise UserError(
                     f"{method.pictures}: no prediction for {len(lost)} of {len(self.ids)} samples, first "
-                    f"{file_name(lost[0])}.png; draw them, or evaluate the first with --limit"
+                    f"{file_name(lost[0])}.png{left}; draw them, or evaluate the first with --limit"
                 )
 
     def load_encoders(self) -> None:
@@ -263,7 +268,8 @@ class Evaluation:
             raise UserError(f"{path}: not a readable picture ({error}); replace it") from error
 
     def write(self) -> None:
-        """Put together what all processes found out: every file of the evaluation."""
+        """Put together what all processes found out: every file of the evaluation; metrics.json marks it whole."""
+        self._drop_earlier()
         self.rows.load()
         self.features.cache.load()
         found = {
@@ -280,6 +286,12 @@ class Evaluation:
         write_atomically(self.out / "table.tex", lambda path: path.write_text(eval_tables.latex(result)))
         write_atomically(self.out / "metrics.json", lambda path: path.write_text(content))
 
+    def _drop_earlier(self) -> None:
+        """Remove what an earlier evaluation in this folder left of samples that are not shown now."""
+        before, shown = noted(self.out / "metrics.json", "shown"), self.ids[: self.config.shown]
+        remove_earlier(self.out / "pictures", [f"{sample_id}.png" for sample_id in before if sample_id not in shown])
+        remove_earlier(self.out, ["metrics.json", *(["grid.png"] if not shown else [])])
+
     def _result(self, found: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
         methods = {method.name: self._method_result(method, found[method.name]) for method in self.methods}
         encoders = {
@@ -287,7 +299,8 @@ class Evaluation:
             for name, encoder in self.encoders.named().items()
         }
         result = {
-            "methods": methods, "samples": len(self.ids), "shards": self.shards, "side": self.side,
+            "methods": methods, "samples": len(self.ids), "shown": self.ids[: self.config.shown],
+            "shards": self.shards, "side": self.side,
             "crop": CROP.format(padding=self.config.padding), "encoders": encoders,
             "settings": self.config.model_dump(mode="json"), "sampling": self.sampling.model_dump(mode="json"),
             "seed": self.sampling.seed, "versions": _versions(),
@@ -304,8 +317,7 @@ class Evaluation:
         result: dict[str, Any] = {"pictures": str(method.pictures)}
         if method.model is not None:
             result |= {"model": str(method.model), "fingerprint": method.fingerprint}
-            settings = json.loads((method.model / "config.json").read_text())
-            result["model_config"] = settings["model"]
+            result["model_config"] = read_json(method.model / "config.json")["model"]
         for name, chosen in groups.items():
             if len(chosen) == len(entries) and name != "figures":
                 result[name] = result["figures"]  # FID takes a while

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from data_schemas.errors import UserError
 from tokenar import frozen
+from tokenar.device import exact_float32
 from tokenar.eval_config import EvalConfig
 from tokenar.eval_weights import folder_of, lpips_backbone, need, read_weights
 from tokenar.metrics import Features, Mask, Pixels
@@ -51,6 +52,7 @@ class Encoder(ABC):
     """Whether features are scaled to length 1."""
 
     def __init__(self, network: nn.Module, device: torch.device):
+        exact_float32()
         self.network: Any = network.eval().requires_grad_(False).to(device)
         self.device = device
         self.chunk = CHUNK if device.type == "cuda" else 1
@@ -231,6 +233,7 @@ class Lpips:
             network.net.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
         except (KeyError, RuntimeError) as error:
             raise frozen.cannot_load("lpips", source, error) from error
+        exact_float32()
         self.network, self.device = network.eval().requires_grad_(False).to(device), device
         self.name = f"{kind} ({source})" if source != kind else kind
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from data_schemas.errors import UserError
+from data_schemas.text import one_line
+from tokenar.weight_files import check_finite
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Nothing is downloaded while a model loads, and no code of a model's own is run."""
@@ -51,12 +53,13 @@ def load_pretrained(kind: Any, purpose: str, source: str, revision: str, dtype: 
         raise UserError(
             f"{purpose}: {source} lacks {len(missing)} weights of {kind.__name__} ({missing[0]}); fetch it again"
         )
+    check_finite(network.state_dict(), f"{purpose}: {source}", "fetch it again")
     return network.eval().requires_grad_(False)
 
 
 def cannot_load(purpose: str, source: str, error: Exception) -> UserError:
     """One line for whatever transformers raised."""
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = one_line(error, 300) or type(error).__name__
     return UserError(
         f"{purpose}: {source} cannot be loaded ({reason}); fetch it first, or name the folder that holds it"
     )

@@ -13,6 +13,8 @@ D width, C text width. Rows are in the order input, stream, seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor
@@ -130,8 +132,9 @@ class Decoder:
         self.index = net.target_index(layout, net.config.index_at_inference)
         self.rotary = net.tables(layout)[0]
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-        wanted = device.type == "cuda" if config.compile is None else config.compile
-        self.advance = torch.compile(self._advance, fullgraph=True) if wanted else self._advance
+        self.replays = device.type == "cuda"
+        wanted = self.replays if config.compile is None else config.compile
+        self.advance = torch.compile(_own_code(self._advance), fullgraph=True) if wanted else self._advance
 
     @torch.inference_mode()
     def decode(
@@ -259,14 +262,15 @@ class Decoder:
     def _replay(self, reach: int) -> None:
         """One step that reads ``reach`` places of what is drawn; on a GPU as a graph from the third time on."""
         self.cache.reach = reach
-        if self.place.device.type != "cuda" or reach not in self.graphs:
+        if not self.replays or reach not in self.graphs:
             self.advance()  # the first time also compiles, which no graph can hold
             self.graphs[reach] = None
             return
         graph = self.graphs[reach]
         if graph is None:
             graph = self.graphs[reach] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Other threads, which read ahead and pin memory, may do what this one may not while it records.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.advance()
         graph.replay()
 
@@ -299,6 +303,21 @@ class Decoder:
     def _guided(self, logits: Tensor, guided: Tensor) -> Tensor:
         """[B, S, ..., V] -> [B, ..., V]: with guidance where ``guided`` says so, else of the full stream."""
         return torch.where(guided, combine(logits, self.config), logits[:, 0])
+
+
+_decoders = count()
+
+
+def _own_code(method: Callable[[], None]) -> Callable[[], None]:
+    """The bound method with a code object and a name of its own.
+
+    What torch has compiled it keeps, and counts against a limit, by code object, and every Decoder is compiled anew:
+    under one code object a process would be refused its fifth shape. By name it notes which sizes change, to compile
+    for any size from then on, which takes ten times as long: here that is the reach alone.
+    """
+    assert isinstance(method, MethodType)
+    code = method.__func__.__code__.replace(co_name=f"advance_{next(_decoders)}")
+    return MethodType(FunctionType(code, method.__func__.__globals__), method.__self__)
 
 
 def generate(

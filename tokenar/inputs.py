@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from tokenar.encoded_shards import EncodedShards, is_encoded, pad_text
 from tokenar.encoder_config import T5Config, VqConfig
 from tokenar.model_folder import write_atomically
 from tokenar.parallel import Workers
+from tokenar.progress import Progress, tell
 from tokenar.teacher import Teacher
 from tokenar.text import HashedWords, T5Encoder, TextEncoder
-from tokenar.tokenizers import PatchCodebook
+from tokenar.tokenizers import ImageTokenizer, PatchCodebook
 from tokenar.vq import VqTokenizer, load_network
 
 ENCODED_AT_ONCE = 16
@@ -90,41 +91,67 @@ def _digest(sample_ids: list[str]) -> str:
 def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
     """Everything in memory; the first process fits the codebook."""
     assert not isinstance(config.tokenizer, VqConfig)
-    train_set, val_set = _read_raw(config)
+    train_set, val_set = _read_raw(config, group)
+    copied = f" and {config.variations} varied copies of each" if config.variations else ""
+    tell(f"preparing {len(train_set)} samples{copied}", group.first)
     varied = data.variations(train_set, config.variations, config.unit, config.seed)
     if group.first and not resumed:
         pixels = torch.cat([sample.pixels for copy in varied[:2] for sample in copy])
+        tell(f"fitting a codebook of {config.tokenizer.vocabulary} patches to {len(pixels)} pictures")
         write_atomically(fitted, PatchCodebook.fit(config.tokenizer, data.as_float(pixels)).save)
     group.wait()
     tokenizer = PatchCodebook.load(fitted)
-    text, teacher = _text_encoder(config, group), _teacher(config, group)
-    copies = [data.encode(copy, tokenizer, text, teacher) for copy in varied]
-    val = data.InMemory([data.encode(val_set, tokenizer, text, teacher)]) if val_set else None
-    return Inputs(data.InMemory(copies), val, tokenizer, _digest([sample.sample_id for sample in train_set]), {})
+    text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
+    with _encoding([*varied, val_set], group) as bar:
+        copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
+    return Inputs(copies, val, tokenizer, _digest([sample.sample_id for sample in train_set]), {})
 
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
     """Everything in memory with the frozen encoders: for small runs."""
-    train_set, val_set = _read_raw(config)
+    train_set, val_set = _read_raw(config, group)
     tokenizer = _vq_tokenizer(config, group)
     if tokenizer is None:
         raise UserError(
             f"{config.shards}: holds no codes, and there is no encoder to make them; set tokenizer_weights, or run "
             "tokenar-encode on the shards and give what it makes"
         )
-    text, teacher = _text_encoder(config, group), _teacher(config, group)
+    text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
 
-    def encode(samples: list[data.Resized]) -> list[data.Encoded]:
-        parts = [samples[start : start + ENCODED_AT_ONCE] for start in range(0, len(samples), ENCODED_AT_ONCE)]
-        return [sample for part in parts for sample in data.encode(part, tokenizer, text, teacher)]
-
-    copies = [encode(copy) for copy in data.variations(train_set, config.variations, config.unit, config.seed)]
-    val = data.InMemory([encode(val_set)]) if val_set else None
+    varied = data.variations(train_set, config.variations, config.unit, config.seed)
+    with _encoding([*varied, val_set], group) as bar:
+        copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
     encoders: dict[str, str | None] = {"tokenizer": tokenizer.fingerprint}
-    return Inputs(data.InMemory(copies), val, tokenizer, _digest([sample.sample_id for sample in train_set]), encoders)
+    return Inputs(copies, val, tokenizer, _digest([sample.sample_id for sample in train_set]), encoders)
 
 
-def _read_raw(config: TrainConfig) -> tuple[list[data.Resized], list[data.Resized]]:
+def _encoding(sets: Sequence[Sequence[data.Resized]], group: Workers) -> Progress:
+    total = sum(map(len, sets))
+    return Progress("encode samples", total, every=-(-total // 5), show=group.first)
+
+
+def _encoded(
+    copies: Sequence[Sequence[data.Resized]],
+    val_set: Sequence[data.Resized],
+    tokenizer: ImageTokenizer,
+    text: TextEncoder,
+    teacher: Teacher | None,
+    bar: Progress,
+) -> tuple[data.InMemory, data.InMemory | None]:
+    """Training samples in their copies, and validation samples, a few at a time."""
+
+    def encode(samples: Sequence[data.Resized]) -> list[data.Encoded]:
+        found = []
+        for start in range(0, len(samples), ENCODED_AT_ONCE):
+            found += data.encode(samples[start : start + ENCODED_AT_ONCE], tokenizer, text, teacher)
+            bar.advance(by=len(found) - start)
+        return found
+
+    return data.InMemory([encode(copy) for copy in copies]), data.InMemory([encode(val_set)]) if val_set else None
+
+
+def _read_raw(config: TrainConfig, group: Workers) -> tuple[list[data.Resized], list[data.Resized]]:
+    tell(f"reading {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)
     size, most = config.image_size, config.model.max_references
     val_set = data.read_resized(config.val_shards, size, most) if config.val_shards else []
     return data.read_resized(config.shards, size, most), val_set
@@ -137,17 +164,17 @@ def _vq_tokenizer(config: TrainConfig, group: Workers) -> VqTokenizer | None:
     return VqTokenizer(load_network(config.tokenizer_weights, config.tokenizer), config.image_size, group.device)
 
 
-def _text_encoder(config: TrainConfig, group: Workers) -> TextEncoder:
+def _text_encoder(config: TrainConfig, device: torch.device | str) -> TextEncoder:
     if not isinstance(config.text, T5Config):
         return HashedWords(config.text)
-    encoder = T5Encoder(config.text, group.device)
+    encoder = T5Encoder(config.text, device)
     if encoder.width != config.model.text_width:
         raise UserError(f"text.model gives features of width {encoder.width}; set model.text_width so")
     return encoder
 
 
-def _teacher(config: TrainConfig, group: Workers) -> Teacher | None:
-    return Teacher(config.teacher, group.device) if config.teacher else None
+def _teacher(config: TrainConfig, device: torch.device | str) -> Teacher | None:
+    return Teacher(config.teacher, device) if config.teacher else None
 
 
 # Encoded shards
@@ -161,6 +188,7 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
         )
     if config.variations:
         raise UserError(f"{config.shards}: encoded pictures cannot be varied; set variations 0 or give raw shards")
+    tell(f"opening {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)
     train = EncodedShards(config.shards)
     val = EncodedShards(config.val_shards) if config.val_shards else None
     if val:
@@ -168,7 +196,8 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
     _check_shapes(config, train)
     tokenizer = _vq_tokenizer(config, group)
     if group.first:
-        _check_encoders(config, train, tokenizer, group)
+        tell("comparing the shards' encoders with this run's")
+        _check_encoders(config, train, tokenizer)
     group.wait()
     tokens = config.model.text_tokens
     return Inputs(
@@ -196,15 +225,18 @@ def _check_shapes(config: TrainConfig, shards: EncodedShards) -> None:
         )
 
 
-def _check_encoders(config: TrainConfig, shards: EncodedShards, tokenizer: VqTokenizer | None, group: Workers) -> None:
-    """Refuse shards of other encoders. One whose weights are not on this machine cannot be compared; that is told."""
+def _check_encoders(config: TrainConfig, shards: EncodedShards, tokenizer: VqTokenizer | None) -> None:
+    """Refuse shards of other encoders. One whose weights are not on this machine cannot be compared; that is told.
+
+    They are read on the CPU: a GPU has no room for a T5-XL that is only hashed.
+    """
     padding = "+padding" if shards.encoders.text.endswith("+padding") else ""
 
     def text() -> str:
-        return _text_encoder(config, group).fingerprint + padding  # type: ignore[attr-defined]
+        return _text_encoder(config, "cpu").fingerprint + padding  # type: ignore[attr-defined]
 
     def teacher() -> str:
-        return Teacher(config.teacher, group.device).fingerprint if config.teacher else ""
+        return Teacher(config.teacher, "cpu").fingerprint if config.teacher else ""
 
     shards.expect(
         tokenizer=tokenizer.fingerprint if tokenizer else None,

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
+from data_schemas.files import check_file
 from tokenar.config import TrainConfig
 from tokenar.model import TokenAR
 from tokenar.model_folder import write_atomically
@@ -136,9 +138,12 @@ class Log:
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a log; a last one that was cut short by a full disk or a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
+    with open(check_file(path, "start again with --overwrite"), errors="replace") as file:
+        for line in file:
+            with suppress(UserError):
+                row = parse_json(line, str(path))
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
     return rows
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,15 +20,20 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from data_schemas.documents import read_json
 from data_schemas.errors import UserError
+from data_schemas.files import check_file, replacing
+from data_schemas.text import one_line
 from tokenar.config import ModelConfig, first_problem
+from tokenar.device import own_device
 from tokenar.encoder_config import T5Config, TextConfig, VqConfig
 from tokenar.model import TokenAR
+from tokenar.published import check_fit, read_weights
 from tokenar.text import HashedWords, T5Encoder
 from tokenar.tokenizers import PatchCodebook
 from tokenar.vq import VqTokenizer, load_network
@@ -41,13 +45,8 @@ FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass
@@ -118,43 +117,62 @@ def save_model(
     write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
 
 
+AGAIN = "train or copy the model again"
+
+
 def load_model(folder: str | Path) -> Model:
     """Read a model folder, in evaluation mode; the encoders go to a GPU if there is one.
 
-    UserError naming the file that is missing or damaged.
+    UserError naming the file that is missing, damaged or of another model than the rest.
     """
     folder = Path(folder)
     path = model_files(folder)[0]
+    settings = read_json(path, AGAIN)
     try:
-        settings = json.loads(path.read_text())
         if settings["format"] != MODEL_FORMAT:
-            raise UserError(f"{path}: model format {settings['format']}, this program reads {MODEL_FORMAT}")
+            found = one_line(settings["format"], 40)
+            raise UserError(f"{path}: model format {found}, this program reads {MODEL_FORMAT}; {AGAIN}")
         config = ModelConfig.model_validate(settings["model"])
         text: TextConfig | T5Config = TypeAdapter(TextConfig | T5Config).validate_python(settings["text"])
-        vq = dict(settings.get("vq", {}))
-        image_size, vq_config = vq.pop("image_size", 0), VqConfig.model_validate(vq) if vq else None
+        vq = dict(settings.get("vq") or {})
+        image_size, vq_config = int(vq.pop("image_size", 0)), VqConfig.model_validate(vq) if vq else None
+    except UserError:
+        raise
     except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}; train or copy the model again") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not a model configuration ({error}); train or copy the model again") from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        raise UserError(f"{path}: {first_problem(error)}; {AGAIN}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a model configuration ({one_line(error, 200)}); {AGAIN}") from error
+    device = own_device()
     net = _network(folder / "model.safetensors", config)
     tokenizer = _tokenizer(folder / "tokenizer.safetensors", vq_config, image_size, device)
     reader = T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text)
+    for file, what, here, wanted in (
+        ("tokenizer.safetensors", "tokens along a side", tokenizer.grid, config.grid),
+        ("tokenizer.safetensors", "vocabulary", tokenizer.vocabulary, config.vocabulary),
+        ("config.json", "text of tokens", reader.tokens, config.text_tokens),
+        ("config.json", "text of width", reader.width, config.text_width),
+    ):
+        if here != wanted:
+            raise UserError(f"{folder / file}: {what} {here}, the model has {wanted}; {AGAIN}")
     return Model(net, tokenizer, reader, folder)
 
 
 def _network(path: Path, config: ModelConfig) -> TokenAR:
-    net = TokenAR(config)
+    """The network of a configuration with the weights of a file, which must be those of such a network."""
+    check_file(path, AGAIN)
     try:
-        net.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path}: not the whole weights of this model ({reason}); train or copy the model again"
-        ) from error
+        with safe_open(path, "pt") as file:
+            layers = len({name.split(".")[1] for name in file.keys() if name.startswith("layers.")})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not the whole weights of this model ({one_line(error, 200)}); {AGAIN}") from error
+    if layers != config.layers:  # told before a network of so many is made
+        raise UserError(f"{path}: {layers} layers, config.json says {config.layers}; {AGAIN}")
+    with torch.device("meta"):  # nothing is drawn for weights that the file replaces
+        net = TokenAR(config)
+    weights = read_weights(path)
+    check_fit(net, weights, str(path))
+    net = net.to_empty(device="cpu")
+    net.load_state_dict(weights)
     return net.eval()
 
 

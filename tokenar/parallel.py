@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -22,18 +23,26 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from data_schemas.errors import UserError
+from tokenar.device import exact_float32
 from tokenar.model import TokenAR
 
 Mode = Literal["ddp", "fsdp", "hybrid"]
+PATIENCE = timedelta(days=7)
+"""How long processes wait for each other on the host. NCCL, and gloo for tensors, give up after minutes, as they must:
+there a process that is missing has died. But an evaluation or a sampling may well leave one process an hour behind."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This process's place among ``world`` processes, and its device."""
+    """This process's place among ``world`` processes, and its device.
+
+    ``host`` is for what is no work of the device: waiting, and handing each other objects.
+    """
 
     rank: int
     world: int
     device: torch.device
+    host: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -43,7 +52,7 @@ class Workers:
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(self.host)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -56,23 +65,29 @@ class Workers:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.host)
         return values
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in some process."""
         if self.world == 1:
             return flag
-        return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0)
+        raised = torch.tensor(float(flag))
+        dist.all_reduce(raised, group=self.host)
+        return bool(raised)
 
 
 def place() -> Workers:
     """This process's place by torchrun's environment variables, or alone; it takes its GPU, and joins nobody."""
+    exact_float32()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     return Workers(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device)
+
+
+_joined: Workers | None = None
 
 
 @contextmanager
@@ -82,15 +97,31 @@ def workers() -> Iterator[Workers]:
     A block inside such a block keeps the outer one's group: processes that part and join again meet each other's old
     addresses.
     """
+    global _joined
+    if _joined is not None:
+        yield _joined
+        return
     group = place()
-    joins = group.world > 1 and not dist.is_initialized()
-    if joins:
-        dist.init_process_group("nccl" if group.device.type == "cuda" else "gloo")
-    try:
+    if group.world == 1:
         yield group
+        return
+    starts = not dist.is_initialized()
+    if starts:
+        dist.init_process_group("nccl" if group.device.type == "cuda" else "gloo")
+    _joined = replace(group, host=host_group())
+    try:
+        yield _joined
     finally:
-        if joins:
+        _joined = None
+        if starts:
             dist.destroy_process_group()
+
+
+def host_group() -> dist.ProcessGroup:
+    """A group of all processes that talks over the host's network and is patient; all of them have to make it."""
+    made = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(made, dist.ProcessGroup)
+    return made
 
 
 def parallelise(net: TokenAR, mode: Mode, group: Workers, dtype: torch.dtype) -> nn.Module:

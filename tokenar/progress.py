@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +15,32 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _counted(done: int, total: int, unit: int) -> str:
+    return f"{done // unit}/{total // unit}"
+
+
+_FORMAT = "{l_bar}{bar}| {counted} [{elapsed}<{remaining}{postfix}]"
+
+
+class _Bar(tqdm):
+    """Counts in whole ``scale``: tqdm's own scaling makes 48.0 of 48."""
+
+    def __init__(self, *, scale: int, **options: Any):
+        self.scale = scale
+        super().__init__(**options)
+
+    @property
+    def format_dict(self) -> Any:
+        found = super().format_dict
+        return found | {"counted": _counted(int(found["n"]), int(found["total"]), self.scale)}
+
+
+def tell(text: str, show: bool = True) -> None:
+    """A line about what is being done, where nothing is counted."""
+    if show:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -28,8 +55,8 @@ class Progress:
         self.unit = unit
         self.begun, self.initial = time.monotonic(), initial
         terminal = show and sys.stderr.isatty()
-        shown = {"total": total, "initial": initial, "desc": name, "dynamic_ncols": True, "unit_scale": 1 / unit}
-        self.bar = tqdm(**shown) if terminal else None
+        shown = {"total": total, "initial": initial, "desc": name, "dynamic_ncols": True, "bar_format": _FORMAT}
+        self.bar = _Bar(**shown, scale=unit) if terminal else None
 
     def __enter__(self) -> Progress:
         return self
@@ -47,7 +74,7 @@ class Progress:
         elif self.show and (self.done // self.every > before // self.every or self.done == self.total):
             spent = time.monotonic() - self.begun
             left = spent / (self.done - self.initial) * (self.total - self.done)
-            counted = f"{self.done // self.unit}/{self.total // self.unit}"
+            counted = _counted(self.done, self.total, self.unit)
             self.line(f"{self.name} {counted}{'  ' + note if note else ''}  {clock(left)} left")
 
     def line(self, text: str) -> None:

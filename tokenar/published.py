@@ -6,22 +6,22 @@ cannot have (``NEW_KEYS``); they keep their initial values. Nothing is unpickled
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data_schemas.errors import UserError
+from data_schemas.files import replacing
 from tokenar.config import SIZES, ModelConfig, first_problem
+from tokenar.weight_files import check_finite, read_content
 
 NEW_KEYS = frozenset({
     "img_uncond_embedding", "ref_index_embeddings.weight", "instruct_token_embeddings.weight", "alignment.weight",
@@ -60,22 +60,13 @@ def load_published(net: nn.Module, path: str | Path) -> list[str]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint file by name, on the CPU. UserError for a file without any."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Both released trainers store their command line, a Namespace; it is a dictionary by another name.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); download the checkpoint again") from error
-    except Exception as error:  # a damaged or foreign file raises many kinds: RuntimeError, EOFError, UnpicklingError
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a checkpoint of weights ({reason}); give the published .pt file") from error
+    """The weights in a checkpoint file by name, on the CPU. UserError for a file without any, or with NaN in one."""
+    content = read_content(path, "download the checkpoint again, or give the published file")
     if isinstance(content, dict):
         held = (content[name] for name in ("model", "module", "state_dict") if isinstance(content.get(name), dict))
         weights = next(held, content)
         if weights and all(isinstance(value, Tensor) for value in weights.values()):
+            check_finite(weights, path, "give a checkpoint from before the training went wrong")
             return weights
     raise UserError(f"{path}: no weights under 'model', 'module' or 'state_dict'; give the published .pt file")
 
@@ -88,6 +79,16 @@ def fill(
     Left aside are the caches that sampling leaves in released checkpoints, and an alignment layer that the model does
     not have. Raises UserError naming the first other key that differs.
     """
+    check_fit(net, weights, source, may_be_new)
+    own = net.state_dict()
+    net.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+    return [name for name in own if name not in weights]
+
+
+def check_fit(
+    net: nn.Module, weights: Mapping[str, Tensor], source: str, may_be_new: frozenset[str] = frozenset()
+) -> None:
+    """UserError naming the first key in which ``weights`` differ from those of ``net``, as ``fill`` says."""
     own, advice = net.state_dict(), f"use the model it was made for{_size(weights)}"
     for name, value in own.items():
         if name not in weights:
@@ -100,8 +101,6 @@ def fill(
         unused = name.startswith("alignment.") and "alignment.weight" not in own
         if name not in own and not unused and not _LEFT_BY_SAMPLING.match(name):
             raise UserError(f"{source}: {name} is not a key of this model; {advice}")
-    net.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
-    return [name for name in own if name not in weights]
 
 
 def _size(weights: Mapping[str, Tensor]) -> str:
@@ -129,8 +128,11 @@ class PublishedModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         assert isinstance(self, nn.Module)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, save_directory / _WEIGHTS)
-        (save_directory / _CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n")
+        (save_directory / _CONFIG).unlink(missing_ok=True)  # it comes last: settings never stand beside other weights
+        with replacing(save_directory / _WEIGHTS) as path:
+            save_file(weights, path)
+        with replacing(save_directory / _CONFIG) as path:
+            path.write_text(self.config.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
@@ -159,5 +161,5 @@ class PublishedModel(
         path = folder / _WEIGHTS if folder.is_dir() else hf_hub_download(model_id, _WEIGHTS, **options)
         net = cls(checked)
         assert isinstance(net, nn.Module)
-        fill(net, load_file(path), str(path))
+        fill(net, read_weights(Path(path)), str(path))
         return net.eval()

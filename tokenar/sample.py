@@ -24,10 +24,13 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from data_schemas import pictures
+from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
+from data_schemas.files import read_file, sweep
 from data_schemas.shards import file_name
 from tokenar import data
 from tokenar.config import SampleConfig
+from tokenar.device import own_device
 from tokenar.generate import Decoder
 from tokenar.model import TokenAR
 from tokenar.model_folder import Model, load_model, write_atomically
@@ -60,7 +63,7 @@ class Sampler:
     def __init__(self, model: str | Path | Model, config: SampleConfig | None = None):
         self.model = model if isinstance(model, Model) else load_model(model)
         self.config = config or SampleConfig()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = own_device()
         on_gpu, quantised = self.device.type == "cuda", self.config.weights != "full"
         # A given model is somebody else's too, and stays as it is.
         net = copy.deepcopy(self.model.net) if isinstance(model, Model) and (on_gpu or quantised) else self.model.net
@@ -161,6 +164,10 @@ def sample(
         raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
     with workers() as group:
         drawing = Drawing(Sampler(model, config), folder, seeds, preview)
+        if group.first:
+            sweep(folder)
+            (folder / "samples.json").unlink(missing_ok=True)  # it says what is of this call, once all of it is there
+        group.wait()
         total = len(range(group.rank, len(requests.sample_ids), group.world)) * seeds * STEPS
         shown = group.first and not quiet and not (preview and sys.stderr.isatty())  # one of them has the terminal
         with Progress("sample", total, every=STEPS, unit=STEPS, show=shown) as bar:
@@ -235,10 +242,8 @@ class Drawing:
 
 def _is_there(path: Path, record: dict[str, Any]) -> bool:
     """Whether a picture with this recipe is there, whole."""
-    if not path.is_file():
-        return False
     try:
-        picture = pictures.decode(path.read_bytes(), str(path))
-        return json.loads(picture.info.get("tokenar", "null")) == record
-    except (UserError, ValueError):
+        picture = pictures.decode(read_file(path, "draw it again", pictures.MAX_BYTES), str(path))
+        return parse_json(picture.info.get("tokenar", "null"), str(path)) == record
+    except UserError:
         return False

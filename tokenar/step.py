@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -23,9 +24,13 @@ from tokenar.data import Batch, Position
 from tokenar.model import TokenAR
 from tokenar.optimizer import Average, learning_rate, make_optimizer, step_if
 from tokenar.parallel import Workers, clip, parallelise
+from tokenar.weight_files import are_finite
 
 CHUNK_LOGITS = 1 << 25
 """Logits that exist at once: 128 MB in float32."""
+COMPILED_FORMS = 64
+"""Forms of a block that one process compiles: up to 8 for a network, whose batches have different numbers of samples
+and references, with gradients and without; and a sweep has many networks."""
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -106,6 +111,8 @@ def recompute_blocks(net: TokenAR, how: str) -> None:
 
 def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
     def run(*arguments: Any) -> Tensor:  # a function, and not functools.partial: the compiler looks into it
+        if not torch.is_grad_enabled():  # nothing to recompute, and noting the generators' state may be forbidden
+            return forward(*arguments)
         return checkpoint(forward, *arguments, **options)
 
     return run
@@ -154,6 +161,10 @@ class Step:
         self.net, self.config, self.group = net, config, group
         recompute_blocks(net, config.activation_checkpointing)
         if config.compile:
+            from torch._dynamo import config as compiler  # takes long to import
+
+            # Beyond its limit torch runs what is new uncompiled, with a warning.
+            compiler.recompile_limit = max(compiler.recompile_limit, COMPILED_FORMS)
             for block in net.layers:
                 block.compile()
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -222,6 +233,21 @@ class Step:
         if self.config.teacher is not None:
             found["loss_teacher"] = teacher
         return found
+
+    def check_weights(self, step: int) -> None:
+        """UserError if what is about to be kept after ``step`` steps is not finite. Every process has to call it.
+
+        A learning rate may be so high that finite gradients lead out of all numbers; the gradients of the step after
+        would tell, but there may be none.
+        """
+        kept = dict(self.net.named_parameters()) | {f"ema.{name}": t for name, t in (self.averages or {}).items()}
+        local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in kept.items()}
+        finite = torch.stack(list(are_finite(local).values())).all()
+        if self.group.total((~finite).float()):
+            raise UserError(
+                f"the weights are not finite after step {step}; set a lower --lr and continue with --overwrite, or "
+                "resume from the last checkpoint"
+            )
 
     def check(self) -> None:
         """UserError if some step's gradients were not finite; the weights are still those before it."""

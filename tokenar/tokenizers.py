@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +14,12 @@ from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
+from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
+from data_schemas.files import check_file
+from data_schemas.text import one_line
 from tokenar.config import TokenizerConfig
+from tokenar.weight_files import check_finite
 
 MAX_FIT_PATCHES = 200_000
 
@@ -106,14 +109,18 @@ class PatchCodebook:
     @classmethod
     def load(cls, path: Path) -> PatchCodebook:
         """Read what ``save`` wrote; UserError if the file is missing or damaged."""
+        check_file(path, advice := "train or copy the model again")
         try:
             with safe_open(path, "pt") as file:
-                config = TokenizerConfig.model_validate(json.loads(file.metadata()["patch_codebook"]))
+                config = TokenizerConfig.model_validate(parse_json(file.metadata()["patch_codebook"], str(path)))
                 codes = file.get_tensor("codes")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not a whole tokenizer file ({error}); train or copy the model again") from error
-        if codes.shape != (config.vocabulary, 3 * config.patch**2):
-            raise UserError(f"{path}: codes of shape {tuple(codes.shape)} do not fit the file's configuration")
+            raise UserError(f"{path}: not a whole tokenizer file ({one_line(error, 200)}); {advice}") from error
+        if codes.shape != (config.vocabulary, 3 * config.patch**2) or codes.dtype != torch.float32:
+            raise UserError(
+                f"{path}: codes of shape {tuple(codes.shape)} do not fit the file's configuration; {advice}"
+            )
+        check_finite({"codes": codes}, path, advice)
         return cls(config, codes)
 
 

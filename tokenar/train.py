@@ -7,27 +7,31 @@ checkpoint needs no generator state, and a resumed run draws what an uninterrupt
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
+from data_schemas.files import sweep
 from tokenar import data
 from tokenar.checkpoint import Checkpoints
 from tokenar.config import TrainConfig
+from tokenar.device import own_random_numbers, repeatable
 from tokenar.inputs import load_inputs
 from tokenar.log import Log, Speed, profiler, wandb_module
 from tokenar.model import TokenAR
 from tokenar.model_folder import save_model, write_atomically
 from tokenar.parallel import Workers, workers
 from tokenar.prefetch import Prefetched
-from tokenar.progress import Progress
+from tokenar.progress import Progress, tell
 from tokenar.published import load_published
 from tokenar.signals import StopSignal, stop_signals
 from tokenar.step import Part, Step, Work
@@ -35,8 +39,9 @@ from tokenar.validate import draw_samples, fixed_subset, validate
 
 RUN_FILES = (
     "checkpoints", "tensorboard", "model", "pictures", "profile", "wandb", "wandb-id.txt", "metrics.jsonl",
-    "summary.json", "tokenizer.safetensors",
+    "summary.json", "tokenizer.safetensors", "evaluation", "ablation.json",
 )  # fmt: skip
+"""What a run, and what measured it, leaves in its folder."""
 MAY_CHANGE = {
     "steps", "log_every", "eval_every", "pictures_every", "pictures", "save_every", "keep", "out", "wandb", "profile",
     "accumulation", "parallel", "compile", "activation_checkpointing",
@@ -47,7 +52,7 @@ BASELINE_SAMPLES = 1000
 READERS = 4
 """Threads that read ahead; samples in memory need one."""
 STOP_EVERY = 5
-"""Steps between two looks at other processes' signals on GPUs, as every look waits for the device."""
+"""Steps between two looks at other processes' signals on GPUs, as every look makes the hosts wait for each other."""
 
 
 def train(
@@ -65,20 +70,13 @@ def train(
     """
     if config.wandb:
         wandb_module()  # told before any work
-    with workers() as group, _repeatable(config), stop_signals() as stop:
+    with (
+        repeatable(config.deterministic),  # before anything is on a GPU
+        workers() as group,
+        own_random_numbers(group.device),
+        stop_signals() as stop,
+    ):
         return _Trainer(config, group, stop, progress, resume, overwrite).run()
-
-
-@contextmanager
-def _repeatable(config: TrainConfig) -> Iterator[None]:
-    """Deterministic kernels if asked for, and untouched global random numbers for the caller."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng():
-        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def unigram(train_tokens: Tensor, other: Tensor | None, vocabulary: int) -> tuple[float, float | None]:
@@ -144,7 +142,7 @@ class _Trainer:
         self.validation: dict[str, float] = {}
         self._open_out(resume, overwrite)
         self.checkpoints = Checkpoints(self.out, config.keep, group)
-        self.step, self.facts = self._build(resume)
+        self.step, self.before = self._build(resume)
 
     def run(self) -> dict[str, Any]:
         config, group = self.config, self.group
@@ -171,9 +169,7 @@ class _Trainer:
             if self.out.exists() and not self.out.is_dir():
                 raise UserError(f"{self.out}: is a file; give another --out")
             if overwrite:
-                for name in RUN_FILES:
-                    shutil.rmtree(self.out / name, ignore_errors=True)
-                    (self.out / name).unlink(missing_ok=True)
+                _remove(self.out)
             elif self.out.is_dir() and any(self.out.iterdir()):
                 raise UserError(
                     f"{self.out}: not empty; continue with --resume, start again with --overwrite or give another --out"
@@ -183,10 +179,12 @@ class _Trainer:
                 self.out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{self.out}: cannot be made ({error.strerror}); give another --out") from error
+            for folder in (self.out, self.out / "model", self.out / "pictures"):
+                sweep(folder)
         self.group.wait()
 
-    def _build(self, resume: bool) -> tuple[Step, dict[str, Any] | None]:
-        """Network and optimiser, new or from the newest checkpoint, with what that says of the run."""
+    def _build(self, resume: bool) -> tuple[Step, tuple[str, Any, data.Position] | None]:
+        """Network and optimiser, new or from the newest checkpoint, with its samples, encoders and place in them."""
         config = self.config
         torch.manual_seed(config.seed)
         net = TokenAR(config.model).to(self.group.device)
@@ -196,31 +194,42 @@ class _Trainer:
         if not resume:
             return step, None
         facts = self.checkpoints.load(net, step.optimizer, step.averages)
-        _same_settings(config, json.loads(facts["config"]), self.out)
-        self.done, self.best = facts["step"], facts["best"]
-        return step, facts
+        try:
+            before = parse_json(facts["config"], "config")
+            self.done, self.best = int(facts["step"]), facts["best"]
+            places = facts["data"], facts["encoders"], data.Position(int(facts["epoch"]), int(facts["batch"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.out}: its checkpoint is none of a training; start again with --overwrite"
+            ) from error
+        _same_settings(config, before, self.out)
+        if self.group.first and self.done < config.steps:
+            (self.out / "summary.json").unlink(missing_ok=True)  # of the run as it was; a new one comes at the end
+        return step, places
 
     def _load_data(self) -> None:
         """Open or encode the samples, and go to the place in them."""
-        config, facts, position = self.config, self.facts, data.Position()
-        self.inputs = load_inputs(config, self.group, self.out / "tokenizer.safetensors", resumed=facts is not None)
+        config, before, position = self.config, self.before, data.Position()
+        self.inputs = load_inputs(config, self.group, self.out / "tokenizer.safetensors", resumed=before is not None)
         if config.pictures_every and self.inputs.tokenizer is None:
             raise UserError("pictures_every: there is no tokenizer to draw with; set tokenizer_weights, or 0")
-        if facts is not None:
-            if (facts["data"], facts["encoders"]) != (self.inputs.digest, self.inputs.encoders):
+        if before is not None:
+            digest, encoders, position = before
+            if (digest, encoders) != (self.inputs.digest, self.inputs.encoders):
                 raise UserError(f"{config.shards}: other samples than the run began with; start again with --overwrite")
-            position = data.Position(facts["epoch"], facts["batch"])
         self.position = position
         self.order = data.Order(self.inputs.train.references, config.batch, config.seed, position)
 
     def _open_log(self) -> None:
         """A new run's log begins with the unigram figures."""
         self.log = Log(self.config, self.done, self.progress) if self.group.first else None
+        tell("measuring the hardware's speed and what guessing by token frequency would reach", self.group.first)
         self.speed = Speed(self.step.net, self.config, self.group)
         self.baseline = self._baseline() if self.log else {}
         if self.log and not self.done:
             parameters = sum(p.numel() for p in self.step.net.parameters())
             self.log.record({"step": 0, **self.baseline, "parameters": parameters})
+        self.group.wait()  # the first step's gradients would wait for the first process on the device, not as patiently
 
     def _baseline(self) -> dict[str, Any]:
         """Unigram figures of the scored tokens, and of the picture's tokens alone; of many samples a fixed part."""
@@ -270,10 +279,10 @@ class _Trainer:
 
     def _log_row(self, work: Work, rate: float, waited: float) -> None:
         found = self.step.read(work)
+        self.step.check()  # before a row is written that is no JSON
         self.last = {"step": self.done, **found, "lr": rate, **self.speed.row(waited)}
         if self.log:
             self.log.record(self.last)
-        self.step.check()
 
     def _evaluate_and_save(self, bar: Progress) -> None:
         """Whatever is due after a step."""
@@ -287,29 +296,41 @@ class _Trainer:
 
     def _validate(self, bar: Progress) -> bool:
         """Log the validation losses, of the averaged weights if there are; whether they are the best so far."""
-        assert self.inputs.val is not None
-        with self._averaged():
-            self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
-        loss = self.validation["val_loss"]
+        loss = self._measure_validation()
         best = self.best is None or loss < self.best
         self.best = loss if best else self.best
         if self.log:
             self.log.record({"step": self.done, **self.validation})
             baseline = self.baseline["val_unigram_cross_entropy"]
-            bar.line(f"step {self.done}  validation loss {loss:.3f}  (unigram {baseline:.3f})")
+            bar.line(f"step {self.done}  validation loss {loss:.3f}  (guessing by token frequency {baseline:.3f})")
         return best
 
+    def _measure_validation(self) -> float:
+        """The validation losses, of the averaged weights if there are; the one over all scored tokens."""
+        assert self.inputs.val is not None
+        with self._averaged():
+            self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
+        if not math.isfinite(loss := self.validation["val_loss"]):
+            raise UserError(
+                f"the validation loss is not finite after step {self.done}; set a lower --lr and continue with "
+                "--overwrite, or resume from the last checkpoint"
+            )
+        return loss
+
     def _draw(self) -> None:
-        """A sheet of drawn validation samples in ``out/pictures``."""
-        if not self.log:
-            return
+        """A sheet of drawn validation samples in ``out/pictures``, by the first process."""
+        if self.log:
+            self._draw_sheet(self.log)
+        self.group.wait()
+
+    def _draw_sheet(self, log: Log) -> None:
         assert self.inputs.val is not None
         assert self.inputs.tokenizer is not None
         with self._averaged():
             drawn = draw_samples(self.step.net, self.inputs.tokenizer, self.inputs.val, self.config)
         path = self.out / "pictures" / f"step-{self.done:06d}.png"
         write_atomically(path, lambda temporary: drawn.save(temporary, format="png"))
-        self.log.picture(self.done, drawn)
+        log.picture(self.done, drawn)
 
     def _averaged(self) -> AbstractContextManager[None]:
         return self.step.average.swapped() if self.step.average else nullcontext()
@@ -318,6 +339,7 @@ class _Trainer:
 
     def _save(self, best: bool = False) -> None:
         self.step.check()
+        self.step.check_weights(self.done)
         facts = {
             "epoch": self.position.epoch, "batch": self.position.batch, "data": self.inputs.digest,
             "encoders": self.inputs.encoders, "best": self.best, "config": self.config.model_dump_json(),
@@ -334,8 +356,7 @@ class _Trainer:
         self._save()
         if finished:
             if self.inputs.val and not self.validation:
-                with self._averaged():
-                    self.validation = validate(self.step.net, self.inputs.val, self.config, self.group)
+                self._measure_validation()
             save_model(
                 self.out / "model", self.step.net, self.inputs.tokenizer, self.config.text,
                 ema=self.step.averages, first=self.group.first,
@@ -350,6 +371,17 @@ class _Trainer:
         write_atomically(self.out / "summary.json", lambda path: path.write_text(content))
         self.log.close()
         return summary
+
+
+def _remove(out: Path) -> None:
+    """Take an earlier run out of a folder, and nothing else."""
+    for path in (out / name for name in RUN_FILES):
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be removed ({error.strerror}); remove it, or give another --out"
+            ) from error
 
 
 def _same_settings(config: TrainConfig, before: dict[str, Any], out: Path) -> None:

@@ -5,23 +5,21 @@ B batch, N = h x w tokens an image, C channels, V codebook rows. Modules carry t
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_schemas.errors import UserError
+from tokenar.device import exact_float32
 from tokenar.encoder_config import VQ_GROUPS, VqConfig
 from tokenar.encoder_config import vq8 as vq8
 from tokenar.encoder_config import vq16 as vq16
 from tokenar.frozen import fingerprint
+from tokenar.weight_files import check_finite, read_content
 
 ENCODER_RES_BLOCKS = 2
 DECODER_RES_BLOCKS = 3
@@ -242,18 +240,14 @@ def load_network(path: str | Path, config: VqConfig) -> VqNetwork:
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a file by name; nothing in it is executed."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # LlamaGen's trainer adds its arguments
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable VQ checkpoint ({reason}); fetch it again") from error
-    weights = stored.get("model") if isinstance(stored, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    advice = "fetch the VQ checkpoint again"
+    stored = read_content(path, advice)
+    if path.suffix != ".safetensors":
+        stored = stored.get("model") if isinstance(stored, Mapping) else None
+    if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise UserError(f'{path}: no table of tensors under "model"; name a VQ checkpoint such as vq_ds16_t2i.pt')
-    return weights
+    check_finite(stored, path, advice)
+    return stored
 
 
 # The tokenizer
@@ -278,6 +272,7 @@ class VqTokenizer:
         reduction = network.config.reduction
         if image_size < reduction or image_size % reduction:
             raise UserError(f"image_size {image_size} must be a multiple of {reduction}, the pixels a token")
+        exact_float32()
         self.network = network.to(device)
         self.image_size, self.grid = image_size, image_size // reduction
         self.vocabulary = network.config.codebook_size

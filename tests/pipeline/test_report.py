@@ -110,7 +110,7 @@ METRICS: dict[str, Any] = {
 
 TRAINING = Training(
     log=[
-        {"step": 0, "loss": 5.5, "samples_per_s": 10.0, "unigram_entropy": 4.21},
+        {"step": 0, "loss": 5.5, "samples_per_s": 10.0, "unigram_entropy": 4.11, "val_unigram_cross_entropy": 4.21},
         {"step": 1, "loss": 4.0, "samples_per_s": 40.0},
         {"step": 2, "loss": math.nan, "samples_per_s": 41.0},
         {"step": 2, "val_loss": 3.75, "val_loss_target": 3.87},
@@ -284,7 +284,7 @@ def test_the_same_input_gives_the_same_bytes(page: str) -> None:
 
 def test_training_shows_curve_evaluation_and_generated_pictures(page: str) -> None:
     training = Page(page).sections["training"]
-    figures = ("unigram entropy 4.21", "3.75", "picture alone", "3.87", "psnr", "14.8", "count", "18")
+    figures = ("guessing by token frequency 4.21", "3.75", "picture alone", "3.87", "psnr", "14.8", "count", "18")
     for text in (*figures, "generated", "unknown"):
         assert text in training
     assert "hidden_number" not in training

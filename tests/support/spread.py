@@ -10,9 +10,12 @@ import os
 import resource
 import socket
 import sys
+import time
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
@@ -265,3 +268,16 @@ def save_for_ever(group, folder):
 def _tokenizer():
     config = TokenizerConfig(image_size=4, patch=2, vocabulary=11)
     return PatchCodebook.fit(config, torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+
+
+def wait_for_a_slow_one(group, folder):
+    """The last process is late three times by more than what a device's group waits; ``late-<rank>.json``."""
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5), dist.group.WORLD)
+    late, found = group.rank == group.world - 1, []
+    for wait in (group.wait, lambda: group.gathered(group.rank), lambda: group.any(late)):
+        if late:
+            time.sleep(1.2)
+        found.append(wait())
+    with workers() as inner:
+        found.append(inner is group)
+    (folder / f"late-{group.rank}.json").write_text(json.dumps(found))

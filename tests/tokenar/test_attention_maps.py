@@ -274,3 +274,13 @@ def test_attention_refuses(trained, shards, tmp_path):
     refused(run(trained, out, test, "--predictions", tmp_path), "test-0000.png", "no prediction")
     (tmp_path / "file").write_text("")
     refused(run(trained, tmp_path / "file", test), "cannot be made")
+
+
+def test_nothing_of_an_earlier_call_stands_beside_this_one(trained, shards, tmp_path):
+    out = tmp_path / "out"
+    assert run(trained, out, shards / "test-*.tar", "--limit", 2).returncode == 0
+    (out / "samples" / "notes.txt").write_text("mine")
+    assert run(trained, out, shards / "test-*.tar", "--limit", 1).returncode == 0
+    assert sorted(path.name for path in (out / "samples").iterdir()) == [
+        "notes.txt", "test-0000.mass.png", "test-0000.picture.png", "test-0000.safetensors", "test-0000.sources.png"
+    ]  # fmt: skip

@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from small_run import command, in_process, make_sample, tiny_config, write_config, write_shard
 
 from data_schemas.shards import encode_sample, read_shard
@@ -55,7 +56,7 @@ def test_a_damaged_model(name, trained, shards, tmp_path):
     shutil.copytree(trained / "model", model)
     (model / name).write_bytes((model / name).read_bytes()[:-20])
     result = in_process("sample", "--model", model, "--shards", shards / "test-*.tar", "--out", tmp_path / "out")
-    refused(result, name, "again")
+    refused(result, name, "mend it" if name == "config.json" else "again")
 
 
 def test_sample_refuses(shards, tmp_path):
@@ -160,3 +161,14 @@ def test_a_checkpoint_that_was_cut_short(trained, shards, tmp_path):
     (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-20])
     result = in_process("eval", "--shards", shards / "test-*.tar", "--out", tmp_path / "o", "--model", model)
     refused(result, "model.safetensors", "train or copy the model again")
+
+
+@pytest.mark.parametrize("command", ["sample", "eval", "attention"])
+def test_weights_that_are_no_numbers(command, trained, shards, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(trained / "model", model)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: w * float("nan") for name, w in weights.items()}, model / "model.safetensors")
+    result = in_process(command, "--shards", shards / "test-*.tar", "--out", tmp_path / "o", "--model", model)
+    refused(result, "model.safetensors: ", "holds NaN or infinity")
+    assert not list((tmp_path / "o").rglob("*.png"))

@@ -149,6 +149,9 @@ def flip(path):
         ("facts.json", cut, "facts.json is missing or damaged"),
         ("facts.json", os.unlink, "facts.json is missing or damaged"),
         ("facts.json", lambda path: path.write_text("[]"), "facts.json is missing or damaged"),
+        ("facts.json", lambda path: path.write_text("[" * 6000 + "]" * 6000), "facts.json is missing or damaged"),
+        ("facts.json", lambda path: path.write_text('{"format": 1, "files": 3}'), "facts.json is missing or damaged"),
+        ("facts.json", lambda path: (path.unlink(), os.mkfifo(path)), "facts.json is missing or damaged"),
         (
             "facts.json",
             lambda path: path.write_text('{"format": 9}'),

@@ -222,7 +222,9 @@ def test_killed_and_gone_on_is_the_same_to_the_byte(raw, models, whole, tmp_path
     ended = subprocess.run([sys.executable, "-c", KILLED, config.model_dump_json()], **options)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert contents(out) == {"train-00000.tar": contents(whole)["train-00000.tar"]}
-    (out / ".train-00001.tar.4242.tmp").write_bytes(b"killed while it was copied")
+    left = out / ".train-00001.tar.4242.tmp"
+    left.write_bytes(b"killed while it was copied")
+    os.utime(left, (0, 0))
     before = (out / "train-00000.tar").stat().st_mtime_ns
     done = encode(config)
     assert (done["encoded"], done["there"]) == (2, 1)
@@ -356,3 +358,21 @@ def test_a_full_disk_leaves_nothing_half(raw, encoders, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"train-00000\.tar: cannot be made from .* \(No space left on device\)"):
         encode_shards([str(raw / "train-00000.tar")], tmp_path, encoders)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_whose_raw_shard_is_gone_are_not_trained_on(raw, models, tmp_path):
+    """Fewer shards were made by a second curation; training reads whatever the glob names."""
+    here, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(raw, here)
+    config = settings(here, models, out)
+    encode(config)
+    (out / "notes.tar").write_bytes(b"mine")
+    before = contents(out)
+    (here / "train-00002.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00002\.tar: one of 1 encoded shards whose raw shard is not there"):
+        encode(config)
+    assert contents(out) == before
+    encode(config, overwrite=True)
+    assert contents(out) == {name: content for name, content in before.items() if name != "train-00002.tar"}
+    one = config.model_copy(update={"shards": str(here / "train-00000.tar")})
+    assert encode(one)["there"] == 1, "other shards are none of its business"

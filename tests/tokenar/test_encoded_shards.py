@@ -298,7 +298,7 @@ def test_a_damaged_safetensors_header(shard, header):
 
 def test_a_folder_in_place_of_a_shard(tmp_path):
     (tmp_path / "train-0.tar").mkdir()
-    with pytest.raises(UserError, match=r"train-0\.tar: the shard cannot be read"):
+    with pytest.raises(UserError, match=r"train-0\.tar: is a folder, not a file"):
         EncodedShards(str(tmp_path / "train-*.tar"))
 
 
@@ -417,3 +417,9 @@ def test_closing_ends_the_threads_of_two_in_a_row():
         assert next(second) == "'0'"
     go_on.set()
     assert ended(before)
+
+
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train-0.tar")
+    with pytest.raises(UserError, match=r"train-0\.tar: is a pipe"):
+        EncodedShards(str(tmp_path / "train-*.tar"))

@@ -23,9 +23,10 @@ from tokenar.config import SampleConfig
 from tokenar.eval_config import EvalConfig
 from tokenar.eval_pictures import Truth
 from tokenar.eval_rows import Scorer
-from tokenar.evaluate import evaluate
+from tokenar.evaluate import evaluate, named
 from tokenar.feature_encoders import EfficientNet, Inception
 from tokenar.sample import Drawing
+from tokenar.sample import sample as draw_samples
 
 SAMPLING = SampleConfig(seed=3, batch=2)
 
@@ -161,7 +162,7 @@ def test_models_and_other_methods_in_one_table(trained, glob, samples, tmp_path)
     assert table[table.method == "DreamO"].whole_mse.iloc[0] == pytest.approx((white**2).mean()), "on white"
 
     page = (out / "table.md").read_text()
-    assert f"| ours | Ours | {ours['background_psnr']:.2f} | – | – | – |" in page.replace("*", "")
+    assert f"| ours | – | {ours['background_psnr']:.2f} | – | – | – |" in page.replace("*", "")
     assert "| DreamO | SIG-A 2025 |" in page
     assert "not measured: LPIPS (lpips), FID and KID (inception)" in page
     assert Image.open(out / "grid.png").size == (6 * 132 - 4, 20 + 3 * 132)
@@ -238,6 +239,51 @@ def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_pat
     assert len(drawn) == 6, "another recipe draws again"
 
 
+def test_nothing_of_an_earlier_evaluation_stands_beside_this_one(glob, samples, tmp_path):
+    truth, out = write(tmp_path / "truth", [s.target for s in samples], samples), tmp_path / "out"
+    (out / "pictures").mkdir(parents=True)
+    (out / "pictures" / "step-000002.png").write_bytes(b"a training's own")
+    evaluate(glob, out, predictions=[truth], quiet=True)
+    (tmp_path / "one").mkdir()
+    write_shard(tmp_path / "one" / "test-0.tar", samples[1:2])
+    evaluate(str(tmp_path / "one" / "*.tar"), out, predictions=[truth], quiet=True)
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["step-000002.png", "test-0001.png"]
+    (out / "metrics.json").write_text("[" * 5000)
+    quiet = EvalConfig(shown=0)
+    evaluate(glob, out, predictions=[truth], config=quiet, quiet=True)
+    assert not (out / "grid.png").exists()
+
+
+def test_predictions_that_an_earlier_call_left_are_not_this_ones(trained, glob, samples, tmp_path):
+    drawn = tmp_path / "drawn"
+    draw_samples(trained / "model", glob, drawn, SAMPLING, quiet=True)
+    evaluate(glob, tmp_path / "out", predictions=[drawn], quiet=True)
+    other = SAMPLING.model_copy(update={"seed": 9})
+    draw_samples(trained / "model", glob, drawn, other, limit=1, quiet=True)
+    assert len(list(drawn.glob("*.png"))) == 3, "nobody's pictures are thrown away"
+    told = r"no prediction for 2 of 3 samples, first test-0001.png \(an earlier call's is there\)"
+    with pytest.raises(UserError, match=told):
+        evaluate(glob, tmp_path / "out", predictions=[drawn], quiet=True)
+    draw_samples(trained / "model", glob, drawn, other, seeds=2, quiet=True)
+    with pytest.raises(UserError, match="no prediction for 3 of 3"):
+        evaluate(glob, tmp_path / "out", predictions=[drawn], quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("runs/quickstart/training/model", "quickstart"),
+        ("runs/mine/model", "mine"),
+        ("runs/quickstart/training/evaluation/quickstart/samples", "quickstart"),
+        ("runs/mine/samples", "mine"),
+        ("elsewhere/EditAR", "EditAR"),
+        ("runs/train/model", "train"),
+    ],
+)
+def test_a_method_is_called_by_its_runs_name(folder, name, tmp_path):
+    assert list(named([tmp_path / folder])) == [name]
+
+
 def test_a_lost_picture_is_drawn_again_as_it_was(trained, glob, tmp_path):
     options = {"models": {"m": trained / "model"}, "sampling": SAMPLING, "quiet": True}
     evaluate(glob, tmp_path, **options)
@@ -302,7 +348,7 @@ def test_tables(tmp_path):
         },
     }  # fmt: skip
     page = eval_tables.markdown(result)
-    assert "| a\\_b | Ours | **20.36** | **66.89** | **95.48** | **90.00** |" in page
+    assert "| a\\_b | – | **20.36** | **66.89** | **95.48** | **90.00** |" in page
     assert "| MS-Diffusion | ICLR 2025 | 12.00 | **66.89** | **95.48** | – |" in page
     assert "**One subject (layout of Table 2)**: no such sample" in page
     assert "9 samples at 512 pixels" in page
@@ -310,7 +356,7 @@ def test_tables(tmp_path):
     assert "not measured" not in page
 
     text = eval_tables.latex(result)
-    assert r"a\_b & Ours & \textbf{20.36} & \textbf{66.89} & \textbf{95.48} & \textbf{90.00} \\" in text
+    assert r"a\_b & -- & \textbf{20.36} & \textbf{66.89} & \textbf{95.48} & \textbf{90.00} \\" in text
     assert r"MS-Diffusion & ICLR 2025 & 12.00 & \textbf{66.89} & \textbf{95.48} & -- \\" in text
     assert r"\multicolumn{2}{c}{Background Preservation} & \multicolumn{2}{c}{Content Similarity}" in text
     assert r"\begin{tabular}{llcccc}" in text

@@ -131,7 +131,7 @@ def test_all_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
     line = str(raised.value)
     assert line.startswith("4 encoders missing: lpips: ")
     assert "\n" not in line
-    for words in ("not torchvision's AlexNet", "code.pth cannot be had (not a file of plain weights)",
+    for words in ("not torchvision's AlexNet", "code.pth: not a readable file of weights (it is damaged or holds",
                   f"{tmp_path / 'none'} cannot be had (no such file or folder)", "dino: "):  # fmt: skip
         assert words in line
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

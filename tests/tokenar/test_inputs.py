@@ -12,10 +12,11 @@ from small_run import make_sample, rows, tiny_config, weights, write_shard
 from tiny_encoders import TINY_VQ, save_tiny_dinov2, save_tiny_t5, tiny_vq
 
 from data_schemas.errors import UserError
-from tokenar import checkpoint, data
+from tokenar import checkpoint, data, inputs
 from tokenar.config import TrainConfig, with_changes
 from tokenar.encode import EncodeConfig, encode
 from tokenar.encoder_config import TextConfig, TokenizerConfig
+from tokenar.parallel import Workers
 from tokenar.text import HashedWords, word_vector, words
 from tokenar.tokenizers import PatchCodebook, picture_tensor, tensor_picture
 from tokenar.train import train
@@ -243,6 +244,19 @@ def test_without_the_encoders_the_shards_are_taken_as_they_are(frozen, sets, tmp
     train(config)
     assert "text encoder not compared with the shards'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model" / "tokenizer.safetensors").exists()
+
+
+def test_encoders_that_are_only_compared_stay_off_the_gpu(frozen, sets, tmp_path, monkeypatch):
+    placed = []
+    for kind in (inputs.T5Encoder, inputs.Teacher):
+        monkeypatch.setattr(
+            inputs,
+            kind.__name__,
+            lambda config, device, kind=kind: (placed.append(str(device)), kind(config, "cpu"))[1],
+        )
+    config = frozen_config(frozen, sets["encoded"], tmp_path / "run", tokenizer_weights=None)
+    inputs.load_inputs(config, Workers(0, 1, torch.device("cuda")), tmp_path / "fitted", resumed=False)
+    assert placed == ["cpu", "cpu"]
 
 
 def test_shards_that_do_not_go_with_the_settings(frozen, sets, tmp_path):

@@ -1,16 +1,17 @@
 """What a run leaves for sampler and evaluator, with every kind of encoder."""
 
 import json
+import math
 
 import pytest
 import torch
-from small_run import SMALL, random_net
+from small_run import SMALL, changed, random_net
 from tiny_encoders import save_tiny_t5, tiny_vq
 
 from data_schemas.errors import UserError
 from tokenar.config import TextConfig, TokenizerConfig
 from tokenar.encoder_config import T5Config
-from tokenar.model_folder import load_model, save_model
+from tokenar.model_folder import load_model, save_model, write_atomically
 from tokenar.tokenizers import PatchCodebook
 from tokenar.vq import VqTokenizer
 
@@ -46,7 +47,8 @@ def test_a_vq_network_and_a_t5(tmp_path):
     pytest.importorskip("transformers")
     tokenizer = VqTokenizer(tiny_vq(), 16)
     text = T5Config(model=str(save_tiny_t5(tmp_path / "t5")), tokens=3)
-    save_model(tmp_path / "model", random_net(), tokenizer, text)
+    net = random_net(changed(grid=8, vocabulary=64, text_width=16))
+    save_model(tmp_path / "model", net, tokenizer, text)
     model = load_model(tmp_path / "model")
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert model.tokenizer.fingerprint == tokenizer.fingerprint
@@ -90,3 +92,74 @@ def test_settings_that_are_none(change, told, tmp_path):
         load_model(tmp_path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_settings_that_are_deep_or_no_table_are_one_line(tmp_path):
+    save_model(tmp_path, random_net(), codebook(), TEXT)
+    path = tmp_path / "config.json"
+    for text, told in (("[" * 6000 + "]" * 6000, "nested too deeply"), ("[1]", "not a model configuration"),
+                       ('{"format": 1, "model": {"layers": ' + "9" * 5000 + "}}", "digits"),
+                       ('{"format": 1, "text": []}', "not a model configuration")):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(UserError, match=told) as error:
+            load_model(tmp_path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "file", "told"),
+    [
+        ("model", {"grid": 3}, "model.safetensors", "img_uncond_embedding is [12, 16], in this model [27, 16]"),
+        ("model", {"width": 32}, "model.safetensors", "img_uncond_embedding is [12, 16], in this model [12, 32]"),
+        ("model", {"layers": 3}, "model.safetensors", "2 layers, config.json says 3"),
+        ("model", {"layers": 4000}, "model.safetensors", "2 layers, config.json says 4000"),
+        ("text", {"tokens": 4}, "config.json", "text of tokens 4, the model has 3"),
+        ("text", {"width": 6}, "config.json", "text of width 6, the model has 5"),
+    ],
+)
+def test_settings_of_another_model(part, change, file, told, tmp_path):
+    save_model(tmp_path, random_net(), codebook(), TEXT)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {part: settings[part] | change}))
+    with pytest.raises(UserError) as error:
+        load_model(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / file}: ")
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"image_size": 6}, "tokens along a side 3, the model has 2"),
+        ({"vocabulary": 12}, "vocabulary 12, the model has 11"),
+    ],
+)
+def test_a_tokenizer_of_another_model(changes, told, tmp_path):
+    config = TokenizerConfig.model_validate({"image_size": 4, "patch": 2, "vocabulary": 11} | changes)
+    save_model(tmp_path, random_net(), PatchCodebook(config, torch.rand(config.vocabulary, 12)), TEXT)
+    with pytest.raises(UserError) as error:
+        load_model(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'tokenizer.safetensors'}: {told}")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.safetensors"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(name, value, tmp_path):
+    net, tokenizer = random_net(), codebook()
+    (net.layers[1].ffn_norm.weight if name[0] == "m" else tokenizer.codes).data.flatten()[2] = value
+    save_model(tmp_path, net, tokenizer, TEXT)
+    tensor = "layers.1.ffn_norm.weight" if name[0] == "m" else "codes"
+    with pytest.raises(UserError, match=f"{name}: {tensor} holds NaN or infinity"):
+        load_model(tmp_path)
+
+
+def test_a_file_that_is_being_written_is_nobody_elses(tmp_path):
+    """Temporary names were made of the process's number, which another machine's process may have too."""
+    names = []
+    write_atomically(tmp_path / "a", lambda one: write_atomically(tmp_path / "a", lambda two: (
+        names.extend([one, two]), two.write_text("two"), one.write_text("one"))))  # fmt: skip
+    assert len(set(names)) == 2
+    assert (tmp_path / "a").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -114,3 +114,10 @@ def test_nodes_of_unequal_size_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="3 processes are not the same number on every node"):
         parallelise(Training(ALONE).net, "hybrid", Workers(0, 3, torch.device("cpu")), torch.float32)
+
+
+def test_processes_wait_for_a_slow_one_longer_than_a_device_does(tmp_path):
+    """Sampling and evaluating leave one process far behind; NCCL would end all of them after ten minutes."""
+    spread.spread(2, spread.wait_for_a_slow_one, tmp_path)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"late-{rank}.json").read_text()) == [None, [0, 1], True, True]

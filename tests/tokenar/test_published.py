@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 
 import pytest
@@ -110,7 +111,31 @@ def test_files_that_are_no_checkpoints(tmp_path):
         with pytest.raises(UserError, match=name) as caught:
             load_published(net, tmp_path / name)
         assert "\n" not in str(caught.value)
+        assert "\x1b" not in str(caught.value)
+    with pytest.raises(UserError, match=r"code\.pt: .*it holds code, [\w.]+, which is not run"):
+        load_published(net, tmp_path / "code.pt")
     assert not (tmp_path / "made by the file").exists()
+
+
+@pytest.mark.parametrize("name", ["pipe.pt", "pipe.safetensors"])
+def test_a_pipe_is_not_waited_for(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: is a pipe"):
+        load_published(random_net(), tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, tmp_path):
+    weights = {name: tensor.clone() for name, tensor in random_net().state_dict().items()}
+    weights["layers.1.attention.wo.weight"][3, 4] = value
+    torch.save({"model": weights}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"c\.pt: layers\.1\.attention\.wo\.weight holds NaN or infinity"):
+        load_published(random_net(), tmp_path / "c.pt")
+    folder = tmp_path / "model"
+    random_net().save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: layers\.1\.attention\.wo\.weight holds NaN"):
+        TokenAR.from_pretrained(folder)
 
 
 def test_a_saved_model_is_the_same_model(tmp_path):
@@ -139,7 +164,7 @@ def test_model_folders_that_cannot_be_used(tmp_path):
             TokenAR.from_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no model to load"):
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read"):
         TokenAR.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config\.json"):

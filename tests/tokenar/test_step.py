@@ -202,6 +202,16 @@ def test_numbers_that_are_none_change_nothing_and_are_told_with_their_step():
         trained.check()
 
 
+@pytest.mark.parametrize("kept", ["weights", "averages"])
+def test_weights_are_looked_at_before_they_are_kept(kept):
+    trained = Step(random_net(), config_for(ema=0.5), ALONE)
+    trained.check_weights(3)
+    values = trained.averages if kept == "averages" else dict(trained.net.named_parameters())
+    values["layers.0.attention.wo.weight"].data[1, 2] = math.inf
+    with pytest.raises(UserError, match="the weights are not finite after step 3;"):
+        trained.check_weights(3)
+
+
 def test_the_norm_is_that_before_clipping():
     row = {}
     for limit in (1e9, 1e-3):
@@ -252,6 +262,21 @@ def test_compiled_blocks_give_the_same_loss_with_one_graph_for_all(how, monkeypa
         found.append(trained.read(work))
     assert counter.frame_count == 1
     assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_the_blocks_of_many_networks_are_compiled(monkeypatch):
+    """A sweep trains dozens in one process; beyond torch's own limit of 8 they would silently run uncompiled."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend=counter))
+    with torch._dynamo.config.patch(recompile_limit=8):
+        for number in range(1, 11):
+            model = changed(width=16 * number)
+            trained = Step(random_net(model), config_for(model, compile=True), ALONE)
+            trained.update(work_of(trained.net, 0, batch_of(model, 2)))
+            assert counter.frame_count == number
 
 
 def test_distillation_is_learned():

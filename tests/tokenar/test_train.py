@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from small_run import command, in_process, make_sample, rows, tiny_config, weights, write_config, write_shard
 
 from data_schemas.errors import UserError
-from tokenar import checkpoint, data
+from tokenar import checkpoint, data, step
 from tokenar.config import PRESETS, TrainConfig, cpu_small, with_changes
 from tokenar.encoder_config import TextConfig, TokenizerConfig
 from tokenar.model_folder import load_model
@@ -243,9 +244,37 @@ def test_overwrite_removes_the_run_and_nothing_else(shards, tmp_path):
     out = tmp_path / "run"
     train(tiny_config(shards, out, steps=2))
     (out / "notes.txt").write_text("mine")
+    for left in ("evaluation/metrics.json", "model/.model.safetensors.4242.tmp", ".summary.json.7.tmp"):
+        (out / left).parent.mkdir(exist_ok=True)
+        (out / left).write_text("of the run before")
+        os.utime(out / left, (0, 0))
     train(tiny_config(shards, out, steps=1), overwrite=True)
+    assert not (out / "evaluation").exists()
+    assert not list(out.rglob("*.tmp"))
     assert (out / "notes.txt").read_text() == "mine"
     assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000001"]
+
+
+def test_a_run_that_goes_on_is_not_summed_up_as_it_was(shards, tmp_path):
+    out = tmp_path / "run"
+    train(tiny_config(shards, out, steps=3))
+
+    def stop(row):
+        assert not (out / "summary.json").exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(shards, out, steps=6), stop, resume=True)
+    assert not (out / "summary.json").exists()
+
+
+def test_a_log_of_anything_is_continued(shards, tmp_path):
+    out = tmp_path / "run"
+    train(tiny_config(shards, out, steps=3))
+    with open(out / "metrics.jsonl", "ab") as file:
+        file.write(b'[1]\n{"step": "x"}\n{"loss": 2}\n\xff\xfe\n' + b"[" * 5000 + b"\n")
+    train(tiny_config(shards, out, steps=4), resume=True)
+    assert [row["step"] for row in rows(out) if "loss" in row] == [1, 2, 3, 4]
 
 
 def test_other_samples_are_not_continued_with(shards, tmp_path):
@@ -267,6 +296,30 @@ def test_samples_with_one_and_two_references_train_together(shards, tmp_path):
 def test_a_loss_that_explodes_is_one_clear_error(shards, tmp_path):
     with pytest.raises(UserError, match="the loss is not finite at step"):
         train(tiny_config(shards, tmp_path / "run", lr=1e30, steps=30))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema": 0.9}, {"val_shards": None}, {"val_shards": None, "ema": 0.9}, {"lr": 1e30, "steps": 1}]
+)
+def test_weights_that_leave_all_numbers_become_no_model(changes, shards, tmp_path, monkeypatch):
+    """After the last step no gradients come that would tell."""
+    out, real = tmp_path / "run", step.step_if
+
+    def leaving(optimizer, good):
+        real(optimizer, good)
+        if "lr" not in changes and optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] == 4:
+            optimizer.param_groups[0]["params"][0].data.view(-1)[3] = math.inf
+
+    monkeypatch.setattr(step, "step_if", leaving)
+    config = tiny_config(shards, out, **{"steps": 4, "save_every": 2, "log_every": 2} | changes)
+    result = in_process("train", "--config", write_config(config, tmp_path / "c.json"))
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(r"the (validation loss is|weights are) not finite after step [14]; set a lower --lr", line)
+    assert not (out / "model").exists()
+    assert not (out / "summary.json").exists()
+    assert [path.name for path in checkpoint.checkpoints(out)] == ([] if "lr" in changes else ["step-000002"])
+    assert "NaN" not in (out / "metrics.jsonl").read_text()
 
 
 def test_a_loss_that_is_none_leaves_the_last_good_checkpoint(trained, shards, tmp_path, monkeypatch):

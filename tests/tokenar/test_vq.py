@@ -202,7 +202,7 @@ class Trap:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": Trap()}, "not a readable VQ checkpoint"),
+        ({"model": Trap()}, "not a readable file of weights .it holds code, [a-z_.]*print, which is not run"),
         ({"state_dict": {}}, 'no table of tensors under "model"'),
         ([1, 2], 'no table of tensors under "model"'),
         ({"model": {"a": 1}}, 'no table of tensors under "model"'),
@@ -217,9 +217,17 @@ def test_files_that_are_no_tokenizer(tmp_path, capsys, content, message):
 
 @pytest.mark.parametrize("name", ["vq.pt", "vq.safetensors"])
 def test_files_that_are_missing_or_cut(tmp_path, name):
-    with pytest.raises(UserError, match=f"{name}: not a readable VQ checkpoint"):
+    with pytest.raises(UserError, match=f"{name}: cannot be read"):
         load_network(tmp_path / name, TINY_VQ)
     torch.save({"model": tiny_vq().state_dict()}, tmp_path / "whole")
     (tmp_path / name).write_bytes((tmp_path / "whole").read_bytes()[:5000])
-    with pytest.raises(UserError, match=f"{name}: not a readable VQ checkpoint"):
+    with pytest.raises(UserError, match=f"{name}: not a readable file of weights .*fetch the VQ checkpoint"):
         load_network(tmp_path / name, TINY_VQ)
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    weights = {name: tensor.clone() for name, tensor in tiny_vq().state_dict().items()}
+    weights["decoder.conv_out.bias"][1] = torch.nan
+    torch.save({"model": weights}, tmp_path / "vq.pt")
+    with pytest.raises(UserError, match=r"vq\.pt: decoder\.conv_out\.bias holds NaN or infinity"):
+        load_network(tmp_path / "vq.pt", TINY_VQ)
