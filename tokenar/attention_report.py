@@ -73,10 +73,9 @@ def write_maps(
     found = []
     with Progress("attention", len(samples), every=10, show=not quiet) as bar:
         for item in samples:
-            given = (
-                item if drawn is None else replace(item, target=read_drawn(drawn / f"{file_name(item.sample_id)}.png"))
-            )
-            found.append(_sample(given, loaded, folder, shown, heads, index=drawn is None))
+            if drawn is not None:
+                item = replace(item, target=read_drawn(drawn / f"{file_name(item.sample_id)}.png"))
+            found.append(_sample(item, loaded, folder, shown, heads, index=drawn is None))
             bar.advance()
     about = {"model": str(model), "shards": shards, "predictions": None if drawn is None else str(drawn)}
     return _summary(found, about, Path(out))
