@@ -27,6 +27,17 @@ from pipeline.models import Weights
 from pipeline.parts import Part, PartStore, fingerprint
 
 
+def form_title(model: type) -> str:
+    """The name of a stage's settings in a form: their backend's, where they have one."""
+    backend = getattr(model, "model_fields", {}).get("backend")
+    return str(backend.default) if backend else model.__name__
+
+
+def any_of(schema: dict[str, Any]) -> None:
+    """Name the members of a union ``anyOf``: for ``oneOf`` Prefect's form shows nothing but raw JSON."""
+    schema["anyOf"] = schema.pop("oneOf")
+
+
 class StageConfig(BaseModel):
     """Settings of one stage; a misspelt key is refused.
 
@@ -34,7 +45,8 @@ class StageConfig(BaseModel):
     done, never what comes of it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # a section's alternatives stand in Prefect's form under their backends' names
+    model_config = ConfigDict(extra="forbid", frozen=True, model_title_generator=form_title)
     how: ClassVar[frozenset[str]] = frozenset()
 
 
