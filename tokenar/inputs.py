@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -80,11 +81,16 @@ def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool
     return inputs
 
 
-def _digest(sample_ids: list[str]) -> str:
-    return hashlib.sha256("\n".join(sample_ids).encode()).hexdigest()
-
-
 # Raw shards
+
+
+def _digest(*sets: list[data.Resized]) -> str:
+    """Tells these samples from others, by what is drawn and said in them: ids stay when a dataset is made anew."""
+    digest = hashlib.sha256()
+    for sample in chain(*sets):
+        digest.update(f"{sample.sample_id} {sample.prompt} {list(sample.pixels.shape)} ".encode())
+        digest.update(sample.pixels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
@@ -100,7 +106,7 @@ def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, res
     text, teacher = _text_encoder(config, group), _teacher(config, group)
     copies = [data.encode(copy, tokenizer, text, teacher) for copy in varied]
     val = data.InMemory([data.encode(val_set, tokenizer, text, teacher)]) if val_set else None
-    return Inputs(data.InMemory(copies), val, tokenizer, _digest([sample.sample_id for sample in train_set]), {})
+    return Inputs(data.InMemory(copies), val, tokenizer, _digest(train_set, val_set), {})
 
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
@@ -121,7 +127,7 @@ def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
     copies = [encode(copy) for copy in data.variations(train_set, config.variations, config.unit, config.seed)]
     val = data.InMemory([encode(val_set)]) if val_set else None
     encoders: dict[str, str | None] = {"tokenizer": tokenizer.fingerprint}
-    return Inputs(data.InMemory(copies), val, tokenizer, _digest([sample.sample_id for sample in train_set]), encoders)
+    return Inputs(data.InMemory(copies), val, tokenizer, _digest(train_set, val_set), encoders)
 
 
 def _read_raw(config: TrainConfig) -> tuple[list[data.Resized], list[data.Resized]]:
@@ -172,7 +178,7 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
     group.wait()
     tokens = config.model.text_tokens
     return Inputs(
-        FromShards(train, tokens), FromShards(val, tokens) if val else None, tokenizer, _digest(train.sample_ids),
+        FromShards(train, tokens), FromShards(val, tokens) if val else None, tokenizer, train.digest(),
         train.encoders.model_dump(),
     )  # fmt: skip
 
