@@ -55,10 +55,14 @@ def encode_sample(sample: ShardSample) -> dict[str, bytes]:
         members[f"reference_{i}.rgba.png"] = pictures.encode_png(rgba)
     for name in ("background", "foreground", "target", "alpha"):
         members[f"{name}.png"] = pictures.encode_png(getattr(sample, name))
-    members["prompt.txt"] = sample.prompt.encode()
-    info = {**sample.info, "schema_version": SHARD_VERSION}
-    members["json"] = json.dumps(info, sort_keys=True, ensure_ascii=False).encode()
-    return members
+    return members | encode_words(sample.prompt, sample.info)
+
+
+def encode_words(prompt: str, info: dict) -> dict[str, bytes]:
+    """The members of a sample that are no pictures."""
+    stated = {**info, "schema_version": SHARD_VERSION}
+    text = json.dumps(stated, sort_keys=True, ensure_ascii=False)
+    return {"prompt.txt": prompt.encode(), "json": text.encode()}
 
 
 def decode_sample(sample_id: str, members: dict[str, bytes], source: str) -> ShardSample:

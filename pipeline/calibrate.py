@@ -28,7 +28,7 @@ from pipeline.curate import stage_inputs
 from pipeline.dataset import PictureReader
 from pipeline.decide import resolve_rules
 from pipeline.parts import Part, write_atomically
-from pipeline.run import PartJob, Run, need_part
+from pipeline.run import PartJob, Run, need_part, pool_digest
 from pipeline.stage import Rule, Sample, Stage
 
 QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
@@ -118,7 +118,7 @@ def calibrate(config: CurationConfig, stage: str, floor_samples: int = 64) -> di
     fs, root = fsspec.core.url_to_fs(folder)
     scores = io.BytesIO()
     pq.write_table(table_schema(found.stage).table(found.table.to_dict("records")), scores, compression="zstd")
-    reader = PictureReader(found.run, need_part(found.run, "references", "pool").digest)
+    reader = PictureReader(found.run, pool_digest(found.run))
     files = {
         "scores.parquet": scores.getvalue(),
         "thresholds.yaml": thresholds_text(found).encode(),
@@ -199,13 +199,13 @@ def floor_rows(
 
     Samples that the stage fails on are left out, and those for which every other sample shares a subject.
     """
-    pool = need_part(run, "references", "pool").digest
+    pool = pool_digest(run)
     place = {row["sample_id"]: k for k, row in enumerate(plan)}
     rows: list[dict] = []
     chosen = spread_evenly(parts, math.ceil(count / run.config.part_size))
     for k, part in enumerate(chosen):
         inputs = stage_inputs(PartJob(run, stage.name, part, "", pool), stage.reads)
-        samples = [s for s in inputs.samples(part)[0] if s.sample_id in usable]
+        samples = [s for s in inputs.samples()[0] if s.sample_id in usable]
         wanted = math.ceil((count - len(rows)) / (len(chosen) - k))
         wrong = [wrong_sample(s, plan, place[s.sample_id]) for s in spread_evenly(samples, wanted)]
         made, _, _ = stage.run([s for s in wrong if s is not None], {})

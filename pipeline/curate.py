@@ -6,20 +6,35 @@ needs nothing but the job (config and fingerprints, picklable) and so can run in
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
+from fsspec.implementations.local import LocalFileSystem
+
+from data_schemas import files
 from data_schemas.errors import UserError
-from pipeline import dataset, models, planning, pools, references, review
+from pipeline import dataset, models, planning, pools, references, remembered, review
 from pipeline.config import CurationConfig
 from pipeline.decide import decide, resolve_rules
 from pipeline.parts import Part, PartStore, join_digests
 from pipeline.progress import Progress
 from pipeline.review import Reviews
-from pipeline.run import PartJob, Run, build_stages, cutout_reader, need_part
+from pipeline.run import (
+    POOL_PART,
+    PartJob,
+    Run,
+    build_stages,
+    cutout_reader,
+    need_part,
+    pool_digest,
+    pool_rows,
+    pool_sources,
+)
 from pipeline.stage import Inputs
 
 
@@ -50,9 +65,9 @@ def make_part(job: PartJob) -> PartSummary:
 
 
 def _make_references(job: PartJob, store: PartStore) -> Part:
-    config = job.run.config
-    sources = references.list_pool(config.references)
-    rows, members, seconds = references.make_references(sources, config.references)
+    first = job.run.pool_parts().index(job.part) * POOL_PART
+    sources = pool_sources(job.run)[first : first + POOL_PART]
+    rows, members, seconds = references.make_references(sources, job.run.config.references)
     return store.commit(job.part, rows, members, job.made_from, {"samples": seconds})
 
 
@@ -64,27 +79,25 @@ def _make_plan(job: PartJob, store: PartStore) -> Part:
 
 
 @lru_cache(maxsize=2)
-def _plan_rows(run: Run, pool_digest: str) -> list[dict]:
+def _plan_rows(run: Run, pool: str) -> list[dict]:
     """The whole plan, made once a process: pairs and splits need all of it."""
-    pool = need_part(run, "references", "pool").rows()
-    return planning.make_plan(pool, run.config.planning, run.config.samples, run.config.seed)
+    return planning.make_plan(pool_rows(run), run.config.planning, run.config.samples, run.config.seed)
 
 
 def _make_scores(job: PartJob, store: PartStore, found: Part | None) -> Part:
     stage = job.run.stage(job.stage)
     inputs = stage_inputs(job, stage.reads)
-    samples, failed = inputs.samples(job.part)
+    samples, failed = inputs.samples()
     kept_rows: dict[str, dict] = {}
     kept_files: dict[str, dict[str, bytes]] = {}
     if found is not None and job.retry_errors:  # only what failed is done again
         kept_rows = {r["sample_id"]: r for r in found.rows() if r["status"] == "ok"}
-        kept_files = store.members(job.part) if stage.saves_pictures else {}
+        kept_files = {i: dict(store.pictures(job.part, found).of(i)) for i in kept_rows}
     todo = [s for s in samples if s.sample_id not in kept_rows]
-    rows, files, seconds = stage.run(todo, {i: f for i, f in failed.items() if i not in kept_rows})
+    rows, saved, seconds = stage.run(todo, {i: f for i, f in failed.items() if i not in kept_rows})
     made = {row["sample_id"]: row for row in rows} | kept_rows
-    all_files = files | {i: kept_files[i] for i in kept_rows if i in kept_files}
     order = [s.sample_id for s in samples]
-    members = {i: all_files[i] for i in order if i in all_files} if stage.saves_pictures else None
+    members = {i: f for i in order if (f := saved.get(i) or kept_files.get(i))} if stage.saves_pictures else None
     timing = {"samples": seconds, "latency": {s.sample_id: s.latency for s in todo if s.latency is not None}}
     return store.commit(job.part, [made[i] for i in order], members, job.made_from, timing)
 
@@ -107,8 +120,8 @@ def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
         reviews = Reviews(job.run.config.run_url).of(parts["plan"].table.column("sample_id").to_pylist())
     return Inputs(
         parts,
-        {name: job.run.store(name) for name in own},
-        cutout_reader(job.run, job.shared),
+        {name: job.run.store(name).pictures(job.part, part) for name, part in parts.items()},
+        lambda reference_id: cutout_reader(job.run, job.shared)(reference_id, "cutout.png"),
         reviews,
     )
 
@@ -116,7 +129,7 @@ def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
 def _summary(job: PartJob, part: Part, cached: bool) -> PartSummary:
     column = next((c for c in ("status", "decision") if c in part.table.column_names), None)
     counts = Counter(part.table.column(column).to_pylist()) if column else Counter({"ok": part.table.num_rows})
-    seconds = sum(job.run.store(job.stage).timing(job.part).get("samples", {}).values())
+    seconds = sum(job.run.store(job.stage).notes(job.part).get("samples", {}).values())
     return PartSummary(job.stage, job.part, part.digest, cached, dict(counts), round(seconds, 3))
 
 
@@ -124,12 +137,25 @@ Engine = Callable[[Sequence[PartJob], Progress], list[PartSummary]]
 
 
 def thread_engine(jobs: Sequence[PartJob], progress: Progress) -> list[PartSummary]:
-    """Make the parts of one stage in threads; results in the order of the jobs."""
-    with ThreadPoolExecutor(jobs[0].run.config.workers if jobs else 1) as pool:
+    """Make the parts of one stage in threads; results in the order of the jobs.
+
+    After an error, or when the user interrupts, no further part is begun; those at work are finished and kept.
+    """
+    pool = ThreadPoolExecutor(jobs[0].run.config.workers if jobs else 1)
+    try:
         futures = [pool.submit(make_part, job) for job in jobs]
         for future in as_completed(futures):
             progress.advance(future.result())
         return [future.result() for future in futures]
+    except KeyboardInterrupt:
+        try:
+            progress.line(f"stopping after the parts at work ({progress.done} of {len(jobs)} done); Ctrl-C leaves now")
+            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:  # nothing is lost: a part that is not whole is not there
+            os._exit(130)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -170,6 +196,11 @@ def curate(
     """
     check_inputs(config)
     run = Run.of(config)
+    _sweep(run)
+    before = remembered.remembered(config.run_url)
+    if before is not None and (told := remembered.differences(before, config.model_dump(mode="json"))):
+        print(f"settings that differ from this run's last curation: {'; '.join(told)}", file=sys.stderr, flush=True)
+    remembered.remember(config)
     for stage in run.stages():
         if not run.store(stage.name).exists(run.parts()[0]):
             stage.probe()
@@ -187,9 +218,9 @@ def curate(
             summaries[stage] = engine(jobs, progress)
         digests.update({(stage, s.part): s.digest for s in summaries[stage]})
 
-    step("references", {"pool": dict(run.fingerprints)["references"]}, "")
-    references.check_pool(need_part(run, "references", "pool").rows())
-    pool = digests["references", "pool"]
+    step("references", dict.fromkeys(run.pool_parts(), dict(run.fingerprints)["references"]), "")
+    references.check_pool(pool_rows(run))
+    pool = pool_digest(run)
     step("plan", dict.fromkeys(run.parts(), pool), pool)
     scored = [s.name for s in run.stages()]
     ids = {p: need_part(run, "plan", p).table.column("sample_id").to_pylist() for p in run.parts()}
@@ -200,8 +231,31 @@ def curate(
 
     for stage in run.stages():
         step(stage.name, {p: made_from(stage.name, stage.reads, p) for p in run.parts()}, pool)
+        _stop_if_all_failed(run, stage.name, summaries[stage.name])
     step("decide", {p: made_from("decide", scored, p) for p in run.parts()}, pool)
     everything = join_digests(digests.values())
-    step("shards", dataset.shard_inputs(run, digests), everything)
-    manifest_url = dataset.write_manifest(run)
-    return CurationResult(run, summaries, pool, dataset.publish(run), manifest_url)
+    step("shards", dataset.shard_inputs(run, digests, pool), everything)
+    dataset_url = dataset.publish(run)
+    return CurationResult(run, summaries, pool, dataset_url, f"{dataset_url}/manifest.parquet")
+
+
+def _sweep(run: Run) -> None:
+    """Remove what killed processes left half-written in the run's folders on this machine."""
+    stores = [run.store(stage) for stage in run.order()]
+    if isinstance(stores[0].fs, LocalFileSystem):
+        for folder in (run.config.run_url, f"{run.config.run_url}/datasets", *(store.root for store in stores)):
+            files.sweep(folder)
+
+
+def _stop_if_all_failed(run: Run, stage: str, summaries: Sequence[PartSummary]) -> None:
+    """UserError if a stage could do no sample at all: what follows would be work on nothing."""
+    counts = sum((Counter(s.counts) for s in summaries), Counter[str]())
+    if not counts["error"] or counts["ok"]:
+        return
+    rows = [row for part in run.parts() for row in need_part(run, stage, part).rows() if row["status"] == "error"]
+    code = Counter(row["error_code"] for row in rows).most_common(1)[0][0]
+    example = next(row["error_message"] for row in rows if row["error_code"] == code)
+    raise UserError(
+        f"stage {stage}: all {counts['error']} samples failed, most with {code} ({example}); mend that, then run the "
+        "same command with --retry-errors"
+    )

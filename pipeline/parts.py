@@ -1,8 +1,10 @@
 """The part store: where a stage's output lives, whether it is whole, and how it is written. Nothing else writes it.
 
 Layout: ``<run>/<stage>/<fingerprint>/<part>.parquet`` (one row a sample), ``<part>.tar`` beside it where the stage
-makes pictures, ``<part>.timing.json`` with the seconds each sample took (kept apart, so that everything else is
-the same bytes in every run). The Parquet file is written last: a part exists if and only if that file does.
+makes pictures, ``<part>.notes.json`` with what is true of this copy alone: the seconds each sample took, and the state
+of the file system's entry for the tar when its content was last compared with its digest. The Parquet file is written
+last: a part exists if and only if that file does. Its metadata says where in the tar each picture lies, so that a
+picture is read without the others.
 """
 
 from __future__ import annotations
@@ -13,20 +15,33 @@ import json
 import os
 import re
 import tarfile
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset as wds
 from fsspec.implementations.local import LocalFileSystem
 
+from data_schemas import files
+from data_schemas.documents import parse_json
+from data_schemas.errors import UserError
 from data_schemas.schema import TableSchema, validate
 
 Members = Mapping[str, Mapping[str, bytes]]
 """Pictures of a part: sample id -> member name ("target.png") -> bytes."""
+
+Places = Mapping[str, Mapping[str, tuple[int, int, int]]]
+"""Sample id -> member name -> (first byte in the tar, bytes, CRC-32)."""
+
+BLOCK = 1 << 20
+
+
+class DamagedPart(UserError):
+    """A picture that a part's index names is not in its tar as it was written."""
 
 
 def fingerprint(**ingredients: object) -> str:
@@ -44,12 +59,20 @@ def content_digest(*chunks: bytes) -> str:
     return digest.hexdigest()
 
 
+def join_digests(digests: Iterable[str]) -> str:
+    """One digest for the several parts that something was made from, in order."""
+    return content_digest(*(d.encode() for d in digests))
+
+
 @dataclass(frozen=True)
 class Part:
-    """A whole part as read back: its rows, and the digest of its Parquet file that later stages record."""
+    """A whole part as read back: its rows, the digest of its Parquet file that later stages record, and, of a stage
+    that makes pictures, the SHA-256 of its tar and where the pictures lie in it."""
 
     table: pa.Table
     digest: str
+    tar_sha256: str | None
+    places: Places
 
     def rows(self) -> list[dict]:
         return self.table.to_pylist()
@@ -78,51 +101,48 @@ class PartStore:
     def read(self, part: str, made_from: str | None = None) -> Part | None:
         """The part if it is whole, else None: missing, damaged, or made from other input than ``made_from``.
 
-        Pages carry checksums, the Parquet metadata carries the tar's digest: a flipped bit or a lost tail is
-        seen, and the part is made again rather than trusted.
+        Pages of the Parquet file carry checksums. The tar is not opened as long as the file system shows the entry
+        that it showed when the content was last compared; otherwise it is compared with its digest again. A part that
+        is not as it was written is made again rather than trusted.
         """
         try:
             data = self.fs.cat_file(self.path(part, "parquet"))
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
             validate(table, self.schema, part)
+            metadata = table.schema.metadata or {}
+            places: Places = json.loads(metadata.get(b"members", b"{}"))
         except (OSError, ValueError, pa.ArrowException):
             return None
-        metadata = table.schema.metadata or {}
         if made_from is not None and metadata.get(b"made_from") != made_from.encode():
             return None
-        tar_digest = metadata.get(b"tar_sha256")
-        if tar_digest is not None:
-            try:
-                if content_digest(self.fs.cat_file(self.path(part, "tar"))).encode() != tar_digest:
-                    return None
-            except OSError:
-                return None
-        return Part(table, content_digest(data))
+        tar = metadata.get(b"tar_sha256")
+        if tar is not None and not self._tar_is_whole(part, tar.decode()):
+            return None
+        return Part(table, content_digest(data), None if tar is None else tar.decode(), places)
 
-    def members(self, part: str) -> dict[str, dict[str, bytes]]:
-        """The pictures of a part, by sample id and member name. Call after read() has found it whole."""
-        pictures: dict[str, dict[str, bytes]] = {}
-        data = self.fs.cat_file(self.path(part, "tar"))
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for entry in tar:
-                stream = tar.extractfile(entry)
-                assert stream is not None
-                sample_id, _, name = entry.name.partition(".")
-                pictures.setdefault(sample_id, {})[name] = stream.read()
-        return pictures
+    def _tar_is_whole(self, part: str, sha256: str) -> bool:
+        notes = self.notes(part)
+        try:
+            seen = self._entry(self.path(part, "tar"))
+            if seen == notes.get("tar_seen"):
+                return True
+            if file_sha256(self.fs, self.path(part, "tar")) != sha256:
+                return False
+        except OSError:
+            return False
+        self._write_notes(part, {**notes, "tar_seen": seen})
+        return True
 
-    def reader(self, part: str) -> Callable[[str, str], bytes]:
-        """Reads single pictures of a large part: (sample id, member name) -> bytes. Only the tar's headers are read
-        beforehand. Call after read() has found the part whole."""
-        path = self.path(part, "tar")
-        with self.fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            places = {entry.name: (entry.offset_data, entry.size) for entry in tar}
+    def _entry(self, path: str) -> str:
+        """What the file system says of a file, which changes when it is written."""
+        if not isinstance(self.fs, LocalFileSystem):
+            return self.fs.ukey(path)
+        found = os.stat(path)  # and not fsspec's key, which changes when the file gets a second name
+        return f"{found.st_size} {found.st_mtime_ns}"
 
-        def read(sample_id: str, name: str) -> bytes:
-            start, size = places[f"{sample_id}.{name}"]
-            return self.fs.cat_file(path, start=start, end=start + size)
-
-        return read
+    def pictures(self, part: str, whole: Part) -> PartPictures:
+        """Reads single pictures of a part that ``read`` has found whole."""
+        return PartPictures(self, part, whole.places)
 
     def commit(
         self,
@@ -132,19 +152,21 @@ class PartStore:
         made_from: str,
         timing: Mapping[str, object] | None = None,
     ) -> Part:
-        """Write a part so that it is either whole or not there: tar, timing, then the Parquet file that marks it.
+        """Write a part so that it is either whole or not there: tar, notes, then the Parquet file that marks it.
 
         ``members`` is None for a stage without pictures. The same rows and members give the same bytes.
         """
         table = self.schema.table(rows)
         validate(table, self.schema, part)
         metadata = {**(table.schema.metadata or {}), b"made_from": made_from.encode()}
+        notes: dict[str, object] = dict(timing or {})
         if members is not None:
-            tar = pack_tar(members)
-            metadata[b"tar_sha256"] = content_digest(tar).encode()
-            write_atomically(self.fs, self.path(part, "tar"), tar)
-        if timing is not None:
-            write_atomically(self.fs, self.path(part, "timing.json"), json.dumps(timing, sort_keys=True).encode())
+            path = self.path(part, "tar")
+            sha256, places = write_stream(self.fs, path, lambda file: write_tar(file, members.items()))
+            metadata |= {b"tar_sha256": sha256.encode(), b"members": json.dumps(places, separators=(",", ":")).encode()}
+            notes["tar_seen"] = self._entry(path)
+        if notes:
+            self._write_notes(part, notes)
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True)
         write_atomically(self.fs, self.path(part, "parquet"), buffer.getvalue())
@@ -153,40 +175,131 @@ class PartStore:
             raise OSError(f"{self.url(part, 'parquet')}: written, but does not read back whole; check the disk")
         return whole
 
-    def timing(self, part: str) -> dict:
-        """What commit() was given as ``timing``; empty if the file is gone (it is for information only)."""
-        try:
-            return json.loads(self.fs.cat_file(self.path(part, "timing.json")))
-        except (OSError, ValueError):
-            return {}
+    def notes(self, part: str) -> dict[str, Any]:
+        """What was noted of this copy of a part; empty if the file is gone, as it is for information only."""
+        return read_facts(self.fs, self.path(part, "notes.json")) or {}
+
+    def _write_notes(self, part: str, notes: Mapping[str, object]) -> None:
+        write_atomically(self.fs, self.path(part, "notes.json"), json.dumps(notes, sort_keys=True).encode())
+
+    def distrust(self, part: str) -> None:
+        """Have the tar compared with its digest the next time that the part is read."""
+        self._write_notes(part, {key: value for key, value in self.notes(part).items() if key != "tar_seen"})
 
 
-def pack_tar(members: Members) -> bytes:
-    """An uncompressed WebDataset tar with fixed headers; the order is that of the mapping."""
-    buffer = io.BytesIO()
-    with wds.TarWriter(buffer, encoder=False, mtime=0, user="instructar", group="instructar") as writer:
-        for sample_id, files in members.items():
-            writer.write({"__key__": sample_id, **files})
-    return buffer.getvalue()
+class PartPictures:
+    """Pictures of one part, each read alone from where it lies in the tar and compared with its checksum."""
+
+    def __init__(self, store: PartStore, part: str, places: Places):
+        self.places = places
+        self._store, self._part = store, part
+
+    def read(self, sample_id: str, name: str) -> bytes:
+        """One picture's bytes; KeyError if the sample has none of this name."""
+        start, size, checksum = self.places[sample_id][name]
+        path, fs = self._store.path(self._part, "tar"), self._store.fs
+        if isinstance(fs, LocalFileSystem):  # fsspec's own way takes ten times as long, and a shard has hundreds
+            with open(path, "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size, start)
+        else:
+            data = fs.cat_file(path, start=start, end=start + size)
+        if len(data) != size or zlib.crc32(data) != checksum:
+            self._store.distrust(self._part)
+            url = self._store.url(self._part, "tar")
+            raise DamagedPart(f"{url}: {sample_id}.{name} is damaged; run the curation again, which makes it anew")
+        return data
+
+    def of(self, sample_id: str) -> Mapping[str, bytes]:
+        """The pictures of one sample by name, read when they are asked for; empty if it has none."""
+        return _SamplePictures(self, sample_id, tuple(self.places.get(sample_id, ())))
+
+
+class _SamplePictures(Mapping[str, bytes]):
+    def __init__(self, pictures: PartPictures, sample_id: str, names: Sequence[str]):
+        self._pictures, self._sample_id, self._names = pictures, sample_id, names
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._pictures.read(self._sample_id, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+# Writing
+
+
+def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]]) -> tuple[str, Places]:
+    """Write an uncompressed WebDataset tar with fixed headers, in the order given: (its SHA-256, its places)."""
+    hashed = _Hashed(file)
+    places: dict[str, dict[str, tuple[int, int, int]]] = {}
+    with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        for sample_id, own in members:
+            found = places[sample_id] = {}
+            for name in sorted(own):
+                entry = tarfile.TarInfo(f"{sample_id}.{name}")
+                entry.size, entry.mode, entry.uname, entry.gname = len(own[name]), 0o444, "instructar", "instructar"
+                found[name] = (tar.offset + tarfile.BLOCKSIZE, entry.size, zlib.crc32(own[name]))
+                tar.addfile(entry, io.BytesIO(own[name]))
+    return hashed.digest.hexdigest(), places
+
+
+class _Hashed:
+    """Passes on what is written, and counts and hashes it."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest, self.written = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.written += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.written
+
+
+def write_stream(fs: fsspec.AbstractFileSystem, path: str, write: Callable[[IO[bytes]], Any]) -> Any:
+    """Let ``write`` fill a file that takes its name only when it is whole; returns what ``write`` returns."""
+    if isinstance(fs, LocalFileSystem):
+        with files.replacing(path) as temporary, open(temporary, "wb") as file:
+            result = write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        return result
+    with tempfile.NamedTemporaryFile() as file:  # object stores publish an object only once it is whole
+        result = write(file)
+        file.flush()
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        fs.put_file(file.name, path)
+    return result
 
 
 def write_atomically(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write through a temporary name and a rename; a killed process leaves no half file under ``path``."""
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    """Write so that a killed process leaves no half file under ``path``."""
+    write_stream(fs, path, lambda file: file.write(data))
+
+
+def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """The JSON object in a file that a run keeps for information; None if it is not there or no longer readable."""
     try:
-        if isinstance(fs, LocalFileSystem):
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        else:  # object stores publish an object only once it is whole
-            fs.pipe_file(path, data)
-    except BaseException:
-        if isinstance(fs, LocalFileSystem) and os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+        found = parse_json(fs.cat_file(path).decode(), path)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def file_sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """SHA-256 of a file's bytes, which are never in memory together."""
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def part_names(count: int, prefix: str = "part") -> list[str]:
@@ -199,8 +312,3 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(f"{name!r} is not a name: use letters, digits, '.', '_' and '-'")
     return name
-
-
-def join_digests(digests: Iterable[str]) -> str:
-    """One digest for the several parts that something was made from, in order."""
-    return content_digest(*(d.encode() for d in digests))

@@ -26,6 +26,10 @@ class Progress:
         self.cached += summary.cached
         self._bar.update()
 
+    def line(self, text: str) -> None:
+        """A line of its own on stderr, above the bar if there is one."""
+        self._bar.write(f"{self.stage.strip()}: {text}", file=sys.stderr)
+
     def __enter__(self) -> Progress:
         return self
 

@@ -97,7 +97,7 @@ def make_references(
 
 
 def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> tuple[dict, dict[str, bytes]]:
-    """The row and the cut-out (member "cutout.png", RGBA, longest side ``config.size``) of one picture."""
+    """The row of one picture, and its cut-out, longest side ``config.size``: "cutout.png" is RGBA, "white.png" RGB."""
     picture = pictures.decode(reader.read(source.place, source.source), source.source)
     picture = ImageOps.exif_transpose(picture)
     if source.mask is None:
@@ -117,7 +117,8 @@ def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> 
     cutout = cutout.resize((width, height), Image.Resampling.LANCZOS)
     share = float(np.asarray(cutout.getchannel("A")).mean() / 255)
     row = _row(source, "ok", width=width, height=height, area_share=share)
-    return row, {"cutout.png": pictures.encode_png(cutout)}
+    flat = pictures.on_white(cutout)  # what a model is shown; made once here and not for every shard
+    return row, {"cutout.png": pictures.encode_png(cutout), "white.png": pictures.encode_png(flat)}
 
 
 def read_labels(data: bytes, source: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from typing import Any
@@ -16,11 +17,11 @@ from data_schemas.text import one_line
 from pipeline.card import dataset_card, pool_facts
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult
-from pipeline.dataset import PictureReader, dataset_url
+from pipeline.dataset import PictureReader, make_manifest
 from pipeline.decide import resolve_rules
-from pipeline.parts import write_atomically
+from pipeline.parts import read_facts, write_atomically
 from pipeline.report import ReportData, RuleLine, Training, data_uri, write_report
-from pipeline.run import Run, need_part
+from pipeline.run import Run, pool_digest, pool_rows
 from pipeline.synthesis.collage import CollageConfig
 
 
@@ -65,7 +66,7 @@ def funnel(manifest: pd.DataFrame, run: Run) -> dict[str, Any]:
 
 
 def _reference_errors(run: Run) -> int:
-    return need_part(run, "references", "pool").table.column("status").to_pylist().count("error")
+    return sum(row["status"] == "error" for row in pool_rows(run))
 
 
 def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
@@ -91,20 +92,35 @@ def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def write_results(result: CurationResult) -> dict[str, str]:
-    """Write metrics.json, the dataset card and the report; returns the places a user looks for, by name."""
+    """Write metrics.json, the dataset card and the report; returns what a user looks for, by name: under "kept" the
+    outcome in words, then places. There are shards of those splits alone of which a sample was kept."""
     config, manifest = result.run.config, read_manifest(result)
     fs, root = fsspec.core.url_to_fs(config.run_url)
     metrics = metrics_of(result, manifest)
+    before = read_facts(fs, f"{root}/metrics.json")
     write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2).encode())
-    shards = result.run.store("shards").root
+    fs, shards = fsspec.core.url_to_fs(result.dataset_url)
     write_atomically(fs, f"{shards}/README.md", card_of(result, manifest, metrics).encode())
+    names = {"train": "shards", "test": "test_shards"}
     return {
+        "kept": outcome(metrics["funnel"], before and before.get("funnel")),
         "report": _write_report(result.run, manifest, metrics),
         "metrics": f"{config.run_url}/metrics.json",
         "manifest": result.manifest_url,
-        "shards": f"{result.dataset_url}/train-*.tar",
-        "test_shards": f"{result.dataset_url}/test-*.tar",
+        **{names[s]: f"{result.dataset_url}/{s}-*.tar" for s in names if metrics["splits"].get(s)},
     }
+
+
+def outcome(funnel: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """What became of the samples in one line; ``before`` is the funnel of the run's last curation."""
+    was = None if before is None else before.get("kept")
+    compared = "" if was is None else " (as before)" if was == funnel["kept"] else f" (was {was})"
+    told = [f"{funnel['kept']} of {funnel['planned']}{compared}"]
+    if funnel["rejected"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in funnel["rejected_by_reason"].items())
+        told.append(f"rejected {funnel['rejected']}: {reasons}")
+    told += [f"{what} {funnel[what]}" for what in ("undecided", "errors") if funnel[what]]
+    return "; ".join(told)
 
 
 def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
@@ -118,7 +134,7 @@ def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, A
         rules=resolve_rules(run.stages(), config.decide.all_thresholds()),
         pools=pool_facts(
             config.references,
-            need_part(run, "references", "pool").rows(),
+            pool_rows(run),
             backgrounds=isinstance(config.synthesis, CollageConfig),
         ),
         relations={str(k): int(n) for k, n in manifest[manifest.decision == "kept"].relation.value_counts().items()},
@@ -128,14 +144,11 @@ def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, A
 def report_run(config: CurationConfig) -> str:
     """Write the report of a finished run from its files, with the training in it if there is one; returns its URL."""
     run = Run.of(config)
-    try:
-        with fsspec.open(f"{config.run_url}/metrics.json", "rb") as file:
-            metrics = json.load(file)
-        with fsspec.open(f"{dataset_url(run)}/manifest.parquet", "rb") as file:
-            manifest = pq.read_table(file).to_pandas()
-    except FileNotFoundError as error:
-        raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first") from error
-    return _write_report(run, manifest, metrics)
+    fs, root = fsspec.core.url_to_fs(config.run_url)
+    metrics = read_facts(fs, f"{root}/metrics.json")
+    if metrics is None:
+        raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first")
+    return _write_report(run, pq.read_table(io.BytesIO(make_manifest(run))).to_pandas(), metrics)
 
 
 def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
@@ -144,7 +157,7 @@ def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> 
         RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
         for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
     ]
-    reader = PictureReader(run, need_part(run, "references", "pool").digest)
+    reader = PictureReader(run, pool_digest(run))
     data = ReportData(
         config.name, manifest, rules, metrics, reader.picture, config.model_dump(mode="json"),
         read_training(f"{config.run_url}/training"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,8 @@ from pipeline.decide import resolve_rules
 from pipeline.identity.compare import Identity, TimmIdentity
 from pipeline.matting.ben2 import Ben2
 from pipeline.matting.grabcut import GrabCut
-from pipeline.parts import Part, PartStore, fingerprint, part_names
+from pipeline.parts import Part, PartPictures, PartStore, fingerprint, join_digests, part_names
+from pipeline.pools import Source
 from pipeline.semantics.imagenet import ImageNetJudge
 from pipeline.semantics.openai_api import ApiJudge
 from pipeline.semantics.transformers_vlm import TransformersJudge
@@ -29,14 +30,17 @@ from pipeline.synthesis.dreamrelation.stage import DreamRelation
 PLAN_VERSION = 1
 DECIDE_VERSION = 2
 SHARDS_VERSION = 1
+POOL_PART = 64
+"""Reference pictures in a part of the pool: some two seconds of work, and a few megabytes."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A config and the fingerprint of each stage under it; everything else follows from these two."""
+    """A config, the fingerprint of each stage under it, and the number of reference pictures; all else follows."""
 
     config: CurationConfig
     fingerprints: tuple[tuple[str, str], ...]
+    pictures: int
 
     def __hash__(self) -> int:  # the config holds lists and cannot be hashed itself
         return hash((self.config.run_url, self.fingerprints))
@@ -46,15 +50,7 @@ class Run:
         """Fingerprint every stage. Reads the reference pool's files (for their digests), loads no model."""
         planning.chosen_relations(config.planning)  # a relation that does not exist fails here, before any work
         sources = references.list_pool(config.references)
-        known = {
-            "references": fingerprint(
-                stage="references",
-                version=references.VERSION,
-                config=config.references.model_dump(mode="json"),
-                part_size=config.part_size,
-                sources=[[s.reference_id, s.source] for s in sources],
-            )
-        }
+        known = {"references": _pool_fingerprint(config, sources)}
         known["plan"] = fingerprint(
             stage="plan",
             version=PLAN_VERSION,
@@ -78,7 +74,10 @@ class Run:
             config=config.shards.model_dump(mode="json"),
             inputs=known["decide"],
         )
-        return cls(config, tuple(known.items()))
+        run = cls(config, tuple(known.items()), len(sources))
+        _listed.clear()
+        _listed[run] = sources
+        return run
 
     def store(self, stage: str) -> PartStore:
         schemas: dict[str, TableSchema] = {
@@ -97,8 +96,37 @@ class Run:
         """Every stage's name, first to last."""
         return ["references", "plan", *(s.name for s in self.stages()), "decide", "shards"]
 
+    def pool_parts(self) -> list[str]:
+        """Parts of the reference pool, by pictures in the pool's order."""
+        return part_names(-(-self.pictures // POOL_PART), "pool")
+
     def parts(self) -> list[str]:
         return part_names(-(-self.config.samples // self.config.part_size))
+
+
+def _pool_fingerprint(config: CurationConfig, sources: Sequence[Source]) -> str:
+    return fingerprint(
+        stage="references",
+        version=references.VERSION,
+        config=config.references.model_dump(mode="json"),
+        part_size=POOL_PART,
+        sources=[[s.reference_id, s.source] for s in sources],
+    )
+
+
+_listed: dict[Run, list[Source]] = {}
+"""The pictures of the run that this process fingerprinted last: listing a pool reads all of its files."""
+
+
+def pool_sources(run: Run) -> list[Source]:
+    """The pictures of the run's pools as they were when it was fingerprinted; UserError if they are others now."""
+    if run not in _listed:
+        sources = references.list_pool(run.config.references)
+        if _pool_fingerprint(run.config, sources) != dict(run.fingerprints)["references"]:
+            raise UserError("references.pool: its pictures changed while they were read; run it again")
+        _listed.clear()
+        _listed[run] = sources
+    return _listed[run]
 
 
 BACKENDS: tuple[type[Stage], ...] = (
@@ -190,8 +218,22 @@ def read_all(run: Run, stage: str) -> pa.Table:
     return pa.concat_tables([need_part(run, stage, part).table.replace_schema_metadata() for part in run.parts()])
 
 
+def pool_rows(run: Run) -> list[dict]:
+    """The row of every reference picture, in the pool's order."""
+    return [row for part in run.pool_parts() for row in need_part(run, "references", part).rows()]
+
+
+def pool_digest(run: Run) -> str:
+    """What tells the reference pool as it was made from others."""
+    return join_digests(need_part(run, "references", part).digest for part in run.pool_parts())
+
+
 @lru_cache(maxsize=2)
-def cutout_reader(run: Run, pool_digest: str) -> Callable[[str], bytes]:
-    """Reads the cut-out of a reference by its id; the digest tells one pool from the next."""
-    read = run.store("references").reader("pool")
-    return lambda reference_id: read(reference_id, "cutout.png")
+def cutout_reader(run: Run, pool: str) -> Callable[[str, str], bytes]:
+    """Reads a picture of a reference by its id and the picture's name; ``pool`` tells one pool from the next."""
+    store = run.store("references")
+    places: dict[str, PartPictures] = {}
+    for part in run.pool_parts():
+        pictures = store.pictures(part, need_part(run, "references", part))
+        places |= dict.fromkeys(pictures.places, pictures)
+    return lambda reference_id, name: places[reference_id].read(reference_id, name)

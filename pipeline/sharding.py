@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_schemas import pictures
 from data_schemas.schema import Column, validate
-from data_schemas.shards import ShardSample, encode_sample
+from data_schemas.shards import encode_words
 from data_schemas.tables import MANIFEST, SPLITS, STATUS_COLUMNS
 
 
@@ -25,22 +24,23 @@ def assign(plan: Sequence[dict], decisions: Mapping[str, str], samples_per_shard
 
 
 def shard_members(
-    plan: dict, info: dict, synthesis: Mapping[str, bytes], matting: Mapping[str, bytes], cutouts: Sequence[bytes]
+    plan: dict,
+    info: dict,
+    synthesis: Mapping[str, bytes],
+    matting: Mapping[str, bytes],
+    reference: Callable[[int, str], bytes],
 ) -> dict[str, bytes]:
-    """The members of one kept sample, as data_schemas.shards describes them."""
-    rgba = [pictures.decode(data, "reference").convert("RGBA") for data in cutouts]
-    sample = ShardSample(
-        sample_id=plan["sample_id"],
-        references=[pictures.on_white(picture) for picture in rgba],
-        references_rgba=rgba,
-        background=pictures.decode(matting["background.png"], "background"),
-        foreground=pictures.decode(matting["foreground.png"], "foreground"),
-        target=pictures.decode(synthesis["target.png"], "target"),
-        alpha=pictures.decode(matting["alpha.png"], "alpha"),
-        prompt=plan["prompt"],
-        info=info,
-    )
-    return encode_sample(sample)
+    """The members of one kept sample, as data_schemas.shards describes them.
+
+    Pictures go from the parts into the shard as the bytes that they are; ``reference`` gives those of reference 0 or 1
+    by name.
+    """
+    members = {"target.png": synthesis["target.png"]}
+    members |= {name: matting[name] for name in ("background.png", "foreground.png", "alpha.png")}
+    for i in range(2):
+        members[f"reference_{i}.png"] = reference(i, "white.png")
+        members[f"reference_{i}.rgba.png"] = reference(i, "cutout.png")
+    return members | encode_words(plan["prompt"], info)
 
 
 def sample_info(plan: dict, scores: Mapping[str, object]) -> dict:

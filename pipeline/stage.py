@@ -15,16 +15,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+import pyarrow as pa
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
-from data_schemas.schema import Column, TableSchema
+from data_schemas.schema import Column, TableSchema, validate
 from data_schemas.tables import verdict_schema
+from data_schemas.text import stored_line
 from pipeline import models
 from pipeline.models import Weights
-from pipeline.parts import Part, PartStore, fingerprint
+from pipeline.parts import DamagedPart, Part, PartPictures, fingerprint
 
 
 def form_title(model: type) -> str:
@@ -200,9 +202,27 @@ class Stage(ABC):
             for sample, row in zip(batch, made, strict=True):
                 rows[sample.sample_id] = row
                 seconds[sample.sample_id] = round((time.perf_counter() - began) / len(batch), 4)
-        order = [s.sample_id for s in samples]
-        saved = {s.sample_id: s.saved for s in samples if s.saved and rows[s.sample_id]["status"] == "ok"}
-        return [rows[i] for i in order], saved, seconds
+        checked = self._checked([rows[s.sample_id] for s in samples])
+        status = {row["sample_id"]: row["status"] for row in checked}
+        saved = {s.sample_id: s.saved for s in samples if s.saved and status[s.sample_id] == "ok"}
+        return checked, saved, seconds
+
+    def _checked(self, rows: list[dict]) -> list[dict]:
+        """The rows as the stage's table takes them: one that it does not take becomes its sample's error."""
+        problem = self._problem(rows)
+        if problem is None:
+            return rows
+        if len(rows) > 1:
+            return [checked for row in rows for checked in self._checked([row])]
+        return [self._row(rows[0]["sample_id"], "error", "bad_score", stored_line(problem))]
+
+    def _problem(self, rows: list[dict]) -> Exception | None:
+        """Why the stage's table cannot hold these rows, if it cannot."""
+        try:
+            validate(self.schema().table(rows), self.schema(), f"stage {self.name}")
+        except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+            return error
+        return None
 
     def _attempt(self, batch: Sequence[Sample]) -> list[dict]:
         """Rows of a batch. If it fails, each sample is tried alone, so that only the bad one gets the error."""
@@ -210,25 +230,33 @@ class Stage(ABC):
             scores = self.process_batch(batch)
             return [
                 self._row(s.sample_id, "error", *describe_error(values)) if isinstance(values, Exception)
-                else self._row(s.sample_id, "ok", None, None, values)
+                else self._row(s.sample_id, "ok", scores=values)
                 for s, values in zip(batch, scores, strict=True)
             ]  # fmt: skip
-        except Exception as error:
+        except DamagedPart:
+            raise  # nothing is wrong with the sample: the part before is made again
+        except (Exception, SystemExit) as error:  # SystemExit: a stage of the user's own may say anything
             if len(batch) > 1:
                 return [self._attempt([sample])[0] for sample in batch]
             return [self._row(batch[0].sample_id, "error", *describe_error(error))]
 
     def _row(
-        self, sample_id: str, status: str, code: str | None, message: str | None, scores: dict | None = None
+        self, sample_id: str, status: str, code: str | None = None, message: str | None = None, scores: Any = None
     ) -> dict:
-        return {
+        row = {
             "sample_id": sample_id,
             "status": status,
             "error_code": code,
             "error_message": message,
             "model": self._made_by,
-            **(scores or {}),
         }
+        if status != "ok":
+            return row
+        if not isinstance(scores, Mapping):
+            raise SampleError("bad_score", f"scores by column were expected, not {type(scores).__name__}")
+        if taken := row.keys() & scores.keys():
+            raise SampleError("bad_score", f"{min(taken)} is not the stage's to score")
+        return {**row, **scores}
 
 
 class BatchStage(Stage):
@@ -244,38 +272,32 @@ class BatchStage(Stage):
         return scores
 
 
-def describe_error(error: Exception) -> tuple[str, str]:
-    """(code, one line) for an error row."""
-    message = " ".join(str(error).split()) or type(error).__name__
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """(code, one line) for an error row: the same in every process and on every machine."""
+    message = stored_line(error) or type(error).__name__
     if isinstance(error, SampleError):
-        return error.code, message[:500]
+        return error.code, message
     if isinstance(error, UserError):
-        return "bad_input", message[:500]
-    return type(error).__name__, message[:500]
+        return "bad_input", message
+    return type(error).__name__, message
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the parts before this one hold, ready to be handed to samples."""
+    """What one part of the stages before holds, ready to be handed to samples."""
 
     parts: Mapping[str, Part]
-    stores: Mapping[str, PartStore]
+    pictures: Mapping[str, PartPictures]
     reference_file: Callable[[str], bytes]
     reviews: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def samples(self, part: str) -> tuple[list[Sample], dict[str, str]]:
-        """The samples of a part in plan order, and those that an earlier stage failed on (id -> stage)."""
+    def samples(self) -> tuple[list[Sample], dict[str, str]]:
+        """The samples of the part in plan order, and those that an earlier stage failed on (id -> stage)."""
         rows = {stage: {r["sample_id"]: r for r in p.rows()} for stage, p in self.parts.items()}
-        members: dict[str, dict[str, dict[str, bytes]]] = {}
         failed: dict[str, str] = {}
 
         def files_of(sample_id: str) -> Callable[[str], Mapping[str, bytes]]:
-            def files(stage: str) -> Mapping[str, bytes]:
-                if stage not in members:  # opened once a part, and only if someone asks
-                    members[stage] = self.stores[stage].members(part)
-                return members[stage][sample_id]
-
-            return files
+            return lambda stage: self.pictures[stage].of(sample_id)
 
         samples = []
         for sample_id in rows["plan"]:

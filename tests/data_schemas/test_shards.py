@@ -5,12 +5,12 @@ import tarfile
 
 import numpy as np
 import pytest
+from packed import pack_tar
 from PIL import Image
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample, decode_sample, encode_sample, expand_shards, read_shard
-from pipeline.parts import pack_tar
 
 
 def picture(mode: str, seed: int) -> Image.Image:

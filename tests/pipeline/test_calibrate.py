@@ -101,7 +101,7 @@ def test_spread_evenly_takes_the_ends_and_never_one_twice():
 def test_a_floor_sample_has_another_samples_references_and_its_own_pictures(small_run):
     run, pool = small_run[0].run, small_run[0].pool_digest
     plan = read_all(run, "plan").to_pylist()
-    samples, _ = stage_inputs(PartJob(run, "identity", "part-00000", "", pool), Identity.reads).samples("part-00000")
+    samples, _ = stage_inputs(PartJob(run, "identity", "part-00000", "", pool), Identity.reads).samples()
     for place, sample in enumerate(samples):
         wrong = wrong_sample(sample, plan, place)
         own = {sample.plan["subject_0_id"], sample.plan["subject_1_id"]}
@@ -122,7 +122,7 @@ def test_the_floor_is_scored_by_the_stage_itself(small_run, found):
     floor = table[table.kind == "floor"].set_index("sample_id")
     assert len(floor) == 12
     plan = {row["sample_id"]: row for row in read_all(run, "plan").to_pylist()}
-    samples, _ = stage_inputs(PartJob(run, "identity", "part-00001", "", pool), Identity.reads).samples("part-00001")
+    samples, _ = stage_inputs(PartJob(run, "identity", "part-00001", "", pool), Identity.reads).samples()
     stage = Identity()
     for sample in samples[:2]:
         row = floor.loc[sample.sample_id]

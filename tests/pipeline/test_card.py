@@ -18,7 +18,7 @@ from pipeline.decide import resolve_rules
 from pipeline.packaged import package_file, packaged
 from pipeline.references import ReferencesConfig, list_pool, make_references
 from pipeline.results import metrics_of
-from pipeline.run import need_part
+from pipeline.run import pool_rows
 from pipeline.stage import Rule
 
 METRICS = {
@@ -181,7 +181,7 @@ def test_the_card_of_a_run_lies_beside_its_shards(small_run, tmp_path):
         fingerprints=dict(run.fingerprints),
         models={stage.name: stage.model_name() for stage in run.stages()},
         rules=resolve_rules(run.stages(), {}),
-        pools=pool_facts(run.config.references, need_part(run, "references", "pool").rows(), backgrounds=True),
+        pools=pool_facts(run.config.references, pool_rows(run), backgrounds=True),
         relations=kept.relation.value_counts().to_dict(),
     )
     assert table_row(text, "kept") == ["kept", str(len(kept))]

@@ -16,7 +16,9 @@ from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards, read_shard
 from pipeline import pools, references
 from pipeline.curate import check_inputs, curate
+from pipeline.parts import PartPictures
 from pipeline.results import report_run
+from pipeline.run import pool_rows
 from pipeline.stage import Stage
 
 SCORED = ["synthesis", "matting", "semantics", "identity"]
@@ -183,7 +185,7 @@ def test_one_bad_picture_is_an_error_row_and_the_run_goes_on(tmp_path):
     (pool / "drinks" / "fake.jpg").write_text("not a picture")
     result = curate(small_config(tmp_path, samples=4, references={"pool": str(pool)}))
     assert len(pd.read_parquet(result.manifest_url)) == 4
-    rows = [r for r in result.run.store("references").read("pool").rows() if r["status"] == "error"]
+    rows = [r for r in pool_rows(result.run) if r["status"] == "error"]
     assert sorted(r["source"] for r in rows) == ["cats/truncated.png", "drinks/fake.jpg"]
     assert all(r["error_code"] and r["error_message"] for r in rows)
 
@@ -215,18 +217,14 @@ def test_a_failed_sample_is_an_error_row_and_is_retried_when_asked(tmp_path, mon
 
 
 def test_a_truncated_picture_between_stages_is_an_error_row(copied, monkeypatch):
-    from pipeline.parts import PartStore
+    real, config = PartPictures.read, small_config(copied)
 
-    real, config = PartStore.members, small_config(copied)
+    def cut_short(self, sample_id, name):
+        data = real(self, sample_id, name)
+        victim = self._store.schema.name == "synthesis" and self._part == "part-00001" and sample_id == min(self.places)
+        return data[: len(data) // 2] if victim else data
 
-    def cut_short(self, part):
-        members = real(self, part)
-        if self.schema.name == "synthesis" and part == "part-00001":
-            victim = sorted(members)[0]
-            members[victim] = {name: data[: len(data) // 2] for name, data in members[victim].items()}
-        return members
-
-    monkeypatch.setattr(PartStore, "members", cut_short)
+    monkeypatch.setattr(PartPictures, "read", cut_short)
     manifest = pd.read_parquet(curate(config, again="matting").manifest_url)
     assert (manifest.decision == "error").sum() == 1
     (row,) = manifest[manifest.decision == "error"].to_dict("records")
@@ -270,6 +268,6 @@ def test_the_pool_is_listed_the_same_way_twice():
 
 def test_runs_are_timed_apart_from_what_is_cached(small_run):
     result, _ = small_run
-    timing = result.run.store("identity").timing("part-00000")
+    timing = result.run.store("identity").notes("part-00000")
     assert len(timing["samples"]) == 4
     assert all(0 < s < 60 for s in timing["samples"].values())

@@ -1,0 +1,47 @@
+"""The settings that a run was last curated with: kept beside it, taken up again, and compared with new ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+
+from pipeline.config import CurationConfig
+from pipeline.parts import read_facts, write_atomically
+
+FILE = "settings.json"
+NOT_COMPARED = ("root", "workers")
+"""Settings that change nothing in a run."""
+
+
+def remember(config: CurationConfig) -> None:
+    """Keep the settings in the run's folder."""
+    fs, root = fsspec.core.url_to_fs(config.run_url)
+    text = json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True)
+    write_atomically(fs, f"{root}/{FILE}", text.encode())
+
+
+def remembered(run_url: str) -> dict[str, Any] | None:
+    """The settings of the run's last curation as plain values; None if it was never curated."""
+    fs, root = fsspec.core.url_to_fs(run_url)
+    return read_facts(fs, f"{root}/{FILE}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], key: str = "") -> list[str]:
+    """Where two sets of settings differ, one ``key value (was value)`` each."""
+    told = []
+    for name in sorted(before.keys() | now.keys()):
+        path, old, new = f"{key}{name}", before.get(name), now.get(name)
+        if old == new or path in NOT_COMPARED:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            told += differences(old, new, f"{path}.")
+        else:
+            told.append(f"{path} {_shown(new)} (was {_shown(old)})")
+    return told
+
+
+def _shown(value: Any) -> str:
+    return "its default" if value is None else json.dumps(value, ensure_ascii=False)

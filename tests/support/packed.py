@@ -1,0 +1,11 @@
+"""A tar as the part store writes it, in memory."""
+
+import io
+
+from pipeline.parts import write_tar
+
+
+def pack_tar(members) -> bytes:
+    buffer = io.BytesIO()
+    write_tar(buffer, members.items())
+    return buffer.getvalue()
