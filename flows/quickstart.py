@@ -13,10 +13,10 @@ from typing import Any
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS as STARTUP_TIMEOUT
 
 from data_schemas.errors import UserError
-from data_schemas.shards import expand_shards
 from flows.curate import curate_instructar
 from flows.engine import here, tells_mistakes
 from flows.train import train_tokenar
@@ -35,10 +35,11 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
     places = here(curate_instructar)(config)
     training = Path(config.run_url) / "training"
 
-    test_shards = _if_any(places["test_shards"])
+    if "shards" not in places:
+        raise UserError(f"{config.run_url}: no sample for training was kept; plan more with --samples")
 
     def trained() -> dict[str, Any]:
-        return here(train_tokenar)(places["shards"], test_shards, str(training), steps=steps)
+        return here(train_tokenar)(places["shards"], places.get("test_shards"), str(training), steps=steps)
 
     try:
         summary = trained()
@@ -59,19 +60,10 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
     return places
 
 
-def _if_any(shards: str) -> str | None:
-    try:
-        expand_shards(shards)
-    except UserError:
-        print("No sample for testing was kept, so the model is not measured; more samples would have some.")
-        return None
-    return shards
-
-
 def server_comes() -> bool:
     """Is there a Prefect server? The one that is named, or a temporary one, which is waited for as long as it lives."""
     if PREFECT_API_URL.value() is None:
-        limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+        limit = STARTUP_TIMEOUT.value()
         print(f"Waiting for Prefect's temporary server: seconds, or minutes on a busy machine (at most {limit} s).")
     asked = threading.Thread(target=_ask, args=(answers := list[Exception | None](),), daemon=True)
     asked.start()
