@@ -57,7 +57,7 @@ def test_the_page_works_as_it_stands(small_run, tmp_path):
     assert len(list((tmp_path / "runs/small/sharpness").rglob("part-*.parquet"))) == 3
 
     highest = float(manifest.sharpness.max())
-    log = run(second.replace("blurred=80", f"blurred={highest + 1}"))
+    log = run(second.replace("blurred=1000", f"blurred={highest + 1}"))
     assert re.search(r"sharpness +3/3 parts \(3 from the cache\)", log)
     manifest = pd.read_parquet(tmp_path / "runs/small/dataset/manifest.parquet")
     assert all("blurred" in reasons for reasons in manifest.reasons)
