@@ -11,14 +11,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
-from documented import PAGES, ROOT, commands, small_quickstart
-from documented import SMALL as FEW
+from documented import PAGES, ROOT, SMALL, commands, small_quickstart
 
 PREFECT = [sys.executable, "-m", "prefect"]
-SMALL = '{"name": "deployed", "root": "%s", "samples": 8, "part_size": 4, "planning": {"test_share": 0.25}}'
 
 
 def free_port() -> int:
@@ -41,7 +38,11 @@ def server(tmp_path_factory):
     settings = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     for deployment in settings["deployments"]:
         name = deployment["entrypoint"].rpartition(":")[2]
-        fewer = {"curate_instructar": {"config": FEW}, "rerun_stage": {"config": FEW}, "train_tokenar": {"steps": 2}}
+        fewer = {
+            "curate_instructar": {"config": SMALL},
+            "rerun_stage": {"config": SMALL},
+            "train_tokenar": {"steps": 2},
+        }
         deployment["parameters"] = deployment.get("parameters", {}) | fewer.get(name, {})
     (project / "prefect.yaml").write_text(yaml.safe_dump(settings))
     env = {
@@ -103,35 +104,17 @@ def requested(env, path, body):
 
 
 @pytest.mark.slow
-def test_the_flows_deploy_and_run_through_a_worker(server, tmp_path):
-    listed = prefect(server, "deployment", "ls")
-    for name in ("curate-instructar/local", "rerun-stage/local", "train-tokenar/local", "evaluate-tokenar/local"):
-        assert name.split("/")[0] in listed
-
-    config = SMALL % tmp_path
-    run = ("deployment", "run", "--watch", "--param", f"config={config}")
-    prefect(server, *run, "curate-instructar/local")
-    manifest = tmp_path / "deployed" / "dataset" / "manifest.parquet"
-    before = manifest.read_bytes()
-    assert len(pd.read_parquet(manifest)) == 8
-    matting = sorted((tmp_path / "deployed" / "matting").glob("*/*.parquet"))
-    identity = sorted((tmp_path / "deployed" / "identity").glob("*/*.parquet"))
-    stamps = {p: p.stat().st_mtime_ns for p in matting + identity}
-
-    prefect(server, *run, "--param", "stage=identity", "rerun-stage/local")
-    assert manifest.read_bytes() == before, "the same work gives the same bytes"
-    assert all(p.stat().st_mtime_ns == stamps[p] for p in matting), "what comes before the stage is left alone"
-    assert all(p.stat().st_mtime_ns > stamps[p] for p in identity), "the stage itself is made again"
-    assert "funnel" in prefect(server, "artifact", "ls")
-
-
-@pytest.mark.slow
 def test_the_commands_of_the_pages_work_right_after_the_quickstart(server):
     """As printed and in their order; the runs' states say what a user's mistake was."""
     project = Path(server["PWD"])
     small_quickstart(project)
     model = project / "runs/quickstart/training/model/model.safetensors"
-    weights = model.read_bytes()
+    manifest = project / "runs/quickstart/dataset/manifest.parquet"
+    matting, identity = (
+        sorted(project.glob(f"runs/quickstart/{name}/*/*.parquet")) for name in ("matting", "identity")
+    )
+    weights, rows = model.read_bytes(), manifest.read_bytes()
+    stamps = {part: part.stat().st_mtime_ns for part in matting + identity}
     shown = [shlex.split(command) for page in PAGES for command in commands(page)]
     shown = [words for words in shown if words[:3] == ["prefect", "deployment", "run"]]
     assert {words[3] for words in shown} == {
@@ -139,6 +122,9 @@ def test_the_commands_of_the_pages_work_right_after_the_quickstart(server):
     }  # fmt: skip
     for words in shown:
         prefect(server, *words[1:])
+    assert all(part.stat().st_mtime_ns == stamps[part] for part in matting), "what comes before the stage is left alone"
+    assert all(part.stat().st_mtime_ns > stamps[part] for part in identity), "the stage itself is made again"
+    assert manifest.read_bytes() == rows, "the same work gives the same bytes"
     assert model.read_bytes() == weights, "the training that was there is kept"
     assert (project / "runs/quickstart/training/evaluation/table.md").is_file()
     log = requested(server, "logs/filter", {"limit": 200, "sort": "TIMESTAMP_ASC"})
