@@ -36,8 +36,12 @@ def read_file(path: str | Path, advice: str, limit: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe opens without waiting
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, advice) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         _check_kind(path, os.fstat(descriptor), advice, limit)
+    except UserError:
+        os.close(descriptor)  # a folder cannot even be made a file object that closes itself
+        raise
+    with os.fdopen(descriptor, "rb") as file:
         try:
             data = file.read(limit + 1)
         except OSError as error:

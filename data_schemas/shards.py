@@ -1,7 +1,7 @@
 """The border between the two halves: what one sample in a WebDataset shard holds.
 
-A shard is an uncompressed tar. A sample is a run of members that share the part of their name before the first
-dot, the sample id:
+A shard is an uncompressed tar. A sample is a run of members that share their folder and the part of their file name
+before the first dot; these two are the sample id (``0001``, ``x/0001``):
 
     <id>.reference_0.png        first reference, RGB, already composited on white
     <id>.reference_0.rgba.png   the same reference with its alpha
@@ -12,21 +12,28 @@ dot, the sample id:
     <id>.alpha.png              the foreground matte, L (0 background .. 255 foreground)
     <id>.prompt.txt             the prompt, UTF-8
     <id>.json                   subjects, relation, boxes, scores, seed, split, schema_version
+
+Hidden members (``._0001.target.png``, ``__MACOSX/...``: what a Mac adds) are passed over.
 """
 
 from __future__ import annotations
 
-import glob
 import json
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import fsspec
 from PIL import Image
 
 from data_schemas import pictures
+from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
+from data_schemas.tars import expand_shards, file_name, read_members, sample_ids
+from data_schemas.text import one_line
+
+__all__ = [
+    "MAX_REFERENCES", "SHARD_VERSION", "ShardSample", "check_distinct", "decode_sample", "encode_sample",
+    "expand_shards", "file_name", "read_distinct", "read_members", "read_shard", "sample_ids",
+]  # fmt: skip
 
 SHARD_VERSION = 1
 MAX_REFERENCES = 8
@@ -78,10 +85,11 @@ def decode_sample(sample_id: str, members: dict[str, bytes], source: str) -> Sha
         return pictures.decode(member(name), f"{where}: member {name!r}")
 
     try:
-        info = json.loads(member("json"))
         prompt = member("prompt.txt").decode()
-    except ValueError as error:
-        raise UserError(f"{where}: prompt or json cannot be read ({error}); make the shard again") from error
+        text = member("json").decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: prompt or json cannot be read ({one_line(error)}); make the shard again") from error
+    info = parse_json(text, f"{where}: member 'json'")
     if not isinstance(info, dict) or info.get("schema_version") != SHARD_VERSION:
         raise UserError(f"{where}: not a sample of shard version {SHARD_VERSION}; make the shard again")
     count = 0
@@ -102,61 +110,22 @@ def decode_sample(sample_id: str, members: dict[str, bytes], source: str) -> Sha
     )
 
 
-def read_members(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (sample id, members) of one tar in stored order. A shard cut short or damaged raises UserError."""
-    current: str | None = None
-    members: dict[str, bytes] = {}
-    try:
-        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for entry in tar:
-                if not entry.isfile():
-                    continue
-                sample_id, _, name = entry.name.rpartition("/")[2].partition(".")
-                if sample_id != current:
-                    if current is not None:
-                        yield current, members
-                    current, members = sample_id, {}
-                stream = tar.extractfile(entry)
-                assert stream is not None
-                members[name] = stream.read()
-                if len(members[name]) != entry.size:
-                    raise tarfile.ReadError("unexpected end of data")
-            # A whole tar ends in a zero block; a file cut exactly between two members does not.
-            file.seek(tar.offset)
-            if not file.read(1):
-                raise tarfile.ReadError("no end-of-archive mark")
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: no such shard") from error
-    except tarfile.TarError as error:
-        raise UserError(f"{url}: the shard is cut short or damaged ({error}); make it again") from error
-    if current is not None:
-        yield current, members
-
-
-def sample_ids(url: str) -> list[str]:
-    """The ids of a tar's samples in stored order, from its headers alone; damage there raises UserError."""
-    try:
-        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            return list(dict.fromkeys(e.name.rpartition("/")[2].partition(".")[0] for e in tar if e.isfile()))
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: no such shard") from error
-    except tarfile.TarError as error:
-        raise UserError(f"{url}: the shard is cut short or damaged ({error}); make it again") from error
-
-
 def read_shard(url: str) -> Iterator[ShardSample]:
     """Yield every sample of one shard in stored order, decoded and checked."""
     for sample_id, members in read_members(url):
         yield decode_sample(sample_id, members, url)
 
 
-def expand_shards(pattern: str) -> list[str]:
-    """The shards a glob such as ``data/train-*.tar`` (disk or bucket) stands for, sorted; none is an error."""
-    if "://" in pattern:
-        fs, path = fsspec.core.url_to_fs(pattern)
-        found = [fs.unstrip_protocol(match) for match in fs.glob(path)]
-    else:
-        found = glob.glob(pattern)
-    if not found:
-        raise UserError(f"{pattern}: no shard matches; give a glob such as 'runs/quickstart/dataset/train-*.tar'")
-    return sorted(found)
+def read_distinct(urls: Iterable[str]) -> Iterator[tuple[str, str, dict[str, bytes]]]:
+    """(shard, sample id, members) of several shards in stored order; UserError for an id that two of them hold."""
+    shard_of: dict[str, str] = {}
+    for url in urls:
+        for sample_id, members in read_members(url):
+            check_distinct(sample_id, url, shard_of)
+            yield url, sample_id, members
+
+
+def check_distinct(sample_id: str, url: str, shard_of: dict[str, str]) -> None:
+    """Note where a sample is; UserError if another shard holds it too."""
+    if (other := shard_of.setdefault(sample_id, url)) != url:
+        raise UserError(f"{url}: sample {sample_id} is there twice, in {other} too; give one dataset at a time")

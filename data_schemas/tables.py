@@ -25,7 +25,7 @@ STATUS_COLUMNS = (
 
 REFERENCES = TableSchema(
     "references",
-    1,
+    2,
     (
         Column("reference_id", _text, "Content-derived name of the reference picture.", "id"),
         *STATUS_COLUMNS,
@@ -39,6 +39,8 @@ REFERENCES = TableSchema(
         Column("height", _int, "Height of the stored cut-out.", "pixels", nullable=True, low=1),
         Column("area_share", _float, "Share of the stored cut-out that is subject.", "fraction", nullable=True,
                low=0, high=1),
+        Column("pixels_sha256", _text, "Digest of the decoded picture and its mask; null if it cannot be used.",
+               "hex digits", nullable=True),
     ),
     key="reference_id",
 )  # fmt: skip

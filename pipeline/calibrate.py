@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from data_schemas.errors import UserError
 from data_schemas.schema import Column, TableSchema
+from data_schemas.storage import url_to_fs
 from data_schemas.tables import SAMPLE_ID
 from pipeline import calibration_page
 from pipeline.config import CurationConfig
@@ -115,7 +115,7 @@ def calibrate(config: CurationConfig, stage: str, floor_samples: int = 64) -> di
     found = measure(config, stage, floor_samples)
     print(text_table(found))
     folder = f"{config.run_url}/calibration/{stage}"
-    fs, root = fsspec.core.url_to_fs(folder)
+    fs, root = url_to_fs(folder)
     scores = io.BytesIO()
     pq.write_table(table_schema(found.stage).table(found.table.to_dict("records")), scores, compression="zstd")
     reader = PictureReader(found.run, pool_digest(found.run))

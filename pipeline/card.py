@@ -18,16 +18,22 @@ from typing import Any
 import jinja2
 import yaml
 
+from data_schemas.documents import parse_yaml
 from data_schemas.errors import UserError
+from data_schemas.files import read_file
 from data_schemas.tables import SPLITS
+from data_schemas.text import decoded, label
 from pipeline.packaged import packaged
-from pipeline.pools import PoolConfig, list_pool, pool_folder, presets, take, tell_apart
+from pipeline.pool_files import census
+from pipeline.pools import PoolConfig, list_pool, pool_folder, presets, skipped, take, tell_apart
 from pipeline.references import ReferencesConfig
 from pipeline.stage import Rule
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 NOTE_BYTES = 20_000
-"""How much of a pool's own README.md or LICENSE is read to find its licence."""
+"""How much of a pool's own README.md or LICENSE is looked at to find its licence."""
+MAX_NOTE = 1_000_000
+"""A larger one is not opened."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class PoolFacts:
 
     ``found`` pictures were there (None for pictures that are no references), ``used`` of them were taken, ``usable``
     became cut-outs, ``failed`` counts the others by error code; ``published`` is how many its makers say there are.
+    ``skipped`` counts the files in its folder that are of no kind that is read, as one reads it out.
     """
 
     name: str
@@ -56,6 +63,7 @@ class PoolFacts:
     published: int | None = None
     homepage: str = ""
     citation: str = ""
+    skipped: str = ""
 
     @property
     def failed_text(self) -> str:
@@ -86,6 +94,7 @@ def pool_facts(config: ReferencesConfig, rows: Iterable[Mapping[str, Any]], back
             published=said.get("pictures"),
             homepage=said.get("homepage", ""),
             citation=said.get("citation", ""),
+            skipped=census(others) if (others := skipped(pool)) else "",
         ))  # fmt: skip
     if backgrounds:
         pictures = [f"{entry['package']}/{entry['file']}" for entry in packaged()["backgrounds"]]
@@ -220,23 +229,20 @@ def _stated_licence(place: Path) -> str:
     found = re.match(r"---\n(.*?)\n---", _start_of(folder / "README.md"), re.DOTALL)
     if found:
         try:
-            values = yaml.safe_load(found[1])
-        except yaml.YAMLError:
+            values = parse_yaml(found[1], "README.md")
+        except UserError:  # what is wrong with somebody's notes never costs a run its report
             values = None
-        if isinstance(values, dict) and isinstance(values.get("license"), str):
-            return values["license"]
+        if isinstance(values, dict) and isinstance(values.get("license"), str) and label(values["license"]):
+            return label(values["license"])
     texts = (_start_of(folder / name) for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"))
-    lines = (line.strip("# \t") for text in texts for line in text.splitlines())
-    return next((line for line in lines if line), "")[:80]
+    lines = (label(line.strip("# \t")) for text in texts for line in text.splitlines())
+    return next((line for line in lines if line), "")
 
 
 def _start_of(path: Path) -> str:
     try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            return file.read(NOTE_BYTES).decode(errors="replace").replace("\r\n", "\n")
-    except OSError:
+        return decoded(read_file(path, "", MAX_NOTE)[:NOTE_BYTES]).replace("\r\n", "\n")
+    except UserError:  # none, a pipe, no permission
         return ""
 
 

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas import files
 from data_schemas.errors import UserError
+from data_schemas.storage import reaching
 from pipeline import dataset, models, planning, pools, references, remembered, review
 from pipeline.config import CurationConfig
 from pipeline.decide import decide, resolve_rules
@@ -195,12 +196,15 @@ def curate(
     that failed. Raises UserError for what the user can mend.
     """
     check_inputs(config)
+    for line in references.skipped(config.references):
+        print(line, file=sys.stderr, flush=True)
     run = Run.of(config)
-    _sweep(run)
-    before = remembered.remembered(config.run_url)
+    with reaching(config.run_url):  # a bucket that cannot be reached is told before any work
+        before = remembered.remembered(config.run_url)
     if before is not None and (told := remembered.differences(before, config.model_dump(mode="json"))):
         print(f"settings that differ from this run's last curation: {'; '.join(told)}", file=sys.stderr, flush=True)
     remembered.remember(config)
+    _sweep(run)
     for stage in run.stages():
         if not run.store(stage.name).exists(run.parts()[0]):
             stage.probe()

@@ -58,6 +58,11 @@ class Weights:
         return not HUB_ID.fullmatch(self.source) or Path(self.source).expanduser().exists()
 
     @property
+    def name(self) -> str:
+        """What the data calls it: the id on the hub, or the file's or folder's own name, wherever that lies."""
+        return os.path.basename(os.path.abspath(os.path.expanduser(self.source))) if self.is_local else self.source
+
+    @property
     def text(self) -> str:
         return self.source if self.is_local or self.revision == "main" else f"{self.source}@{self.revision}"
 

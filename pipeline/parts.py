@@ -30,6 +30,7 @@ from data_schemas import files
 from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
 from data_schemas.schema import TableSchema, validate
+from data_schemas.storage import url_to_fs
 
 Members = Mapping[str, Mapping[str, bytes]]
 """Pictures of a part: sample id -> member name ("target.png") -> bytes."""
@@ -82,7 +83,7 @@ class PartStore:
     """The parts of one stage under one fingerprint, on any fsspec file system."""
 
     def __init__(self, run: str, stage: str, stage_fingerprint: str, schema: TableSchema):
-        self.fs, root = fsspec.core.url_to_fs(run)
+        self.fs, root = url_to_fs(run)
         self.root = f"{root.rstrip('/')}/{stage}/{stage_fingerprint}"
         self.schema = schema
 
@@ -237,7 +238,7 @@ def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]
     """Write an uncompressed WebDataset tar with fixed headers, in the order given: (its SHA-256, its places)."""
     hashed = _Hashed(file)
     places: dict[str, dict[str, tuple[int, int, int]]] = {}
-    with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=BLOCK) as tar:  # type: ignore[call-overload]
         for sample_id, own in members:
             found = places[sample_id] = {}
             for name in sorted(own):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -25,12 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
-from pipeline import parquet_pictures
+from data_schemas.files import read_file
+from data_schemas.pictures import SUFFIXES
+from data_schemas.text import from_path, label, one_line
+from pipeline import parquet_pictures, pool_files
 from pipeline.packaged import package_file, packaged
 from pipeline.parquet_pictures import PictureColumn
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SPLITS = {"train", "training", "test", "validation", "valid", "val", "dev"}
+from pipeline.pool_files import SPLITS
 
 Box = tuple[float, float, float, float]
 
@@ -135,11 +135,22 @@ def list_pool(pool: PoolConfig) -> list[Source]:
     root = pool_folder(pool)
     prefix = f"{pool.hub_id}/" if pool.hub_id else ""
     if root.is_file():
-        found = _parquet_sources(root.parent, [root], pool, prefix)
-    else:
-        parquet = _of_split(root, _walk(root, (".parquet",)), pool)
-        found = _parquet_sources(root, parquet, pool, prefix) if parquet else _folder_sources(root, pool, prefix)
-    return found
+        return _parquet_sources(root.parent, [root], pool, prefix)
+    parquet = _of_split(root, pool_files.walk(root, (".parquet",)), pool)
+    return _parquet_sources(root, parquet, pool, prefix) if parquet else _folder_sources(root, pool, prefix)
+
+
+def skipped(pool: PoolConfig) -> Counter[str]:
+    """How many files of the pool's folder are not looked at, by suffix: those of kinds that are not read.
+
+    In a folder with Parquet files these are all others. Notes, masks, licences and hidden files do not count.
+    """
+    if pool.source == "packaged" or (root := pool_folder(pool)).is_file():
+        return Counter()
+    if pool_files.walk(root, (".parquet",)):
+        return pool_files.other_kinds(root, (".parquet", ".json"))
+    masks = pool_files.descend(root, pool.split) / pool.mask if pool.mask else None
+    return pool_files.other_kinds(root, SUFFIXES, masks)
 
 
 def take(sources: Sequence[Source], limit: int | None) -> list[Source]:
@@ -154,10 +165,13 @@ def pool_folder(pool: PoolConfig) -> Path:
     """The pool's folder or Parquet file on this machine. Nothing is downloaded: what is missing is a UserError."""
     hub_id = pool.hub_id
     if hub_id is None:
-        path = Path(pool.source).expanduser()
-        if path.is_dir() or (path.suffix == ".parquet" and path.is_file()):
-            return path
-        what = "not a folder and not a Parquet file" if path.exists() else "no such folder"
+        try:
+            path = Path(pool.source).expanduser()
+            if path.is_dir() or (path.suffix.lower() == ".parquet" and path.is_file()):
+                return path
+            what = "not a folder and not a Parquet file" if path.exists() else "no such folder"
+        except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be entered, ~nobody
+            what = one_line(error.strerror if isinstance(error, OSError) else error)
         raise UserError(
             f"references.pool {pool.source}: {what}; give a folder of pictures or of Parquet files, a Parquet file, "
             f"hf:owner/name, 'packaged' or one of: {', '.join(presets())}"
@@ -195,21 +209,6 @@ def _packaged_source(entry: dict) -> Source:
     return Source(reference_id, subject_id, name, category, source, digest, Place(path), box, inside, outside)
 
 
-def _walk(root: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files under ``root`` by suffix, sorted by relative path; hidden files and folders are passed over."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(
-            f"references.pool: folder {error.filename} cannot be read ({error.strerror}); change its permissions"
-        ) from error
-
-    found = []
-    for folder, below, names in os.walk(root, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")]
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
-
-
 def _of_split(root: Path, found: list[Path], pool: PoolConfig) -> list[Path]:
     """The Parquet files whose names say this split; all of them if none says any."""
     words = {path: set(re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())) for path in found}
@@ -224,10 +223,10 @@ def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: st
     sources = []
     for path in found:
         columns = parquet_pictures.find_columns(path, pool.image, pool.mask, pool.category_column, pool.name_column)
-        file = prefix + _text(path.relative_to(root).as_posix())
+        file = prefix + from_path(path.relative_to(root).as_posix())
         for row in parquet_pictures.list_rows(path, columns):
             made_from = Path(row.path)
-            category = row.category or (_text(made_from.parent.name) if columns.category is None else "")
+            category = row.category or (made_from.parent.name if columns.category is None else "")
             if not (category or pool.category or columns.category):
                 raise UserError(
                     f"{path}: no column says what a picture shows; set category_column (there is: "
@@ -247,13 +246,14 @@ def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: st
 
 def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
     """Category: the first sub-folder or the pool's own name. Name: a .txt beside it or the file's stem."""
-    top = _descend(root, pool.split)
+    top = pool_files.descend(root, pool.split)
     folder = top / pool.image if pool.image else top
-    found = _walk(folder, SUFFIXES) if folder.is_dir() else []
+    found = pool_files.walk(folder, SUFFIXES) if folder.is_dir() else []
     if not found:
+        there = pool_files.census(pool_files.other_kinds(root, ()))
         where = pool.source if folder == root else f"{pool.source}: {folder.relative_to(root).as_posix()}"
         raise UserError(
-            f"references.pool {where}: holds no picture and no Parquet file (there is: {_census(root)}); put "
+            f"references.pool {where}: holds no picture and no Parquet file (there is: {there}); put "
             f"{', '.join(SUFFIXES)} files into it, in one sub-folder a category, and unpack archives"
         )
     own_name = (pool.hub_id or top.resolve().name).rpartition("/")[2]
@@ -261,10 +261,10 @@ def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
     for path in found:
         relative = path.relative_to(folder)
         flat = path.stem if pool.subject == "category" else own_name
-        category = _text(relative.parts[0] if len(relative.parts) > 1 else flat)
-        name = _note(path) or ("" if pool.subject == "category" else _words(path.stem))
-        where = prefix + _text(path.relative_to(root).as_posix())
-        mask = _mask_file(top / pool.mask / relative) if pool.mask else None
+        category = relative.parts[0] if len(relative.parts) > 1 else flat
+        name = pool_files.note(path) or ("" if pool.subject == "category" else _words(path.stem))
+        where = prefix + from_path(path.relative_to(root).as_posix())
+        mask = pool_files.mask_file(top / pool.mask / relative) if pool.mask else None
         digest = _digest(mask) if mask else ""
         sources.append(
             _source(pool, where, Place(path), _digest(path), category, name, Place(mask) if mask else None, digest)
@@ -272,52 +272,12 @@ def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
     return sources
 
 
-def _descend(root: Path, split: str) -> Path:
-    """The folder that holds the categories: below folders that are alone in theirs, and in that of the split."""
-    while True:
-        try:
-            there = [p for p in root.iterdir() if not p.name.startswith(".")]
-        except OSError as error:
-            raise UserError(f"references.pool: folder {root} cannot be read ({error.strerror})") from error
-        folders = {p.name: p for p in there if p.is_dir() and not p.is_symlink()}
-        if any(p.suffix.lower() in SUFFIXES for p in there if p.is_file()):
-            return root
-        if split in folders and set(folders) <= SPLITS:
-            root = folders[split]
-        elif len(folders) == 1:
-            (root,) = folders.values()
-        else:
-            return root
-
-
-def _mask_file(path: Path) -> Path:
-    """The mask of this name, whatever its kind; one that is missing is told by the picture's own row."""
-    return next((p for s in SUFFIXES if (p := path.with_suffix(s)).is_file()), path.with_suffix(".png"))
-
-
-def _note(path: Path) -> str:
-    """The name in the .txt beside a picture, empty if there is none."""
-    note = path.with_suffix(".txt")
-    try:
-        with note.open("rb") as file:
-            return " ".join(file.read(400).decode(errors="ignore").split())
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise UserError(f"{note}: cannot be read ({error.strerror}); change its permissions") from error
-
-
-def _census(root: Path) -> str:
-    """Kinds of files in a folder and below, for a message: ".zip 3, .md 1"."""
-    kinds = Counter(path.suffix.lower() or "without suffix" for path in _walk(root, ("",)))
-    return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common(5)) or "nothing"
-
-
 def _source(
     pool: PoolConfig, source: str, place: Place, digest: str, category: str, name: str, mask: Place | None,
     mask_digest: str,
 ) -> Source:  # fmt: skip
     """A picture of a pool by what it shows; ``category`` and ``name`` as found, before the pool's own words."""
+    name, category = label(name), from_path(category)
     of_subject = {"name": name or category, "category": category, "picture": digest[:12] or source}[pool.subject]
     category = pool.category or _words(category)
     if pool.subject == "category":
@@ -359,13 +319,9 @@ def _digest(path: Path) -> str:
     return ""
 
 
-def _text(name: str) -> str:
-    """A file name as valid text, whatever bytes it has on the disk."""
-    return os.fsencode(name).decode(errors="backslashreplace")
-
-
 def _words(name: str) -> str:
-    return " ".join(re.sub(r"[_-]", " ", _text(name)).split()) or "subject"
+    """A file's or folder's name, or a category, as words."""
+    return label(re.sub(r"[_-]", " ", from_path(name))) or "subject"
 
 
 def _slug(text: str) -> str:
@@ -380,19 +336,20 @@ class Reader:
 
     def read(self, place: Place, source: str) -> bytes:
         """Bytes of one picture, at most pictures.MAX_BYTES; UserError naming ``source`` if there are none."""
-        if place.row is not None:
-            data = self._column(place).at(place.row)
-            if data is None:
-                raise UserError(f"{source}: column {place.column!r} holds no bytes in this row; embed its pictures")
-            return data
-        if not place.path.is_file():
-            raise UserError(f"{source}: not a file that can be read; replace or remove it")
-        if place.path.stat().st_size > pictures.MAX_BYTES:
-            raise UserError(f"{source}: more than {pictures.MAX_BYTES} bytes; make it smaller")
         try:
-            return place.path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{source}: cannot be read ({error.strerror}); change its permissions") from error
+            data = self._bytes(place)
+        except UserError as error:  # its place on this machine is not stored
+            raise UserError(f"{source}{str(error).removeprefix(str(place.path))}") from error
+        if data is None:
+            raise UserError(f"{source}: column {place.column!r} holds no bytes in this row; embed its pictures")
+        return data
+
+    def _bytes(self, place: Place) -> bytes | None:
+        if place.row is not None:
+            return self._column(place).at(place.row)
+        if not place.path.is_file():
+            raise UserError(f"{place.path}: not a file that can be read; replace or remove it")
+        return read_file(place.path, "replace or remove it", pictures.MAX_BYTES)
 
     def _column(self, place: Place) -> PictureColumn:
         key = replace(place, row=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,18 +11,20 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Discriminator, Field, Tag
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.text import one_line
 from pipeline import pools
 from pipeline.matting.grabcut import run_grabcut
 from pipeline.packaged import package_file, packaged
+from pipeline.pool_files import census
 from pipeline.pools import Box, PoolConfig, Reader, Source
 from pipeline.stage import SampleError, StageConfig, any_of, describe_error
 
-VERSION = 2
+VERSION = 3
 WORKING_SIDE = 384
 """Longest side, in pixels, at which GrabCut looks at a subject."""
 
@@ -31,6 +33,9 @@ MIN_SHARE = 0.01
 
 MIN_SIDE = 8
 """A subject whose longer side is shorter than this, in pixels of its file, counts as empty."""
+
+MIN_THICKNESS = 2
+"""A subject whose shorter side is shorter than this, in pixels of its file or of its stored cut-out, shows nothing."""
 
 EDGE = 0.8
 """Softness of a matte's edge: sigma, in pixels."""
@@ -69,6 +74,16 @@ def list_pool(config: ReferencesConfig) -> list[Source]:
     return pools.tell_apart(taken)
 
 
+def skipped(config: ReferencesConfig) -> list[str]:
+    """One line for every pool in whose folder files of other kinds lie beside those that are read."""
+    counted = [(pool.source, pools.skipped(pool)) for pool in config.pools()]
+    return [
+        f"references.pool {source}: files of kinds that are not read, skipped: {census(kinds)}"
+        for source, kinds in counted
+        if kinds
+    ]
+
+
 def make_references(
     sources: Sequence[Source], config: ReferencesConfig
 ) -> tuple[list[dict], dict[str, dict[str, bytes]], dict[str, float]]:
@@ -76,71 +91,115 @@ def make_references(
     rows: list[dict] = []
     members: dict[str, dict[str, bytes]] = {}
     seconds: dict[str, float] = {}
-    first: dict[tuple[str, Box | None], Source] = {}
     reader = Reader()
     for source in sources:
         began = time.perf_counter()
         try:
-            same = first.get((source.sha256, source.box))
-            if same is not None:
-                message = f"{source.source}: the same picture as {same.source}; remove one"
-                raise SampleError("duplicate", message)
-            row, files_of = make_reference(source, config, reader)
-            first[source.sha256, source.box] = source
-            members[source.reference_id] = files_of
+            row, members[source.reference_id] = make_reference(source, config, reader)
         except Exception as error:
             code, message = describe_error(error)
-            row = _row(source, "error", error_code=code, error_message=message)
+            row = _row(source, "error", error_code=code, error_message=one_line(message))
         rows.append(row)
         seconds[source.reference_id] = round(time.perf_counter() - began, 4)
-    return rows, members, seconds
+    rows = mark_duplicates(rows)
+    usable = {row["reference_id"] for row in rows if row["status"] == "ok"}
+    return rows, {reference_id: files for reference_id, files in members.items() if reference_id in usable}, seconds
+
+
+def mark_duplicates(rows: Sequence[dict]) -> list[dict]:
+    """The rows, each usable one that shows the same as an earlier one made an error ``duplicate`` naming the first.
+
+    The same: the same pixels once decoded, whatever file they come from, with the same mask and box. A row that is
+    marked already is looked at again, so that parts that were marked each by itself can be marked together.
+    """
+    first: dict[tuple, str] = {}
+    marked = []
+    for row in rows:
+        if row["status"] == "ok" or row["error_code"] == "duplicate":
+            key = (row["pixels_sha256"], row["box"] and tuple(row["box"]))
+            if key in first:
+                message = f"{row['source']}: the same picture as {first[key]}; remove one"
+                nothing = dict.fromkeys(("width", "height", "area_share"))
+                row = row | nothing | {"status": "error", "error_code": "duplicate", "error_message": message}
+            else:
+                first[key] = row["source"]
+        marked.append(row)
+    return marked
 
 
 def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> tuple[dict, dict[str, bytes]]:
     """The row of one picture, and its cut-out, longest side ``config.size``: "cutout.png" is RGBA, "white.png" RGB."""
     picture = pictures.decode(reader.read(source.place, source.source), source.source)
-    picture = ImageOps.exif_transpose(picture)
-    if source.mask is None:
+    labels = None
+    if source.mask is not None:
+        where = f"{source.source}: mask"
+        labels = _selected(read_labels(reader.read(source.mask, where), where), source, picture.size)
+    digest = pixels_digest(picture, labels)
+    if labels is None:
         cutout = cut_out(picture, source.box, source.inside, source.outside)
     else:
-        data = reader.read(source.mask, f"{source.source}: mask")
-        cutout = cut_out_by_labels(picture, read_labels(data, f"{source.source}: mask"), source)
-    alpha = np.asarray(cutout.getchannel("A"))
-    solid = alpha > 127
-    if solid.mean() < MIN_SHARE or max(np.ptp(np.nonzero(solid), axis=1)) + 1 < MIN_SIDE:
-        message = "no subject could be cut out; make its background transparent or choose another picture"
-        raise SampleError("empty_cutout", f"{source.source}: {message}")
-    ys, xs = np.nonzero(alpha > 8)
+        cutout = picture.convert("RGB")
+        cutout.putalpha(Image.fromarray(_soften(labels)))
+    _check_subject(cutout, source, config.size)
+    ys, xs = np.nonzero(np.asarray(cutout.getchannel("A")) > 8)
     cutout = cutout.crop((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
     scale = config.size / max(cutout.size)
     width, height = (max(1, round(side * scale)) for side in cutout.size)
     cutout = cutout.resize((width, height), Image.Resampling.LANCZOS)
     share = float(np.asarray(cutout.getchannel("A")).mean() / 255)
-    row = _row(source, "ok", width=width, height=height, area_share=share)
+    row = _row(source, "ok", width=width, height=height, area_share=share, pixels_sha256=digest)
     flat = pictures.on_white(cutout)  # what a model is shown; made once here and not for every shard
     return row, {"cutout.png": pictures.encode_png(cutout), "white.png": pictures.encode_png(flat)}
 
 
+def _check_subject(cutout: Image.Image, source: Source, size: int) -> None:
+    """SampleError unless the solid part of a cut-out is large enough to show something at ``size`` pixels."""
+    solid = np.asarray(cutout.getchannel("A")) > 127
+    shorter, longer = sorted(np.ptp(np.nonzero(solid), axis=1) + 1) if solid.any() else (0, 0)
+    if solid.mean() < MIN_SHARE or longer < MIN_SIDE:
+        message = "no subject could be cut out; make its background transparent or choose another picture"
+        raise SampleError("empty_cutout", f"{source.source}: {message}")
+    thickness = min(shorter, round(shorter * size / longer))
+    if thickness < MIN_THICKNESS:
+        message = (
+            f"its subject is {longer} pixels long and {shorter} wide, {max(1, thickness)} pixel wide at size {size}"
+        )
+        raise SampleError("thin_subject", f"{source.source}: {message}; choose another picture")
+
+
+def pixels_digest(picture: Image.Image, labels: np.ndarray | None = None) -> str:
+    """SHA-256 of a picture as one sees it, with the subject's mask [H, W] of 0 and 1 if it has one.
+
+    The same for every lossless way to store it: colours under wholly transparent pixels do not count.
+    """
+    pixels = np.array(picture.convert("RGBA"))
+    pixels[pixels[..., 3] == 0] = 0
+    digest = hashlib.sha256(f"{picture.width} x {picture.height} ".encode())
+    digest.update(pixels.data)
+    if labels is not None:
+        digest.update(labels.data)
+    return digest.hexdigest()
+
+
 def read_labels(data: bytes, source: str) -> np.ndarray:
-    """The label map [H, W] in a picture: values of a grey one, indices of a palette, the largest channel of colours."""
-    decoded = pictures.decode(data, source)  # refuses what is too large or broken
-    raw = Image.open(io.BytesIO(data))
-    if raw.mode == "P" or raw.mode.startswith("I"):  # decode would give a palette's colours, and clip 16 bits
-        return np.asarray(raw)
-    labels = np.asarray(decoded)
-    return labels if labels.ndim == 2 else labels[..., :3].max(2)
+    """The label map [H, W] in a picture: values of a grey one, indices of a palette, the largest channel of colours.
+
+    It is drawn over the picture as one sees it, so it is not turned, whatever its own EXIF data say.
+    """
+    stored = pictures.decode_as_stored(data, source)
+    if stored.mode in ("P", "L") or stored.mode.startswith("I"):
+        return np.asarray(stored)
+    return np.asarray(stored.convert("RGB")).max(2)
 
 
-def cut_out_by_labels(picture: Image.Image, labels: np.ndarray, source: Source) -> Image.Image:
-    """The picture as RGBA, its alpha 1 where the label map [H, W] is one of ``source.labels`` (None: is not 0)."""
-    if labels.shape != (picture.height, picture.width):
+def _selected(labels: np.ndarray, source: Source, size: tuple[int, int]) -> np.ndarray:
+    """1 where the label map [H, W] is one of ``source.labels`` (None: is not 0), else 0, uint8."""
+    if labels.shape != size[::-1]:
         height, width = labels.shape
-        message = f"the mask has {width} x {height} pixels, the picture {picture.width} x {picture.height}"
+        message = f"the mask has {width} x {height} pixels, the picture {size[0]} x {size[1]}"
         raise SampleError("bad_mask", f"{source.source}: {message}; mend or remove it")
     solid = labels != 0 if source.labels is None else np.isin(labels, source.labels)
-    cutout = picture.convert("RGB")
-    cutout.putalpha(Image.fromarray(_soften(solid.astype(np.uint8))))
-    return cutout
+    return solid.astype(np.uint8)
 
 
 def _row(source: Source, status: str, **values: object) -> dict:
@@ -158,6 +217,7 @@ def _row(source: Source, status: str, **values: object) -> dict:
         "width": None,
         "height": None,
         "area_share": None,
+        "pixels_sha256": None,
         **values,
     }
 

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
-
+from data_schemas.storage import url_to_fs
 from pipeline.config import CurationConfig
 from pipeline.parts import read_facts, write_atomically
 
@@ -18,14 +17,14 @@ NOT_COMPARED = ("root", "workers")
 
 def remember(config: CurationConfig) -> None:
     """Keep the settings in the run's folder."""
-    fs, root = fsspec.core.url_to_fs(config.run_url)
+    fs, root = url_to_fs(config.run_url)
     text = json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True)
     write_atomically(fs, f"{root}/{FILE}", text.encode())
 
 
 def remembered(run_url: str) -> dict[str, Any] | None:
     """The settings of the run's last curation as plain values; None if it was never curated."""
-    fs, root = fsspec.core.url_to_fs(run_url)
+    fs, root = url_to_fs(run_url)
     return read_facts(fs, f"{root}/{FILE}")
 
 

@@ -16,13 +16,13 @@ from importlib import resources
 from numbers import Integral, Real
 from typing import Any
 
-import fsspec
 import jinja2
 import pandas as pd
 import yaml
 from markupsafe import Markup
 from PIL import Image
 
+from data_schemas.storage import url_to_fs
 from pipeline.charts import bound_text, histogram, number, training_curve
 from pipeline.parts import write_atomically
 
@@ -79,7 +79,7 @@ class ReportData:
 
 def write_report(data: ReportData, path: str) -> str:
     """Write the page to ``path`` (any fsspec URL) through a temporary name, and return ``path``."""
-    fs, target = fsspec.core.url_to_fs(path)
+    fs, target = url_to_fs(path)
     write_atomically(fs, target, render(data).encode())
     return path
 

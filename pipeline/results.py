@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.storage import url_to_fs
 from data_schemas.text import one_line
 from pipeline.card import dataset_card, pool_facts
 from pipeline.config import CurationConfig
@@ -95,11 +96,11 @@ def write_results(result: CurationResult) -> dict[str, str]:
     """Write metrics.json, the dataset card and the report; returns what a user looks for, by name: under "kept" the
     outcome in words, then places. There are shards of those splits alone of which a sample was kept."""
     config, manifest = result.run.config, read_manifest(result)
-    fs, root = fsspec.core.url_to_fs(config.run_url)
+    fs, root = url_to_fs(config.run_url)
     metrics = metrics_of(result, manifest)
     before = read_facts(fs, f"{root}/metrics.json")
     write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2).encode())
-    fs, shards = fsspec.core.url_to_fs(result.dataset_url)
+    fs, shards = url_to_fs(result.dataset_url)
     write_atomically(fs, f"{shards}/README.md", card_of(result, manifest, metrics).encode())
     names = {"train": "shards", "test": "test_shards"}
     return {
@@ -144,7 +145,7 @@ def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, A
 def report_run(config: CurationConfig) -> str:
     """Write the report of a finished run from its files, with the training in it if there is one; returns its URL."""
     run = Run.of(config)
-    fs, root = fsspec.core.url_to_fs(config.run_url)
+    fs, root = url_to_fs(config.run_url)
     metrics = read_facts(fs, f"{root}/metrics.json")
     if metrics is None:
         raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first")
@@ -167,7 +168,7 @@ def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> 
 
 def read_training(folder: str) -> Training | None:
     """What the trainer (metrics.jsonl) and the evaluator (evaluation/) left, if anything; of the model alone."""
-    fs, root = fsspec.core.url_to_fs(folder)
+    fs, root = url_to_fs(folder)
     if not fs.exists(f"{root}/metrics.jsonl"):
         return None
     log = [json.loads(line) for line in fs.cat_file(f"{root}/metrics.jsonl").decode().splitlines()]

@@ -6,12 +6,15 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
+from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.files import read_file
 from data_schemas.schema import validate
+from data_schemas.storage import url_to_fs
 from data_schemas.tables import REVIEW
 from pipeline.parts import fingerprint
 
@@ -24,7 +27,7 @@ class Reviews:
     """The review table of a run; empty if nobody reviewed."""
 
     def __init__(self, run_url: str):
-        self.fs, root = fsspec.core.url_to_fs(run_url)
+        self.fs, root = url_to_fs(run_url)
         self.root = root.rstrip("/")
         path = f"{self.root}/{FILE}"
         self.rows: dict[str, dict[str, Any]] = {}
@@ -43,13 +46,16 @@ class Reviews:
     def _matte(self, row: dict[str, Any]) -> bytes | None:
         if row["matte"] is None:
             return None
+        path, where = str(row["matte"]), f"{FILE}: the matte {row['matte']} of sample {row['sample_id']}"
+        if path.startswith("/") or ".." in path.split("/"):
+            raise UserError(f"{where} is outside the run's folder; put it there and name it relative to it")
+        advice = f"{where} cannot be read; put it there, relative to the run's folder"
+        if isinstance(self.fs, LocalFileSystem):
+            return read_file(f"{self.root}/{path}", advice, pictures.MAX_BYTES)
         try:
-            return self.fs.cat_file(f"{self.root}/{row['matte']}")
+            return self.fs.cat_file(f"{self.root}/{path}", end=pictures.MAX_BYTES + 1)
         except OSError as error:
-            raise UserError(
-                f"{self.root}/{FILE}: the matte {row['matte']} of sample {row['sample_id']} cannot be read; put it "
-                "there, relative to the run's folder"
-            ) from error
+            raise UserError(f"{self.root}/{path}: {advice}") from error
 
     def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:
         """A digest of what was said for this stage, or nothing: a part without a review stays cached as it was."""

@@ -219,8 +219,9 @@ def read_all(run: Run, stage: str) -> pa.Table:
 
 
 def pool_rows(run: Run) -> list[dict]:
-    """The row of every reference picture, in the pool's order."""
-    return [row for part in run.pool_parts() for row in need_part(run, "references", part).rows()]
+    """The row of every reference picture, in the pool's order; one that shows what an earlier one shows is an error."""
+    rows = [row for part in run.pool_parts() for row in need_part(run, "references", part).rows()]
+    return references.mark_duplicates(rows)
 
 
 def pool_digest(run: Run) -> str:

@@ -74,6 +74,10 @@ class SampleError(Exception):
         self.code = code
 
 
+class StageUnusable(UserError):
+    """A stage's own word that it can do no sample at all, whatever it is given; ends the run."""
+
+
 @dataclass
 class Sample:
     """One sample as ``process`` sees it: its plan row, the rows and pictures of the stages it reads."""
@@ -152,7 +156,7 @@ class Stage(ABC):
 
     def model_name(self) -> str:
         """Model and revision, or the method: what a row says it was made by."""
-        return ", ".join(f"{w.source}@{models.identity(w)[:16]}" for w in self.weights()) or self.model
+        return ", ".join(f"{w.name}@{models.identity(w)[:16]}" for w in self.weights()) or self.model
 
     @cached_property
     def _made_by(self) -> str:
@@ -233,8 +237,8 @@ class Stage(ABC):
                 else self._row(s.sample_id, "ok", scores=values)
                 for s, values in zip(batch, scores, strict=True)
             ]  # fmt: skip
-        except DamagedPart:
-            raise  # nothing is wrong with the sample: the part before is made again
+        except (DamagedPart, StageUnusable):
+            raise  # nothing is wrong with the sample
         except (Exception, SystemExit) as error:  # SystemExit: a stage of the user's own may say anything
             if len(batch) > 1:
                 return [self._attempt([sample])[0] for sample in batch]
@@ -274,6 +278,10 @@ class BatchStage(Stage):
 
 def describe_error(error: BaseException) -> tuple[str, str]:
     """(code, one line) for an error row: the same in every process and on every machine."""
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, which tells of other processes and what was free just then
+        return "out_of_memory", "the device's memory is full; make batch_size smaller, or retry with fewer workers"
     message = stored_line(error) or type(error).__name__
     if isinstance(error, SampleError):
         return error.code, message

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
-from data_schemas.shards import ShardSample
+from data_schemas.shards import ShardSample, file_name
 from tokenar import attention_figures, data
 from tokenar.attention_maps import AttentionMaps, checked_boxes, identity, measure, target_regions
 from tokenar.model_folder import Model, load_model, write_atomically
@@ -86,7 +86,7 @@ def _shown(layers: Sequence[int] | None, count: int) -> list[int]:
 
 
 def _drawn(folder: Path, sample_id: str) -> Image.Image:
-    path = folder / f"{sample_id}.png"
+    path = folder / f"{file_name(sample_id)}.png"
     if not path.is_file():
         raise UserError(f"{path}: no prediction for sample {sample_id}; draw it with tokenar-sample")
     return pictures.decode(path.read_bytes(), str(path)).convert("RGB")
@@ -100,7 +100,7 @@ def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int],
     boxes, layout = checked_boxes(item.info, count, item.sample_id), net.layout(count)
     # Drawn tokens followed what the model saw when it drew them; some models then have no index embedding.
     maps = measure(net, batch, boxes, heads=heads, index=index or net.config.index_at_inference)
-    stem = folder / item.sample_id
+    stem = folder / file_name(item.sample_id)
     maps.save(stem.with_name(f"{stem.name}.safetensors"), {"sample_id": item.sample_id, "prompt": item.prompt})
     averaged = maps.averaged()
     _draw(stem, averaged, item, target_regions(layout, boxes), layout, shown)

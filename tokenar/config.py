@@ -67,18 +67,6 @@ class ModelConfig(Settings):
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
         return self
 
-    @model_validator(mode="after")
-    def _canvas_fits(self) -> ModelConfig:
-        if self.rotary_layout == "grid":
-            return self
-        blocks = self.source_blocks
-        if blocks > 2 and isqrt(blocks) ** 2 != blocks:
-            raise ValueError(f"rotary_layout canvas takes 1, 2, 4 or 9 source blocks, not {blocks}; use grid")
-        room = isqrt(self.canvas_target_blocks) ** 2 if blocks > 2 else 1
-        if self.target_blocks > room:
-            raise ValueError(f"rotary_layout canvas holds {room} of {self.target_blocks} target blocks; use grid")
-        return self
-
     @property
     def image_tokens(self) -> int:
         """N, tokens an image."""
@@ -95,9 +83,25 @@ class ModelConfig(Settings):
         return 1 + self.max_references * self.identity_disentanglement
 
     @property
-    def canvas_target_blocks(self) -> int:
-        """Target blocks that the released rotary layout is made for."""
-        return self.canvas_targets or self.target_blocks
+    def canvas_sides(self) -> tuple[int, int]:
+        """Pictures along the side of the released layout's two canvases, for sources and for targets
+        (spec/tokenar.md section 2). Two sources lie side by side and have one target."""
+        if self.source_blocks <= 2 or not self.background:
+            return (2 if self.background else 1), 1
+        return isqrt(self.source_blocks), isqrt(self.canvas_targets or self.target_blocks)
+
+    @property
+    def canvas_problem(self) -> str | None:
+        """Why the released layout has no place for this model's pictures; None if it has, or if it is not used.
+        The release builds such a model all the same, and fails when it runs: so does this one."""
+        sources, targets = self.canvas_sides
+        room = self.source_blocks if self.source_blocks == 2 == sources else sources**2
+        if self.rotary_layout == "canvas" and self.source_blocks > room:
+            return f"rotary_layout canvas holds {room} of {self.source_blocks} source blocks; use grid"
+        if self.rotary_layout == "canvas" and self.target_blocks > targets**2:
+            held = f"rotary_layout canvas holds {targets**2} of {self.target_blocks} target blocks"
+            return f"{held}; use grid, or set identity_disentanglement to false"
+        return None
 
     @property
     def head_width(self) -> int:
@@ -206,6 +210,8 @@ class TrainConfig(Settings):
             raise ValueError("model.distill dinov2 and teacher go together: set both or none, and no other distill")
         if model.instruct_mode != "casual" or not model.background:
             raise ValueError("shards hold samples for model.instruct_mode casual and model.background true")
+        if model.canvas_problem:
+            raise ValueError(f"model.{model.canvas_problem}")
         if self.pictures_every and (self.parallel != "ddp" or not self.val_shards):
             raise ValueError("pictures_every draws validation samples under parallel ddp; set val_shards, or 0")
         return self

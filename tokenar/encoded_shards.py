@@ -28,7 +28,6 @@ from math import prod
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-import fsspec
 import numpy as np
 import safetensors.torch
 import torch
@@ -38,6 +37,7 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.shards import MAX_REFERENCES, expand_shards
+from data_schemas.storage import url_to_fs
 from tokenar.config import first_problem
 from tokenar.encoder_config import Settings
 from tokenar.model_folder import write_atomically
@@ -201,7 +201,7 @@ def file_size(url: str) -> int:
     try:
         if "://" not in url:
             return os.stat(url).st_size
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = url_to_fs(url)
         return int(fs.size(path))
     except FileNotFoundError as error:
         raise _vanished(url) from error
@@ -213,7 +213,7 @@ def _read(url: str, offset: int, size: int) -> bytes:
         if "://" not in url:
             with open(url, "rb", buffering=0) as file:
                 return os.pread(file.fileno(), size, offset)
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = url_to_fs(url)
         return fs.cat_file(path, start=offset, end=offset + size)
     except FileNotFoundError as error:
         raise _vanished(url) from error

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from data_schemas.errors import UserError
-from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_members
+from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_distinct
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,9 @@ class Stored:
 
 def stored_samples(shards: str, limit: int | None = None) -> Iterator[Stored]:
     """The samples of every shard that the glob names, in stored order; none at all, or one twice, is a UserError."""
-    seen: set[str] = set()
-    for url in expand_shards(shards):
-        for sample_id, members in read_members(url):
-            if limit is not None and len(seen) >= limit:
-                return
-            if sample_id in seen:
-                raise UserError(f"{url}: sample {sample_id} is there twice; evaluate one dataset at a time")
-            yield Stored(len(seen), sample_id, members, url)
-            seen.add(sample_id)
-    if not seen:
+    count = 0
+    for url, sample_id, members in islice(read_distinct(expand_shards(shards)), limit):
+        yield Stored(count, sample_id, members, url)
+        count += 1
+    if not count and limit != 0:
         raise UserError(f"{shards}: the shards hold no sample; make them again")

@@ -24,6 +24,8 @@ import torch
 from PIL import Image
 
 from data_schemas.errors import UserError
+from data_schemas.pictures import FORMATS
+from data_schemas.shards import file_name
 from tokenar import eval_tables, metrics
 from tokenar.config import SampleConfig
 from tokenar.eval_cache import Cache, CachedFeatures, pack, unpack
@@ -69,7 +71,7 @@ class Method:
     fingerprint: str | None = None
 
     def picture(self, sample_id: str) -> Path:
-        return self.pictures / f"{sample_id}.png"
+        return self.pictures / f"{file_name(sample_id)}.png"
 
 
 def evaluate(
@@ -161,7 +163,7 @@ class Evaluation:
             if lost := [i for i in self.ids if not method.picture(i).is_file()]:
                 raise UserError(
                     f"{method.pictures}: no prediction for {len(lost)} of {len(self.ids)} samples, first "
-                    f"{lost[0]}.png; draw them, or evaluate the first with --limit"
+                    f"{file_name(lost[0])}.png; draw them, or evaluate the first with --limit"
                 )
 
     def load_encoders(self) -> None:
@@ -255,7 +257,7 @@ class Evaluation:
 
     def _side(self, path: Path) -> int:
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 return min(picture.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: not a readable picture ({error}); replace it") from error
@@ -340,7 +342,7 @@ class Evaluation:
             drawn = [read_drawn(method.picture(item.sample_id)) for method in self.methods]
             row = strip([*item.references, *empty, item.background, *drawn, item.target])
             strips.append(row)
-            path = self.out / "pictures" / f"{item.sample_id}.png"
+            path = self.out / "pictures" / f"{file_name(item.sample_id)}.png"
             write_atomically(path, lambda temporary, shown=row: shown.save(temporary, "PNG"))  # type: ignore[misc]
         if strips:
             whole = grid(titles, strips)

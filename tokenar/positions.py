@@ -16,10 +16,10 @@ with grey pictures.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 
 import torch
 
+from data_schemas.errors import UserError
 from tokenar.config import ModelConfig
 
 
@@ -125,12 +125,15 @@ def canvas_coordinates(layout: Layout) -> torch.Tensor:
     first. Tokens come block by block but fill a canvas row by row, so that a picture's rows lie scattered over the
     canvas (QUIRK 4); published weights know no other order. The three released layouts follow from the number of
     source blocks: one ("edit"), two ("edit2"), a square ("editplus").
+
+    UserError for a model whose pictures have no place in them.
     """
     config = layout.config
-    grid, blocks = config.grid, config.source_blocks
+    if config.canvas_problem:
+        raise UserError(f"model.{config.canvas_problem}")
+    grid, (wide, target_wide) = config.grid, config.canvas_sides
     # A canvas of two pictures side by side ends after two grids; its targets begin after three all the same.
-    wide, offset = (2, 3) if blocks == 2 else (isqrt(blocks), isqrt(blocks))
-    target_wide = isqrt(config.canvas_target_blocks) if blocks > 2 else 1
+    offset = 3 if config.source_blocks == 2 else wide
 
     def scan(slots: list[int], width: int, start: int) -> torch.Tensor:
         flat = _flat(layout, slots)
@@ -142,38 +145,31 @@ def canvas_coordinates(layout: Layout) -> torch.Tensor:
     )
 
 
-def rotary_table(
-    coordinates: torch.Tensor,
-    head_width: int,
-    base: float,
-    text_rotary: str = "zero",
-    dtype: torch.dtype = torch.float64,
-) -> torch.Tensor:
+def rotary_table(coordinates: torch.Tensor, head_width: int, base: float, text_rotary: str = "zero") -> torch.Tensor:
     """Cosine and sine of every position and pair, [T, head_width / 2, 2] float32 (spec/tokenar.md section 2).
 
     The first half of the pairs turns by row * f_k, the second by column * f_k, with
-    f_k = base ** (-2k / (head_width / 2)), computed in ``dtype``. Text and instruct positions have cos = sin = 0,
-    which makes zero vectors of their queries and keys (QUIRK 3, in LlamaGen's weights too), or with
-    ``text_rotary="identity"`` cos = 1, sin = 0, which leaves them as they are.
+    f_k = base ** (-2k / (head_width / 2)). Text and instruct positions have cos = sin = 0, which makes zero vectors of
+    their queries and keys (QUIRK 3, in LlamaGen's weights too), or with ``text_rotary="identity"`` cos = 1, sin = 0,
+    which leaves them as they are.
+
+    Angles are float64, so that every machine makes the same table. The release's are float32: an angle of 100 is then
+    off by up to 3e-5, and not by the same on every processor (see the golden test).
     """
     half = head_width // 2
-    frequencies = 1.0 / base ** (torch.arange(0, half, 2, dtype=dtype) / half)
-    angles = coordinates.to(dtype)[:, :, None] * frequencies  # [T, 2, pairs]
+    frequencies = 1.0 / base ** (torch.arange(0, half, 2, dtype=torch.float64) / half)
+    angles = coordinates.double()[:, :, None] * frequencies  # [T, 2, pairs]
     angles = angles.flatten(1)
     table = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    table[coordinates[:, 0] < 0] = torch.tensor([float(text_rotary == "identity"), 0.0], dtype=dtype)
+    table[coordinates[:, 0] < 0] = torch.tensor([float(text_rotary == "identity"), 0.0], dtype=torch.float64)
     return table.float()
 
 
 def layout_rotary(layout: Layout) -> torch.Tensor:
     """The rotary table of a layout, [T, head_width / 2, 2] float32."""
     config = layout.config
-    if config.rotary_layout == "grid":
-        return rotary_table(grid_coordinates(layout), config.head_width, config.rotary_base, config.text_rotary)
-    # Published weights were trained with angles rounded to float32; with these the table is theirs to the last bit.
-    return rotary_table(
-        canvas_coordinates(layout), config.head_width, config.rotary_base, config.text_rotary, torch.float32
-    )
+    coordinates = grid_coordinates if config.rotary_layout == "grid" else canvas_coordinates
+    return rotary_table(coordinates(layout), config.head_width, config.rotary_base, config.text_rotary)
 
 
 def attention_mask(layout: Layout, length: int, text_mask: torch.Tensor | None) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """What to draw pictures for: the samples of shards, folders as the published program reads them, or a JSON list.
 
     folder/              one sample, or a folder of such folders
-        ref/*.png, *.webp    references, in the order of their names
-        background.png
+        ref/*.png            references, in the order of their names; any kind of picture
+        background.png       any kind of picture
         description.txt
 
     list.json            [{"references": ["cat.png", "cup.png"], "background": "table.png", "prompt": "a cat beside a
@@ -15,20 +15,26 @@ Transparent parts of pictures become white, as in the shards.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data_schemas import pictures
+from data_schemas.documents import MAX_BYTES as MAX_LIST
 from data_schemas.errors import UserError
-from data_schemas.shards import decode_sample, expand_shards, read_members, sample_ids
+from data_schemas.files import read_file
+from data_schemas.shards import check_distinct, decode_sample, expand_shards, read_distinct, sample_ids
+from data_schemas.text import decoded, from_path
 from tokenar.config import first_problem
 
-REFERENCE_SUFFIXES = (".png", ".webp")
+MAX_PROMPT = 1_000_000
+"""Bytes of a description.txt."""
 
 
 @dataclass
@@ -72,13 +78,12 @@ class Entry(BaseModel):
 def from_shards(pattern: str, limit: int | None = None) -> Requests:
     """The samples of every shard that ``pattern`` names, in stored order."""
     urls = expand_shards(pattern)
-    ids = [sample_id for url in urls for sample_id in sample_ids(url)][:limit]
+    ids = list(islice(_distinct_ids(urls), limit))
     if not ids:
         raise UserError(f"{pattern}: the shards hold no sample; make them again")
 
     def read(wanted: Callable[[int], bool]) -> Iterator[tuple[int, Request]]:
-        stored = ((url, *entry) for url in urls for entry in read_members(url))
-        for number, (_, (url, sample_id, members)) in enumerate(zip(ids, stored, strict=False)):
+        for number, (_, (url, sample_id, members)) in enumerate(zip(ids, read_distinct(urls), strict=False)):
             if wanted(number):
                 sample = decode_sample(sample_id, members, url)
                 yield number, Request(sample_id, sample.prompt, sample.references, sample.background)
@@ -86,61 +91,87 @@ def from_shards(pattern: str, limit: int | None = None) -> Requests:
     return Requests(ids, read)
 
 
+def _distinct_ids(urls: list[str]) -> Iterator[str]:
+    shard_of: dict[str, str] = {}
+    for url in urls:
+        for sample_id in sample_ids(url):
+            check_distinct(sample_id, url, shard_of)
+            yield sample_id
+
+
 def from_folder(path: str | Path, limit: int | None = None) -> Requests:
     """The sample in a folder, or those in its folders by name."""
     root = Path(path)
-    if not root.is_dir():
+    if not _is_folder(root):
         raise UserError(f"{root}: no such folder; give one with ref/, background.png and description.txt")
-    folders = [root] if (root / "ref").is_dir() else sorted(p for p in root.iterdir() if (p / "ref").is_dir())
+    folders = [root] if _is_folder(root / "ref") else [p for p in _listed(root) if _is_folder(p / "ref")]
     if not folders:
         raise UserError(f"{root}: neither it nor a folder in it has a folder ref with the references; add one")
-    return _from_files([(folder.resolve().name, partial(_folder, folder)) for folder in folders[:limit]])
+    return _from_files([(_name(folder), partial(_folder, folder)) for folder in folders[:limit]], str(root))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give another folder") from error
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without hidden files."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); change its permissions") from error
+
+
+def _name(folder: Path) -> str:
+    return from_path(folder.resolve().name)
 
 
 def _folder(folder: Path) -> Request:
-    files = sorted(p for p in (folder / "ref").iterdir() if p.suffix.lower() in REFERENCE_SUFFIXES)
+    files = [p for p in _listed(folder / "ref") if p.suffix.lower() in pictures.SUFFIXES]
     if not files:
-        raise UserError(f"{folder / 'ref'}: no reference there; put 1 or more PNG or WebP pictures in it")
-    background = next((p for p in map(folder.joinpath, ("background.png", "background.webp")) if p.is_file()), None)
+        kinds = ", ".join(pictures.SUFFIXES)
+        raise UserError(f"{folder / 'ref'}: no reference there; put 1 or more pictures in it ({kinds})")
+    there = [p for p in _listed(folder) if p.stem == "background" and p.suffix.lower() in pictures.SUFFIXES]
+    background = min(there, key=lambda p: pictures.SUFFIXES.index(p.suffix.lower()), default=None)
     if background is None:
         raise UserError(f"{folder}: no background.png; add the scene to draw into (a plain white picture is one too)")
-    prompt = _read(folder / "description.txt", "add the prompt").decode("utf-8", "replace").strip()
-    return Request(folder.resolve().name, prompt, [_picture(file) for file in files], _picture(background))
+    prompt = decoded(read_file(folder / "description.txt", "add the prompt", MAX_PROMPT)).strip()
+    return Request(_name(folder), prompt, [_picture(file) for file in files], _picture(background))
 
 
 def from_list(path: str | Path, limit: int | None = None) -> Requests:
     """The entries of a JSON list."""
     file = Path(path)
     try:
-        entries = TypeAdapter(list[Entry]).validate_json(_read(file, "give a JSON list"))
+        entries = TypeAdapter(list[Entry]).validate_json(decoded(read_file(file, "give a JSON list", MAX_LIST)))
     except ValidationError as error:
         raise UserError(f"{file}: entry {first_problem(error)}") from error
     if not entries:
         raise UserError(f"{file}: the list is empty; add an entry with references, background and prompt")
     names = [entry.id or f"{number:05d}" for number, entry in enumerate(entries)][:limit]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{file}: the id {twice!r} stands there twice; give every entry its own")
 
     def request(name: str, entry: Entry) -> Request:
         references = [_picture(file.parent / reference) for reference in entry.references]
         return Request(name, entry.prompt, references, _picture(file.parent / entry.background), entry.seed)
 
-    return _from_files([(name, partial(request, name, entry)) for name, entry in zip(names, entries, strict=False)])
+    asked = [(name, partial(request, name, entry)) for name, entry in zip(names, entries, strict=False)]
+    return _from_files(asked, str(file))
 
 
-def _from_files(entries: list[tuple[str, Callable[[], Request]]]) -> Requests:
+def _from_files(entries: Sequence[tuple[str, Callable[[], Request]]], where: str) -> Requests:
+    names = [name for name, _ in entries]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise UserError(f"{where}: the id {twice!r} stands there twice; give every entry its own")
+
     def read(wanted: Callable[[int], bool]) -> Iterator[tuple[int, Request]]:
         return ((number, open_it()) for number, (_, open_it) in enumerate(entries) if wanted(number))
 
-    return Requests([name for name, _ in entries], read)
+    return Requests(names, read)
 
 
 def _picture(path: Path) -> Image.Image:
-    return pictures.on_white(pictures.decode(_read(path, "give the picture's file"), str(path)))
-
-
-def _read(path: Path, advice: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+    data = read_file(path, "give the picture's file", pictures.MAX_BYTES)
+    return pictures.on_white(pictures.decode(data, str(path)))

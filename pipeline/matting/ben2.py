@@ -27,7 +27,7 @@ from torch.backends import cudnn
 
 from data_schemas.errors import UserError
 from pipeline import models
-from pipeline.device import Device, Precision, device_of, dtype_of
+from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
 from pipeline.matting.matting import Matting, MattingConfig
 from pipeline.models import Weights
 from pipeline.stage import Sample
@@ -104,11 +104,11 @@ class Ben2(Matting):
 
 
 def one_at_a_time(network: Network) -> Network:
-    """The network behind a lock: parts made side by side then need the memory of one."""
+    """The network behind a lock: parts made side by side then need the memory of one. Its float32 is exact."""
     turn = threading.Lock()
 
     def waiting(pictures: Tensor) -> Tensor:
-        with turn:
+        with turn, exact_float32():
             return network(pictures)
 
     return waiting

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -223,11 +222,14 @@ class VlmJudge(BatchStage):
     def __init__(self, config: Any = None):
         super().__init__(config)
         self.batch_size = self.config.batch_size
-        self._turn = threading.Lock()
 
     @abstractmethod
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer | Exception]:
-        """The model's answers in order; an exception in the place of a request that failed."""
+        """The model's answers in order; an exception in the place of a request that failed.
+
+        Called by the threads of several parts at once: it is where what they ask is asked together, and where the
+        load of a model or a server is bounded.
+        """
 
     def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
         calls = [Call(self.request(sample)) for sample in samples]
@@ -236,9 +238,7 @@ class VlmJudge(BatchStage):
             if not waiting:
                 break
             requests = [call.next_request() for call in waiting]
-            with self._turn:  # one part at a time: this is what bounds memory, and the load of a server
-                answers = self.ask(requests)
-            for call, answer in zip(waiting, answers, strict=True):
+            for call, answer in zip(waiting, self.ask(requests), strict=True):
                 call.take(answer)
         for sample, call in zip(samples, calls, strict=True):
             sample.latency = round(sum(answer.seconds for answer in call.answers), 4)

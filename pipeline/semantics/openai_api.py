@@ -4,34 +4,63 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import os
+import re
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from PIL import Image
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
-from pipeline.semantics.judge import SCHEMA, Answer, JudgeConfig, Request, VlmJudge
-from pipeline.stage import SampleError
+from data_schemas.text import one_line
+from pipeline.semantics import redaction
+from pipeline.semantics.judge import MAX_TEXT, SCHEMA, Answer, JudgeConfig, Request, VlmJudge
+from pipeline.stage import SampleError, StageUnusable
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+T = TypeVar("T")
 NO_KEY = "none"
-MALFORMED = (ValueError, AttributeError, TypeError, LookupError)  # the client hands on what it got, whatever its types
+MALFORMED = (ValueError, AttributeError, TypeError, LookupError, RecursionError)
+"""What the client raises where an answer has other types than it should: it hands on what it got."""
 PROBE_SECONDS = 5
-LONGEST_WAIT = 120  # seconds of a Retry-After that the client obeys; it gives up on a longer one
+LONGEST_WAIT = 120
+"""Seconds of a Retry-After that the client obeys; it gives up on a longer one."""
 FORMAT = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
+
+
+def plain_url(url: str) -> str:
+    """A base_url that may be stored and shown: no user, password or key is in it. No complaint repeats it."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or any(c <= " " for c in url):
+        raise ValueError("must be http:// or https://, a host, perhaps a port, and a path that mostly ends in /v1")
+    if "@" in url:
+        raise ValueError("must hold no user and password; put the key into the variable that api_key_env names")
+    if "?" in url or "#" in url:
+        raise ValueError("must end with its path; put a key into the variable that api_key_env names")
+    return url
 
 
 class ApiConfig(JudgeConfig):
     """``model`` is a name the server lists. The key is read from the environment variable ``api_key_env`` and kept
-    nowhere. ``timeout_s`` bounds one try, ``retries`` the tries after the first (429, 5xx, timeouts, lost connections).
+    nowhere. ``timeout_s`` bounds one try from its first byte to its last, ``retries`` the tries after the first (429,
+    5xx, no answer in time, lost connections); an answer that begins and is not whole in time is not asked for again.
+    ``concurrency`` holds for all parts that are made side by side.
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     how: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "api_key_env", "concurrency", "timeout_s", "retries", "batch_size"}
@@ -39,7 +68,7 @@ class ApiConfig(JudgeConfig):
 
     backend: Literal["openai"] = "openai"
     model: str = Field("google/gemma-3n-E4B-it", min_length=1)
-    base_url: str = Field("http://localhost:8000/v1", pattern=r"^https?://[^@\s]+$")  # no password in a stored config
+    base_url: Annotated[str, AfterValidator(plain_url)] = "http://localhost:8000/v1"
     api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     batch_size: int = Field(32, ge=1, le=4096, description="Samples that are judged at once")
     concurrency: int = Field(8, ge=1, le=256, description="Requests under way at the same time")
@@ -51,7 +80,10 @@ class ApiJudge(VlmJudge):
     """Requests side by side, each retried with growing pauses; constrained to the verdict's JSON schema if it can be.
 
     A request that fails for good is a SampleError: judge_timeout, judge_unreachable, judge_http_<status> or
-    judge_bad_response.
+    judge_bad_response. A refused key (401) ends the run: no request will fare better. 403 does not, as servers
+    also refuse a single question with it.
+
+    What the server says is cleaned of the key before anybody sees it: in ``_said`` and, for answers, ``_ask``.
     """
 
     Config = ApiConfig
@@ -59,63 +91,89 @@ class ApiJudge(VlmJudge):
     def __init__(self, config: Any = None):
         super().__init__(config)
         self._constrained = True
+        self._turns = asyncio.Semaphore(self.config.concurrency)  # of the one loop that all threads' requests run in
 
     def model_name(self) -> str:
         return f"{self.config.model} at openai api"
 
     @property
     def _key(self) -> str:
-        return os.environ.get(self.config.api_key_env) or NO_KEY
+        return os.environ.get(self.config.api_key_env, "").strip() or NO_KEY
+
+    @property
+    def _redact(self) -> redaction.Redactor:
+        return redaction.of_environment(self.config.api_key_env)
+
+    def _said(self, words: object, limit: int = 300) -> str:
+        """What a server said, on one line and without the key."""
+        return one_line(self._redact(str(words)[:MAX_TEXT]), limit)
+
+    def _client(self, seconds: float, retries: int) -> AsyncOpenAI:
+        from openai import AsyncOpenAI
+
+        from pipeline.semantics.bounded_client import BoundedClient
+
+        return AsyncOpenAI(
+            base_url=self.config.base_url, api_key=self._key, max_retries=retries, timeout=seconds,
+            http_client=BoundedClient(seconds),
+        )  # fmt: skip
 
     def setup(self) -> None:
         self.probe()
 
     def probe(self) -> None:
-        """UserError if the server does not answer in a few seconds, refuses the key, or does not serve the model."""
+        """UserError if the server does not answer in a few seconds, refuses the key, or does not serve the model.
+
+        None has a cause: a logged traceback would show the server's own words, and with them perhaps the key.
+        """
         import openai
 
         url, wanted = self.config.base_url, self.config.model
-        try:
-            with openai.OpenAI(base_url=url, api_key=self._key, timeout=PROBE_SECONDS, max_retries=0) as client:
-                served = [str(model.id) for model in client.models.list().data]
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        if not re.fullmatch(r"[!-~]+", self._key):
             raise UserError(
-                f"judge server {url} refuses the key; set {self.config.api_key_env} to one it accepts"
-            ) from error
-        except openai.NotFoundError as error:
-            raise UserError(f"judge server {url} has no {url}/models; base_url mostly ends in /v1") from error
+                f"{self.config.api_key_env} holds more than a key: letters, digits and signs, without spaces"
+            )
+        try:
+            served = together(self._served())
+        except (openai.AuthenticationError, openai.PermissionDeniedError):
+            raise self._refused() from None
+        except openai.NotFoundError:
+            raise UserError(f"judge server {url} has no {url}/models; base_url mostly ends in /v1") from None
         except openai.APIStatusError as error:
             raise UserError(
                 f"judge server {url} answers {error.status_code}; look at its log, or wait until it is ready"
-            ) from error
-        except openai.APIConnectionError as error:
+            ) from None
+        except openai.APIConnectionError:
             raise UserError(
                 f"judge server {url} does not answer; start it (vllm serve {wanted}), or name another base_url"
-            ) from error
-        except (openai.OpenAIError, *MALFORMED) as error:
-            raise UserError(f"judge server {url} does not speak OpenAI's protocol; check base_url") from error
+            ) from None
+        except (openai.OpenAIError, *MALFORMED):
+            raise UserError(f"judge server {url} does not speak OpenAI's protocol; check base_url") from None
         if wanted not in served:
-            raise UserError(f"judge server {url} has no model {wanted!r}; it serves: {', '.join(served)[:300]}")
+            raise UserError(f"judge server {url} has no model {wanted!r}; it serves: {self._said(', '.join(served))}")
+
+    async def _served(self) -> list[str]:
+        """The models that the server lists."""
+        async with self._client(PROBE_SECONDS, retries=0) as client:
+            return [str(model.id) for model in (await client.models.list()).data]
+
+    def _refused(self) -> StageUnusable:
+        return StageUnusable(
+            f"judge server {self.config.base_url} refuses the key; set {self.config.api_key_env} to one it accepts"
+        )
 
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer | Exception]:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(self._ask_all(requests))
-        with ThreadPoolExecutor(1) as pool:  # this thread's loop is the caller's
-            return pool.submit(asyncio.run, self._ask_all(requests)).result()
+        answers = together(self._ask_all(requests))
+        for answer in answers:
+            if isinstance(answer, StageUnusable):
+                raise answer
+        return answers
 
     async def _ask_all(self, requests: Sequence[Request]) -> list[Answer | Exception]:
-        from openai import AsyncOpenAI
-
-        config = self.config
-        turns = asyncio.Semaphore(config.concurrency)
-        async with AsyncOpenAI(
-            base_url=config.base_url, api_key=self._key, timeout=config.timeout_s, max_retries=config.retries
-        ) as client:
+        async with self._client(self.config.timeout_s, self.config.retries) as client:
 
             async def ask_one(request: Request) -> Answer | Exception:
-                async with turns:
+                async with self._turns:
                     return await self._ask(client, request)
 
             return await asyncio.gather(*map(ask_one, requests))
@@ -123,20 +181,24 @@ class ApiJudge(VlmJudge):
     async def _ask(self, client: AsyncOpenAI, request: Request) -> Answer | Exception:
         import openai
 
-        url, tries, began = self.config.base_url, self.config.retries + 1, time.perf_counter()
+        tries, began = self.config.retries + 1, time.perf_counter()
         try:
-            # the client's timeout is one between two bytes; this one also ends an answer that drips in
+            # each try is bounded by the client; this bounds them all with the pauses that a server may ask for
             async with asyncio.timeout(tries * (self.config.timeout_s + LONGEST_WAIT)):
                 completion = await self._complete(client, request)
-            return answer_of(completion, time.perf_counter() - began)
+            answer = answer_of(completion, time.perf_counter() - began)
+            return replace(answer, text=self._redact(answer.text[: 2 * MAX_TEXT]))  # no key is cut in two
         except (openai.APITimeoutError, TimeoutError):
-            return SampleError("judge_timeout", f"{url}: no answer in {self.config.timeout_s:g} s, {tries} times")
+            return SampleError("judge_timeout", f"no answer in {self.config.timeout_s:g} s, {tries} times")
         except openai.APIConnectionError as error:
-            return SampleError("judge_unreachable", f"{url}: {self._hide_key(error)}")
+            return SampleError("judge_unreachable", self._said(error))
+        except openai.AuthenticationError:
+            return self._refused()
         except openai.APIStatusError as error:
-            return SampleError(f"judge_http_{error.status_code}", f"{url}: {self._hide_key(error)}")
+            code = "judge_timeout" if error.status_code == 408 else f"judge_http_{error.status_code}"
+            return SampleError(code, self._said(error))
         except (openai.OpenAIError, *MALFORMED) as error:
-            return SampleError("judge_bad_response", f"{url}: not a chat completion ({self._hide_key(error)})")
+            return SampleError("judge_bad_response", f"not a chat completion ({self._said(error)})")
 
     async def _complete(self, client: AsyncOpenAI, request: Request) -> Any:
         import openai
@@ -159,10 +221,28 @@ class ApiJudge(VlmJudge):
             self._constrained = False  # for the life of the process
             return await create(**asked)
 
-    def _hide_key(self, error: Exception) -> str:
-        """The error in words; some servers repeat the key in them."""
-        words = str(error)[:2000]
-        return (words.replace(self._key, "***") if self._key != NO_KEY else words)[:300]
+
+_starting = threading.Lock()
+
+
+def together(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, done in the loop that the requests of all threads run in; a thread may have its own."""
+    with _starting:
+        loop = _loop(os.getpid())
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@functools.cache
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """A running event loop, one a process (a forked one has not its parent's threads)."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="judge", daemon=True).start()
+    return loop
 
 
 def messages(request: Request) -> list[dict]:

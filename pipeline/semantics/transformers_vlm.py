@@ -11,9 +11,10 @@ from pydantic import Field
 
 from data_schemas.errors import UserError
 from pipeline import models
-from pipeline.device import Device, Precision, device_of, dtype_of
+from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
 from pipeline.models import Weights
 from pipeline.semantics.judge import Answer, JudgeConfig, Request, VlmJudge
+from pipeline.semantics.together import Together
 
 GEMMA = "google/gemma-3n-E4B-it"
 FILES = ("config.json", "*.j[is]*", "*.safetensors", "tokenizer*")  # *.j[is]*: json, and jinja if there is one
@@ -22,7 +23,8 @@ FILES = ("config.json", "*.j[is]*", "*.safetensors", "tokenizer*")  # *.j[is]*: 
 class TransformersConfig(JudgeConfig):
     """``model`` is a Hugging Face id or a folder with safetensors; its own code, if it brings any, is never run.
 
-    ``batch_size`` moves sums by the precision's last bits and, in half precision, seldom a word.
+    Requests of all parts that are made side by side share batches of ``batch_size``. A batch moves sums by the
+    precision's last bits and, in half precision, seldom a word.
     """
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
@@ -38,6 +40,10 @@ class TransformersJudge(VlmJudge):
     """Batched greedy generation; the same request has the same answer alone and in a batch."""
 
     Config = TransformersConfig
+
+    def __init__(self, config: Any = None):
+        super().__init__(config)
+        self._shared: Together[Request, Answer] = Together(self.generate, self.batch_size)
 
     def weights(self) -> tuple[Weights, ...]:
         config = self.config
@@ -68,8 +74,13 @@ class TransformersJudge(VlmJudge):
             raise UserError(f"semantic judge: {path} lacks {len(lost)} tensors, such as {lost[0]}; fetch it again")
         self.network = network.eval().to(device)
 
+    def ask(self, requests: Sequence[Request]) -> Sequence[Answer | Exception]:
+        return self._shared(requests)
+
+    @exact_float32()
     @torch.inference_mode()
-    def ask(self, requests: Sequence[Request]) -> list[Answer]:
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers of one batch."""
         began = time.perf_counter()
         inputs = self.inputs(requests)
         made = self.network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False, num_beams=1)

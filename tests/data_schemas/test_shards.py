@@ -94,3 +94,12 @@ def test_what_is_no_picture_is_named(data):
 def test_hidden_colours_under_transparent_pixels_do_not_show():
     hidden = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
     assert pictures.on_white(hidden).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    "info", [b"[" * 20_000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": NaN}', b"\xff", b"[]", b'{"schema_version": 7}']
+)
+def test_what_a_sample_says_of_itself_is_read_within_bounds(info):
+    with pytest.raises(UserError, match=r"s\.tar: sample a: ") as told:
+        decode_sample("a", encode_sample(sample()) | {"json": info}, "s.tar")
+    assert "\n" not in str(told.value)

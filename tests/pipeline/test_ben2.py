@@ -81,7 +81,7 @@ def test_both_published_layouts_give_the_same_rows_and_pictures(checkpoints):
         rows, saved, _ = own.run(batch, {})
         validate(own.schema().table(rows), own.schema(), "test")
         assert [row["status"] for row in rows] == ["ok", "ok"], rows[0]["error_message"]
-        assert all(row.pop("model").startswith(f"{source}@sha256-") for row in rows)
+        assert all(row.pop("model").startswith(f"{source.name}@sha256-") for row in rows)
         made.append((rows, saved))
     assert made[0] == made[1]
     rows, saved = made[0]

@@ -1,5 +1,6 @@
 """The dataset card: what the hub reads in it, the counts it tells, and the shards beside it still open."""
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -197,3 +198,48 @@ def test_the_card_of_a_run_lies_beside_its_shards(small_run, tmp_path):
     }
     named = datasets.load_dataset("webdataset", data_files={"all": f"{folder}/*.tar"}, split="all", streaming=True)
     assert {r["__key__"] for r in named} == set(kept.sample_id)
+
+
+def facts_with(root: Path, files: dict[str, bytes]) -> PoolFacts:
+    (root / "cat").mkdir(parents=True, exist_ok=True)
+    shutil.copy(package_file("skimage", "data/chelsea.png"), root / "cat")
+    for name, content in files.items():
+        (root / name).write_bytes(content)
+    config = ReferencesConfig(pool=str(root), size=64)
+    rows = [{"reference_id": s.reference_id, "status": "ok", "category": s.category} for s in list_pool(config)]
+    return pool_facts(config, rows, backgrounds=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"README.md": b"---\nlicense: mit\n---\n"}, "mit"),
+        ({"README.md": "---\r\nlicense: 'mit'\r\n---\r\n".encode("utf-16")}, "mit"),
+        ({"README.md": b"---\nlicense: 2026-13-45\n---\n"}, "unknown"),
+        ({"README.md": b"---\nlicense: !!python/object:os.system x\n---\n"}, "unknown"),
+        ({"README.md": b"---\na: &a [*a, *a]\nlicense: mit\n---\n"}, "unknown"),
+        ({"README.md": b"---\n" + b"[" * 5000 + b"\n---\n"}, "unknown"),
+        ({"README.md": b"---\nlicense: [mit]\n: :\n---\n", "LICENSE": b"\n# CC0\n"}, "CC0"),
+        ({"LICENSE": bytes(2_000_000)}, "unknown"),
+        ({"LICENSE.txt": "Lizenz\u202e f\u00fcr alle".encode("latin-1", "replace")}, "Lizenz? für alle"),
+    ],
+)  # fmt: skip
+def test_whatever_lies_beside_the_pictures_never_costs_the_report(tmp_path, files, expected):
+    assert facts_with(tmp_path / "mine", files).licences == (Licence(expected, "all pictures"),)
+
+
+def test_notes_that_are_no_files_never_cost_the_report(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    os.mkfifo(mine / "README.md")
+    (mine / "LICENSE").symlink_to("/dev/zero")
+    (mine / "LICENSE.txt").mkdir()
+    assert facts_with(mine, {}).licences == (Licence("unknown", "all pictures"),)
+
+
+def test_the_card_tells_what_was_not_read(tmp_path):
+    facts = facts_with(tmp_path / "mine", {"a.heic": b"", "cat/b.heic": b"", "cat/c.psd": b""})
+    assert facts.skipped == ".heic 2, .psd 1"
+    text = dataset_card(**{**VALUES, "pools": [facts]})
+    assert "\nFiles in mine of kinds that are not read: .heic 2, .psd 1\n" in text
+    assert "of kinds that are not read" not in dataset_card(**VALUES)

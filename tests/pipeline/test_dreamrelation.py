@@ -7,7 +7,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_sdxl import FOLDER, LORA_FOLDER, lay_out, make_sample, needs_tiny, open_clip_checkpoint, tiny_generator
+from tiny_sdxl import (
+    LORA_FOLDER,
+    TinyModels,
+    Widths,
+    lay_out,
+    make_sample,
+    needs_tiny,
+    open_clip_checkpoint,
+    tiny_generator,
+)
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
@@ -148,7 +157,8 @@ def test_numbers_that_overflow_fail_alone(stage, monkeypatch):
 
 
 def scene(boxes, phrases=("cat", "dog"), seed=3):
-    features = torch.randn(len(boxes), 17, 40, generator=torch.Generator().manual_seed(9))
+    widths = Widths.of(tiny_generator().pipe)
+    features = torch.randn(len(boxes), widths.tokens, widths.image, generator=torch.Generator().manual_seed(9))
     return Scene("a cat and a dog.", phrases, boxes, list(features), seed)
 
 
@@ -156,7 +166,7 @@ def test_zero_boxes_and_scale_zero_are_plain_sdxl():
     from diffusers import StableDiffusionXLPipeline
 
     generator, boxes = tiny_generator(), [[0.0, 0.2, 0.5, 0.9], [0.5, 0.2, 1.0, 0.9]]
-    stock = StableDiffusionXLPipeline.from_pretrained(FOLDER / "tiny_sdxl", add_watermarker=False)
+    stock = StableDiffusionXLPipeline.from_pretrained(TinyModels.of().base, add_watermarker=False)
     stock.set_progress_bar_config(disable=True)
     noise = generator.noise([torch.Generator().manual_seed(3)], SETTINGS)
     plain = stock(
@@ -202,7 +212,7 @@ def test_a_picture_need_not_be_square():
 
 def test_keys_values_and_masks_are_made_once_a_call(monkeypatch):
     generator, calls = tiny_generator(), []
-    layer = generator.adapter.ms_adapter["1"].to_k_ip
+    layer = next(iter(generator.adapter.ms_adapter.values())).to_k_ip
     hook = layer.register_forward_hook(lambda *_: calls.append(1))
     generator.sample([scene([[0.0, 0.0, 0.5, 1.0]], ("cat",))], SETTINGS)
     hook.remove()
@@ -246,11 +256,14 @@ def test_sixteen_bits(layout, precision):
 
 
 def test_local_tokens_reach_the_picture(layout, stage, tmp_path):
-    open_clip_checkpoint(load_image_encoder(FOLDER / "tiny_clip_vision", torch.float32), tmp_path / "epoch_6.pt")
+    open_clip_checkpoint(load_image_encoder(TinyModels.of().encoder, torch.float32), tmp_path / "epoch_6.pt")
     local = DreamRelation(DreamRelationConfig(**layout, local_encoder=str(tmp_path)))
     made = latents_of(local, [make_sample("a")])["a"]
-    assert local._features["cat-0"].shape == (17 + 16, 40)
-    assert not torch.equal(local._features["cat-0"][17:], local._features["plushie bear-1"][17:])
+    widths = Widths.of(local.generator.pipe)
+    assert local._features["cat-0"].shape == (widths.tokens + 16, widths.image)
+    assert not torch.equal(
+        local._features["cat-0"][widths.tokens :], local._features["plushie bear-1"][widths.tokens :]
+    )
     assert float((made - latents_of(stage, [make_sample("a")])["a"]).abs().max()) > 0.01
     torch.save({"visual.ln_pre.weight": torch.zeros(3)}, tmp_path / "epoch_6.pt")
     with pytest.raises(UserError, match="local encoder"):

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_sdxl import FOLDER, lay_out, needs_tiny, open_clip_checkpoint, tiny_generator, tiny_sizes
+from tiny_sdxl import OLD_LORA, TinyModels, Widths, lay_out, lora, needs_tiny, open_clip_checkpoint, tiny_generator
 from transformers import CLIPConfig, CLIPModel
 
 from data_schemas.errors import UserError
@@ -20,16 +20,21 @@ pytestmark = needs_tiny
 
 def adapter_error(path, **changes):
     pipe = tiny_generator().pipe
-    widths = {"image_width": 40, "phrase_width": 16} | changes
+    widths = Widths.of(pipe)
     with pytest.raises(UserError) as caught:
-        load_adapter(path, pipe.unet, tiny_sizes(), **widths)
+        load_adapter(
+            path,
+            pipe.unet,
+            TinyModels.of().sizes,
+            **({"image_width": widths.image, "phrase_width": widths.phrase} | changes),
+        )
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
 
 def stored_adapter():
-    return torch.load(FOLDER / "tiny_ms_adapter.bin", weights_only=True)
+    return torch.load(TinyModels.of().adapter, weights_only=True)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
@@ -57,12 +62,13 @@ def test_wrong_adapters_are_named(tmp_path):
     assert "image_proj" in adapter_error(save(lambda s: s.pop("image_proj")))
     assert "holds" in adapter_error(save(lambda s: s.update(unet={})))
     assert "no tensor" in adapter_error(save(lambda s: s.update(dummy_image_tokens=3)))
-    wide = adapter_error(FOLDER / "tiny_ms_adapter.bin", image_width=1664)
-    assert "image_proj.proj_in.weight is 48 x 40" in wide
-    assert "48 x 1664" in wide
+    wide = adapter_error(TinyModels.of().adapter, image_width=1664)
+    width, image = TinyModels.of().sizes.width, Widths.of(tiny_generator().pipe).image
+    assert f"image_proj.proj_in.weight is {width} x {image}" in wide
+    assert f"{width} x 1664" in wide
     grounding = 2 * (768 + BOX_FEATURES)
-    assert f"{grounding} x {768 + BOX_FEATURES}" in adapter_error(FOLDER / "tiny_ms_adapter.bin", phrase_width=768)
-    (tmp_path / "half.bin").write_bytes((FOLDER / "tiny_ms_adapter.bin").read_bytes()[:5000])
+    assert f"{grounding} x {768 + BOX_FEATURES}" in adapter_error(TinyModels.of().adapter, phrase_width=768)
+    (tmp_path / "half.bin").write_bytes(TinyModels.of().adapter.read_bytes()[:5000])
     adapter_error(tmp_path / "half.bin")
     (tmp_path / "half.safetensors").write_bytes(b"no tensors here")
     adapter_error(tmp_path / "half.safetensors")
@@ -73,7 +79,10 @@ def test_an_adapter_in_safetensors_is_the_same(tmp_path):
     flat = {f"{group}.{name}": t for group in ("image_proj", "ms_adapter") for name, t in stored[group].items()}
     save_file(flat | {"dummy_image_tokens": stored["dummy_image_tokens"]}, tmp_path / "ms_adapter.safetensors")
     generator = tiny_generator()
-    made = load_adapter(tmp_path / "ms_adapter.safetensors", generator.pipe.unet, tiny_sizes(), 40, 16)
+    widths = Widths.of(generator.pipe)
+    made = load_adapter(
+        tmp_path / "ms_adapter.safetensors", generator.pipe.unet, TinyModels.of().sizes, widths.image, widths.phrase
+    )
     before = generator.adapter.state_dict()
     assert made.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
@@ -81,7 +90,7 @@ def test_an_adapter_in_safetensors_is_the_same(tmp_path):
 
 def test_wrong_loras_are_named(tmp_path):
     unet, path = tiny_generator().pipe.unet, tmp_path / "lora.safetensors"
-    stored = load_file(FOLDER / "tiny_lora_diffusers_old_names.safetensors")
+    stored = load_file(lora(OLD_LORA))
     name = next(n for n in stored if n.endswith("to_k.lora.down.weight"))
 
     def error(tensors):
@@ -90,7 +99,9 @@ def test_wrong_loras_are_named(tmp_path):
             read_lora(path, unet)
         return str(caught.value)
 
-    assert f"{name} is 4 x 2048, but this base has 40" in error({**stored, name: torch.zeros(4, 2048)})
+    rank, width = stored[name].shape
+    wrong = error({**stored, name: torch.zeros(rank, 2048)})
+    assert f"{name} is {rank} x 2048, but this base has {width}" in wrong
     assert "no place for unet.nowhere.to_q" in error({"unet.nowhere.to_q.lora.down.weight": torch.zeros(4, 40)})
     assert "no place for text_encoder" in error({"text_encoder.q.lora.down.weight": torch.zeros(4, 16)})
     assert "holds nothing" in error({})
@@ -108,7 +119,7 @@ def test_files_of_the_float16_variant(tmp_path):
 
 def test_the_image_encoder_comes_out_of_a_whole_clip_in_shards(tmp_path):
     """That is how the published one is stored."""
-    tower = load_image_encoder(FOLDER / "tiny_clip_vision", torch.float32)
+    tower = load_image_encoder(TinyModels.of().encoder, torch.float32)
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(vision_config=tower.config.to_dict(), text_config=text | {"vocab_size": 50}, projection_dim=20)
     whole = CLIPModel(config)
@@ -121,25 +132,27 @@ def test_the_image_encoder_comes_out_of_a_whole_clip_in_shards(tmp_path):
 
 @torch.no_grad()
 def test_the_local_encoder_reads_open_clips_names(tmp_path):
-    tower = load_image_encoder(FOLDER / "tiny_clip_vision", torch.float32)
+    tower = load_image_encoder(TinyModels.of().encoder, torch.float32)
     open_clip_checkpoint(tower, tmp_path / "epoch_6.pt")
     local = load_local_encoder(tmp_path / "epoch_6.pt", tower.config)
-    assert local.side == 4 * 56
-    pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    side = tower.config.image_size
+    assert local.side == 4 * side
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     assert torch.equal(local.tower(pixels).pooler_output, tower(pixels).pooler_output)
 
 
 @torch.no_grad()
 def test_local_tokens_are_means_of_cells_that_no_attention_has_mixed(tmp_path):
-    tower = load_image_encoder(FOLDER / "tiny_clip_vision", torch.float32)
+    tower = load_image_encoder(TinyModels.of().encoder, torch.float32)
     local = LocalEncoder(tower)
-    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    tokens = local(pixels)
-    assert tokens.shape == (2, 16, 40)
+    pixels = torch.randn(2, 3, local.side, local.side, generator=torch.Generator().manual_seed(0))
+    tokens, cell = local(pixels), tower.config.image_size // tower.config.patch_size  # tokens along a cell's side
+    assert tokens.shape == (2, 16, tower.config.hidden_size)
     torch.testing.assert_close(tokens[1:], local(pixels[1:]), atol=1e-6, rtol=0)
     states = tower(pixels, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-2][0, 1:]
     for column, row in ((0, 0), (2, 1), (3, 3)):
-        members = [states[16 * y + x] for y in range(4 * row, 4 * row + 4) for x in range(4 * column, 4 * column + 4)]
+        xs, ys = (range(cell * at, cell * at + cell) for at in (column, row))
+        members = [states[4 * cell * y + x] for y in ys for x in xs]
         expected = torch.stack([last_layer_alone(tower, state) for state in members]).mean(0)
         torch.testing.assert_close(tokens[0, 4 * column + row], expected, atol=1e-6, rtol=1e-5)
 
@@ -155,11 +168,11 @@ def test_models_that_are_something_else_are_named(tmp_path):
         load_image_encoder(tmp_path, torch.float32)
     (tmp_path / "base").mkdir()
     with pytest.raises(UserError, match="SDXL base"):
-        load_pipeline(tmp_path / "base", FOLDER / "tiny_clip_vision", None, torch.float32)
+        load_pipeline(tmp_path / "base", TinyModels.of().encoder, None, torch.float32)
     lay_out(tmp_path / "published")
     encoder = tmp_path / "published/encoder"
     tensors = load_file(encoder / "model.safetensors")
-    tensors.pop(next(name for name in tensors if "layers.3" in name))
+    tensors.pop(next(name for name in tensors if "layers.0" in name))
     save_file(tensors, encoder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="is missing"):
         load_image_encoder(encoder, torch.float32)

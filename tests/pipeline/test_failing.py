@@ -166,3 +166,15 @@ def test_differences_name_the_key_and_both_values():
     new = {"a": 1, "b": {"c": [1, 2]}, "e": True, "workers": 8}
     assert differences(old, new) == ["b.c [1, 2] (was [1])", 'b.d its default (was "x")', "e true (was its default)"]
     assert json.dumps(differences(old, old)) == "[]"
+
+
+@pytest.mark.parametrize("root", ["s3://no-such-bucket/runs", "nothing://x", "/dev/null/runs"])
+def test_a_place_that_cannot_hold_a_run_is_told_before_any_work(root, monkeypatch, capsys):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises((UserError, OSError)):
+        curate(small_config(root))
+    assert "references" not in capsys.readouterr().err

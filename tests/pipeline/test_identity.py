@@ -47,7 +47,7 @@ def files(tmp_path_factory):
 def samples(small_run):
     run = small_run[0].run
     inputs = stage_inputs(PartJob(run, "identity", "part-00000", "", small_run[0].pool_digest), Identity.reads)
-    return inputs.samples("part-00000")[0]
+    return inputs.samples()[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
 """The judge: one model for question, schema and parser; and a random Gemma-3n that babbles."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +18,8 @@ from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from pipeline.decide import decide, resolve_rules
 from pipeline.semantics import judge
-from pipeline.semantics.judge import Verdict, parse, question, scores
+from pipeline.semantics.judge import Answer, Verdict, parse, question, scores
+from pipeline.semantics.together import Together
 from pipeline.semantics.transformers_vlm import GEMMA, TransformersConfig, TransformersJudge, written
 from pipeline.stage import Sample
 
@@ -173,6 +177,13 @@ def test_a_model_that_fails_costs_only_the_sample_it_failed_on():
     ]  # fmt: skip
 
 
+def test_a_full_device_is_told_in_words_that_are_the_same_every_time():
+    full = "CUDA out of memory. Tried to allocate 2.31 GiB. Process 71342 has 70.11 GiB memory in use."
+    (row,) = Scripted([torch.OutOfMemoryError(full)]).rows()
+    assert row["error_code"] == "out_of_memory"
+    assert not set("0123456789") & set(row["error_message"])
+
+
 # The model in this process
 
 
@@ -224,6 +235,72 @@ def test_a_sample_is_answered_the_same_alone_and_in_a_batch_with_longer_question
     alone = [local.process(each) for each in samples]
     assert together == alone
     assert together[0]["tokens_in"] < together[1]["tokens_in"] < together[2]["tokens_in"]
+
+
+class Gathering(TransformersJudge):
+    """A judge whose first batch takes until all other requests wait; ``bad`` in a question breaks its batch."""
+
+    def __init__(self, expected=0, **config):
+        super().__init__(TransformersConfig(**config))
+        self.batches_made, self.expected = [], expected
+
+    def setup(self):
+        pass
+
+    def model_name(self):
+        return "gathering"
+
+    def generate(self, requests):
+        self.batches_made.append(len(requests))
+        until = time.monotonic() + 10
+        while len(self.batches_made) == 1 and len(self._shared._waiting) < self.expected and time.monotonic() < until:
+            time.sleep(0.01)
+        if any("bad" in request.text for request in requests):
+            raise RuntimeError("out of memory")
+        return [Answer(answer(colours_reason=f"seed {request.seed}"), 1, 1, 0.0) for request in requests]
+
+
+def test_parts_side_by_side_share_batches_and_each_sample_gets_its_own_answer():
+    def part(first):
+        return stage.run([sample(k, seed=k) for k in range(first, first + 3)], {})[0]
+
+    stage = Gathering(expected=9, batch_size=8)
+    with ThreadPoolExecutor(4) as pool:
+        together = [row for rows in pool.map(part, range(0, 12, 3)) for row in rows]
+    assert stage.batches_made == [3, 8, 1]
+    alone = Gathering(batch_size=1)
+    assert together == [row for k in range(12) for row in alone.run([sample(k, seed=k)], {})[0]]
+    assert [row["colours_reason"] for row in together] == [f"seed {k}" for k in range(12)]
+
+
+def test_a_question_that_breaks_a_shared_batch_costs_only_its_own_sample():
+    def part(name):
+        return stage.run([sample(0, prompt=name), sample(1)], {})[0]
+
+    stage = Gathering(expected=4, batch_size=8)
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(part, ["good", "bad", "good"]))
+    assert [[row["status"] for row in rows] for rows in made] == [["ok", "ok"], ["error", "ok"], ["ok", "ok"]]
+    assert made[1][0]["error_code"] == "RuntimeError"
+
+
+def test_a_thread_that_is_stopped_while_it_serves_others_leaves_their_requests_to_them():
+    def ask(requests):
+        if stop.pop() if stop else False:
+            raise KeyboardInterrupt
+        return [f"{request}!" for request in requests]
+
+    stop, shared = [True], Together(ask, 4)
+    waiting = threading.Thread(target=lambda: found.extend(shared(["b", "c"])))
+    found = []
+    with shared._turn:  # the other's requests are there when the first thread comes to serve
+        waiting.start()
+        while len(shared._waiting) < 2:
+            time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            shared._serve()
+    waiting.join(10)
+    assert found == ["b!", "c!"]
 
 
 def test_a_name_that_looks_like_an_image_or_a_turn_is_only_a_name(local):

@@ -2,21 +2,29 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
+import time
+import traceback
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import openai_server
 import pytest
-from judged import GOOD, MODEL, PLAN, sample
+from judged import GOOD, MODEL, PLAN, answer, sample
 from openai_server import Reply
 from PIL import Image
+from small_curation import small_config
 
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
-from pipeline.semantics import judge
+from pipeline.curate import curate
+from pipeline.semantics import judge, openai_api
 from pipeline.semantics.judge import question
 from pipeline.semantics.openai_api import ApiConfig, ApiJudge
+from pipeline.stage import StageUnusable
 
 
 def colour(picture):
@@ -95,7 +103,7 @@ def test_passing_trouble_is_tried_again(trouble):
         (Reply(status=500, body="boom"), "judge_http_500", 2),
         (Reply(status=429, headers={"Retry-After": "3600"}, body="later"), "judge_http_429", 1),
         (Reply(status=400, body={"error": {"message": "too many images"}}), "judge_http_400", 1),
-        (Reply(status=401, body="who are you"), "judge_http_401", 1),
+        (Reply(status=403, body="not this question"), "judge_http_403", 1),
         (Reply(drop=True), "judge_unreachable", 2),
         (Reply(hang=True), "judge_timeout", 2),
         (Reply(body="<html>", headers={"Content-Type": "text/html"}), "judge_bad_response", 1),
@@ -113,8 +121,95 @@ def test_lasting_trouble_costs_only_its_sample_and_says_what_it_was(trouble, cod
         rows, _, _ = stage.run([sample(0), sample(1, seed=6), sample(2)], {})
     assert [r["status"] for r in rows] == ["ok", "error", "ok"]
     assert rows[1]["error_code"] == code
-    assert server.url in rows[1]["error_message"]
+    assert rows[1]["error_message"]
+    assert server.url not in rows[1]["error_message"], "where it was asked is no part of the data"
     assert len(server.asked) == 2 + tries
+
+
+@pytest.mark.parametrize(
+    ("trouble", "tries"),
+    [(Reply(drip=0.05), 1), (Reply(status=500, drip=0.05), 1), (Reply(drip=0.05, drip_headers=True), 2)],
+    ids=["body", "body-of-an-error", "headers"],
+)
+def test_an_answer_that_drips_in_ends_in_time(trouble, tries):
+    began = time.monotonic()
+    with api(trouble, timeout_s=1) as (stage, server):
+        stage.ready()
+        rows, _, _ = stage.run([sample()], {})
+        took = time.monotonic() - began
+        assert len(server.asked) == tries, (
+            "what drips once will drip again; a server that says nothing may be restarting"
+        )
+    assert rows[0]["error_code"] == "judge_timeout"
+    assert took < tries * 1 + 3
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_answer_without_end_is_not_read_to_its_end(compressed):
+    letters = b'{"choices": "' + b"x" * 2**20
+    body = Reply(body=gzip.compress(b" " * 2**26) if compressed else letters, endless=True)
+    body.headers = {"Content-Encoding": "gzip"} if compressed else {}
+    tracemalloc.start()
+    with api(body, timeout_s=20) as (stage, server):
+        rows, _, _ = stage.run([sample()], {})
+        sent = server.sent
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows[0]["error_code"] == "judge_bad_response"
+    assert sent < 100 * 2**20
+    assert most < 200 * 2**20
+
+
+@pytest.mark.parametrize("models", [Reply(drip=0.05), Reply(drip=0.05, drip_headers=True), Reply(hang=True)])
+def test_a_list_of_models_that_drips_in_is_no_answer(models, monkeypatch):
+    monkeypatch.setattr(openai_api, "PROBE_SECONDS", 0.5)
+    began = time.monotonic()
+    with api(Reply(GOOD), models) as (stage, _), pytest.raises(UserError, match=r"does not answer|answers 408"):
+        stage.probe()
+    assert time.monotonic() - began < 3
+
+
+def test_json_that_is_too_deep_costs_only_its_sample():
+    deep = Reply(body="[" * 200_000)
+    with api(lambda body, number: deep if body["seed"] == 6 else Reply(GOOD)) as (stage, _):
+        rows, _, _ = stage.run([sample(0), sample(1, seed=6)], {})
+    assert [r["error_code"] for r in rows] == [None, "judge_bad_response"]
+
+
+def test_a_key_that_is_refused_during_the_work_ends_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    refused = Reply(status=401, body={"error": {"message": "who is sk-0123456789"}})
+    wording = pytest.raises(StageUnusable, match="refuses the key; set OPENAI_API_KEY")
+    with api(lambda body, number: refused if number else Reply(GOOD)) as (stage, _), wording as told:
+        stage.run([sample(k) for k in range(3)], {})
+    shown = "".join(traceback.format_exception(told.value))
+    assert "sk-0123456789" not in shown
+
+
+def test_a_judge_that_answers_401_to_everything_stops_a_curation_at_its_first_part(tmp_path):
+    refused = Reply(status=401, body={"error": {"message": "no"}})
+    with openai_server.serve(lambda body, number: refused, openai_server.lists(MODEL)) as server:
+        judge = {"backend": "openai", "base_url": server.url, "batch_size": 2}
+        small = {"samples": 8, "part_size": 2, "workers": 1, "synthesis": {"backend": "collage", "size": 64}}
+        with pytest.raises(UserError, match="refuses the key; set OPENAI_API_KEY"):
+            curate(small_config(tmp_path, semantics=judge, **small))
+        assert len(server.asked) <= 4
+    assert not list(tmp_path.glob("small/semantics/*/*.parquet")), "a row that says only that would be kept for good"
+
+
+def test_parts_side_by_side_ask_together_and_are_answered_as_if_alone():
+    def reply(body, number):
+        return Reply(answer(colours_reason=f"seed {body['seed']}"), wait=0.3)
+
+    def part(first):
+        return stage.run([sample(k, seed=k) for k in range(first, first + 3)], {})[0]
+
+    with api(reply, concurrency=8) as (stage, server):
+        with ThreadPoolExecutor(4) as pool:
+            together = [row for rows in pool.map(part, range(0, 12, 3)) for row in rows]
+        assert server.most_at_once == 8, "the bound is one for all parts"
+        assert together == [row for k in range(12) for row in stage.run([sample(k, seed=k)], {})[0]]
+    assert [row["colours_reason"] for row in together] == [f"seed {k}" for k in range(12)]
 
 
 def test_strange_token_counts_do_not_spoil_the_table():
@@ -206,10 +301,23 @@ def test_a_judge_can_be_asked_where_a_loop_is_running():
         assert [r["present_min"] for r in asyncio.run(caller())] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "http://me:secret@host/v1", "ftp://host"])
-def test_a_base_url_is_plain_http_and_holds_no_password(url):
-    with pytest.raises(ValueError, match="base_url"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1", "http://me:hunter22@host/v1", "ftp://hunter22", "https://host/v1?api_key=hunter22",
+        "http://me:hunter22/x@host/v1", "http://host/v1#hunter22", "http://[hunter22]/v1", "http://host:hunter22/v1",
+        "http:///hunter22", "http://host/v1\n?key=hunter22",
+    ],
+)  # fmt: skip
+def test_a_base_url_is_plain_http_and_what_is_refused_is_not_repeated(url):
+    with pytest.raises(ValueError, match="base_url") as told:
         ApiConfig(base_url=url)
+    assert "hunter22" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://[::1]:8000/v1/", "https://api.host.org/a/b"])
+def test_plain_base_urls_are_taken(url):
+    assert ApiConfig(base_url=url).base_url == url
 
 
 def test_the_cache_key_changes_with_the_questions_and_the_model_not_with_the_place(monkeypatch):

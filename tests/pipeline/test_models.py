@@ -181,8 +181,15 @@ def test_the_model_files_are_looked_at_once_however_many_rows_name_them(tmp_path
 
 def test_weights_enter_the_fingerprint(tmp_path):
     one = Two(str(folder(tmp_path / "one")))
-    same = Two(str(folder(tmp_path / "same")))
     other = Two(str(folder(tmp_path / "other", **{"model.safetensors": b"xyz"})))
     assert one.fingerprint({}) != other.fingerprint({})
-    assert one.model_name().startswith(f"{tmp_path}/one@sha256-")
-    assert same.model_name() != one.model_name()  # the name holds the path
+
+
+def test_a_row_names_local_weights_by_their_own_name_wherever_they_lie(tmp_path, monkeypatch):
+    here, there = (Two(str(folder(tmp_path / place / "one"))) for place in ("here", "there"))
+    assert here.model_name() == there.model_name()
+    assert here.model_name().startswith("one@sha256-")
+    monkeypatch.chdir(tmp_path / "here" / "one")
+    assert Two(".").model_name() == Two("../one/").model_name() == here.model_name()
+    assert Weights("m", "./model.safetensors", NEED).name == "model.safetensors"
+    assert Weights("m", "org/model", NEED).name == "org/model"

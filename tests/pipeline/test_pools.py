@@ -12,55 +12,16 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
+from small_pools import CAT, CELLS, FILES, folder, listed, made, parquet, png
 
 from data_schemas.errors import UserError
-from data_schemas.schema import validate
-from data_schemas.tables import REFERENCES
 from pipeline.config import CurationConfig
-from pipeline.packaged import package_file
 from pipeline.parquet_pictures import PictureColumn
 from pipeline.pools import PoolConfig, Reader, list_pool, pool_folder, presets, take
-from pipeline.references import ReferencesConfig, check_pool, make_references, read_labels
+from pipeline.references import ReferencesConfig, check_pool, read_labels
 from pipeline.references import list_pool as list_pools
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-PHOTOS = {
-    "cat/chelsea.png": ("skimage", "data/chelsea.png"),
-    "flower/dahlia.jpg": ("sklearn", "datasets/images/flower.jpg"),
-    "building/pagoda.jpg": ("sklearn", "datasets/images/china.jpg"),
-}
-
-
-def small(data: bytes, side: int = 96) -> bytes:
-    """The photograph made small, so that GrabCut is quick."""
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    picture.thumbnail((side, side))
-    return png(np.asarray(picture))
-
-
-def png(pixels: np.ndarray, mode: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    picture = Image.fromarray(pixels)
-    (picture if mode is None else picture.convert(mode)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-CAT = package_file("skimage", "data/chelsea.png").read_bytes()
-FILES = {name: small(package_file(*where).read_bytes()) for name, where in PHOTOS.items()}
-CELLS = [{"bytes": data, "path": name} for name, data in FILES.items()]
-
-
-def folder(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-def parquet(path: Path, columns: dict, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path, **options)
-    return path
 
 
 def hub(cache: Path, name: str, files: dict[str, bytes], revision: str = "main") -> Path:
@@ -79,17 +40,6 @@ def hub(cache: Path, name: str, files: dict[str, bytes], revision: str = "main")
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
-
-
-def listed(source, **settings):
-    return list_pool(PoolConfig(source=str(source), **settings))
-
-
-def made(*pools, size=64):
-    config = ReferencesConfig(pool=list(pools), size=size)
-    rows, members, _ = make_references(list_pools(config), config)
-    validate(REFERENCES.table(rows), REFERENCES, "references")
-    return rows, members
 
 
 def test_the_same_pictures_are_the_same_references_in_every_container(tmp_path, cache):

@@ -98,7 +98,7 @@ def test_folder_names_and_categories(folder):
     ]  # fmt: skip
     assert [(s.category, s.name, s.subject_id) for s in sources if s.source in ("Leaf.WEBP", "toys/red_ball.png")] == [
         ("my pool", "Leaf", "my-pool/leaf"),
-        ("toys", "a shiny red ball", "toys/a-shiny-red-ball"),
+        ("toys", "a shiny", "toys/a-shiny"),
     ]
     assert sources[1].name == "blue flower"
     assert sources[1].category == "house plants"

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,4 +97,16 @@ def test_a_review_that_is_no_table(reviewed):
     with open(f"{config.run_url}/review.parquet", "wb") as file:
         file.write(b"PAR1 not")
     with pytest.raises(UserError, match=r"review\.parquet: not a readable Parquet file"):
+        curate(config)
+
+
+@pytest.mark.parametrize(
+    "matte", ["/etc/hostname", "../../secret.png", "mattes/../../x.png", "nowhere.png", "mattes", "pipe"]
+)
+def test_a_matte_is_a_file_in_the_runs_folder(reviewed, matte):
+    config, before = reviewed
+    (Path(config.run_url) / "mattes").mkdir()
+    os.mkfifo(Path(config.run_url) / "pipe")
+    say(config.run_url, {"sample_id": before.sample_id.iloc[0], "matte": matte})
+    with pytest.raises(UserError, match=f"matte {matte} of sample"):
         curate(config)

@@ -1,17 +1,21 @@
-"""Golden data of the published programs, read where it lies: $GOLDEN, or ../shared/golden beside the project."""
+"""Golden data of the published programs, read where it lies: $GOLDEN, or ../shared/golden beside the project.
+
+A test knows this one root. Sizes, settings and the names of folders come out of it and out of the case, so that another
+root of the same shape passes or fails for its own numbers.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-OPEN = Path(__file__).parents[3] / "shared/golden"
-ROOT = Path(os.environ.get("GOLDEN", OPEN))
+ROOT = Path(os.environ.get("GOLDEN") or Path(__file__).parents[3] / "shared/golden")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -42,10 +46,29 @@ def tensors(path: Path) -> dict[str, Any]:
     return load_file(path.with_suffix(".safetensors"))
 
 
-def beside(path: Path, name: str) -> Path:
-    """A model file or folder that a case names: beside the case, or in the open golden data."""
-    own = path.parent / name
-    return own if own.exists() else OPEN / path.parent.relative_to(ROOT) / name
+def near(path: Path, pattern: str, wanted: Callable[[Path], bool] = lambda found: True) -> Path:
+    """What a case needs besides itself: a file by name or pattern, beside it, or else wherever it is in the root.
+
+    The closest folder above the case counts first, then everything below its part of the root (``<root>/<folder>``).
+    """
+    found = _near(path, pattern, wanted)
+    if found is None:
+        pytest.fail(f"{path}: there is no {pattern} beside it or elsewhere in {ROOT}")
+    return found
+
+
+def _near(path: Path, pattern: str, wanted: Callable[[Path], bool] = lambda found: True) -> Path | None:
+    part = ROOT / path.relative_to(ROOT).parts[0]
+    above = [folder for folder in path.parents if folder.is_relative_to(part)]
+    for found in (*(folder.glob(pattern) for folder in above), part.rglob(pattern)):
+        if first := next(filter(wanted, sorted(found)), None):
+            return first
+    return None
+
+
+def has(folder: str, pattern: str) -> bool:
+    """Does the root hold such a file anywhere in ``folder``?"""
+    return _near(ROOT / folder / "any.json", pattern) is not None
 
 
 def check_present(folder: str, *kinds: str) -> None:

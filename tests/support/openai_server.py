@@ -16,6 +16,8 @@ class Reply:
     """What one request gets: a completion with ``text``, or ``body`` as it is; after ``wait`` seconds.
 
     ``drop``: the connection is closed without an answer. ``hang``: nothing comes until the server is closed.
+    ``drip``: seconds between two letters of the body, or, with ``drip_headers``, of the headers before it; until the
+    server is closed or nobody reads. ``endless``: the body is sent over and over.
     """
 
     text: str | None = ""
@@ -25,12 +27,17 @@ class Reply:
     wait: float = 0.0
     drop: bool = False
     hang: bool = False
+    drip: float = 0.0
+    drip_headers: bool = False
+    endless: bool = False
 
     def content(self) -> bytes:
         if self.body is None:
             usage = {"prompt_tokens": 900, "completion_tokens": 60, "total_tokens": 960}
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.text}}
             return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+        if isinstance(self.body, bytes):
+            return self.body
         return self.body.encode() if isinstance(self.body, str) else json.dumps(self.body).encode()
 
 
@@ -45,7 +52,7 @@ class Server(ThreadingHTTPServer):
         self.reply, self.models = reply, models
         self.asked: list[tuple[dict, dict[str, str]]] = []
         self.lock = threading.Lock()
-        self.open = self.most_at_once = 0
+        self.open = self.most_at_once = self.sent = 0
         self.closing = threading.Event()
 
     @property
@@ -85,12 +92,27 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         content = reply.content()
+        if reply.drip_headers:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            self.pour(b"x", reply.drip)
         self.send_response(reply.status)
         for name, value in {"Content-Type": "application/json", **reply.headers}.items():
             self.send_header(name, value)
+        if reply.drip or reply.endless:
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.pour(content, reply.drip)
+            return
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def pour(self, content: bytes, drip: float) -> None:
+        """The content over and over until nobody wants it any more."""
+        self.close_connection = True
+        while not self.server.closing.wait(drip):
+            self.wfile.write(content[:1] if drip else content)
+            self.server.sent += len(content)
 
 
 def lists(*names: str) -> Reply:

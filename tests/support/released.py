@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,41 @@ def config_of(settings: dict[str, Any], itd: bool, **changes: Any) -> ModelConfi
     return ModelConfig.model_validate(values | changes)
 
 
+def config_of_keys(model: dict[str, Any]) -> ModelConfig:
+    """The "model" of a list of state-dict keys as ours; the list tells less than a case does."""
+    heads = {"n_kv_head": model.get("n_kv_head"), "multiple_of": 256, "ffn_dim_multiplier": None, "norm_eps": 1e-5}
+    others = {"rope_base": 10000, "resid_dropout_p": 0.1, "token_dropout_p": 0.1}
+    return config_of(heads | others | model, itd=model["max_edited_num"] > 1)
+
+
+def table_rows(table: dict[str, Any], grid: int) -> int:
+    """Rows of the release's rotary table (spec/tokenar.md section 2): not all of them can be used by a sequence."""
+    blocks, side = table["max_ref_num"], isqrt(table["max_ref_num"])
+    if not table["multi_cond"]:
+        return 2 * grid**2 + table["cls_token_num"]
+    if blocks <= 2:
+        return 3 * grid**2 + table["cls_token_num"]
+    targets = isqrt(table["max_edited_num"]) ** 2
+    return (side**2 + targets) * grid**2 + table["cls_token_num"] + table["instruct_token_num"]
+
+
+def angle_error(config: ModelConfig) -> float:
+    """How far the release's table may be from the exact one, in any of its numbers.
+
+    It is made in float32, and processors round its steps differently. In units of 2^-24, half the last bit, relative to
+    an angle: the exponent 2k / (D/2) is rounded, which moves base^exponent by the exponent's logarithm times as much
+    (ln f x f is at most 1/e of the first angle, so at most 1/e here); the power is right to its last bit (2), its
+    reciprocal and the product with the row to half of it (1 + 1). All of that is 4.4 at most. An angle can be as large
+    as the last row. Cosine and sine, right to their last bit, add 2^-23.
+    """
+    rows = config.grid * (sum(config.canvas_sides) + (config.source_blocks == 2))  # 2 + 1 sides, and a gap of one
+    return 4.4 * 2**-24 * (rows - 1) + 2**-23
+
+
 def net_of(case: Path, config: ModelConfig) -> TokenAR:
     """The case's model; its weights name every key and no other."""
     net = TokenAR(config)
-    weights = load_file(golden.beside(case, "../" + golden.read(case)["weights"]))
+    weights = load_file(golden.near(case, golden.read(case)["weights"]))
     net.load_state_dict({name: value.float() for name, value in weights.items()})
     return net
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import golden
@@ -16,9 +17,38 @@ from data_schemas import pictures
 from pipeline.stage import Sample
 from pipeline.synthesis.dreamrelation.resampler import ResamplerSizes
 
-FOLDER = golden.OPEN / "dreamrelation"
+PART = "dreamrelation"
 LORA_FOLDER = "lora-trained-xl-hugging-0.1kp-0.001cal-0.6"
-needs_tiny = pytest.mark.skipif(not FOLDER.exists(), reason=f"no tiny models in {FOLDER}")
+OLD_LORA, NEW_LORA = "*lora*old*.safetensors", "*lora*peft*.safetensors"
+"""The same LoRA in the naming of older and of newer tools."""
+
+needs_tiny = pytest.mark.skipif(
+    not golden.has(PART, "model_index.json"), reason=f"no tiny models in {golden.ROOT / PART}"
+)
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Where the tiny models of a golden case are, whatever their folders are called."""
+
+    base: Path
+    encoder: Path
+    adapter: Path
+    sizes: ResamplerSizes
+
+    @classmethod
+    def of(cls, case: Path | None = None) -> TinyModels:
+        """Those nearest to a case; without one, those of the whole set."""
+        near = functools.partial(golden.near, case or golden.ROOT / PART / "any.json")
+        told = golden.read(case) if case else {}
+        sizes = told.get("resampler") or golden.read(near("tiny_model.json"))["resampler"]
+        base, encoder = near("*/model_index.json").parent, near("*/config.json", _sees).parent
+        return cls(base, encoder, near("*ms_adapter*"), sizes_of(sizes))
+
+
+def _sees(config: Path) -> bool:
+    """Is it an image encoder's?"""
+    return golden.read(config).get("model_type") in ("clip", "clip_vision_model")
 
 
 def sizes_of(values: dict) -> ResamplerSizes:
@@ -33,21 +63,22 @@ def sizes_of(values: dict) -> ResamplerSizes:
     )
 
 
-def tiny_sizes() -> ResamplerSizes:
-    return sizes_of(golden.read(FOLDER / "tiny_model.json")["resampler"])
+def lora(pattern: str) -> Path:
+    return golden.near(golden.ROOT / PART / "any.json", pattern)
 
 
 def lay_out(folder: Path) -> dict:
     """Copies as a user would have them after the download; returns settings that name them."""
-    shutil.copytree(FOLDER / "tiny_sdxl", folder / "base")
-    shutil.copytree(FOLDER / "tiny_clip_vision", folder / "encoder")
+    tiny = TinyModels.of()
+    shutil.copytree(tiny.base, folder / "base")
+    shutil.copytree(tiny.encoder, folder / "encoder")
     for name, source in {
-        "adapter/ms_adapter.bin": "tiny_ms_adapter.bin",
-        f"loras/{LORA_FOLDER}/pytorch_lora_weights.safetensors": "tiny_lora_diffusers_old_names.safetensors",
-        "loras/newer.safetensors": "tiny_lora_peft_names.safetensors",
+        "adapter/ms_adapter.bin": tiny.adapter,
+        f"loras/{LORA_FOLDER}/pytorch_lora_weights.safetensors": lora(OLD_LORA),
+        "loras/newer.safetensors": lora(NEW_LORA),
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(FOLDER / source, folder / name)
+        shutil.copyfile(source, folder / name)
     for path in folder.rglob("*"):  # the golden data may be read-only
         path.chmod(0o755 if path.is_dir() else 0o644)
     return {
@@ -55,7 +86,7 @@ def lay_out(folder: Path) -> dict:
         "image_encoder": str(folder / "encoder"),
         "adapter": str(folder / "adapter"),
         "lora_source": str(folder / "loras"),
-        "resampler": tiny_sizes().model_dump(),
+        "resampler": tiny.sizes.model_dump(),
         "precision": "float32",
         "device": "cpu",
         "side": 128,
@@ -64,20 +95,36 @@ def lay_out(folder: Path) -> dict:
     }
 
 
-def tiny_generator(case: Path = FOLDER / "any.json", lora: str | None = None):
-    """The tiny models that lie beside a golden case, loaded by the real code, float32 on the CPU."""
-    names = ("tiny_sdxl", "tiny_clip_vision", "tiny_ms_adapter.bin") + ((lora,) if lora else ())
-    return _load(*(golden.beside(case, name) for name in names))
+def tiny_generator(case: Path | None = None, lora: str | None = None):
+    """The tiny models nearest to a golden case, loaded by the real code, float32 on the CPU."""
+    return _load(TinyModels.of(case), golden.near(case, lora) if case and lora else None)
 
 
 @functools.cache
-def _load(base: Path, encoder: Path, adapter: Path, lora: Path | None = None):
+def _load(tiny: TinyModels, lora: Path | None = None):
     from pipeline.synthesis.dreamrelation.generator import load_generator
 
     loras = {"hug": lora} if lora else {}
     return load_generator(
-        base, encoder, adapter, torch.device("cpu"), torch.float32, loras=loras, sizes=tiny_sizes()
+        tiny.base, tiny.encoder, tiny.adapter, torch.device("cpu"), torch.float32, loras=loras, sizes=tiny.sizes
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of the tiny models that tests make inputs by."""
+
+    image: int  # of the image encoder's tokens
+    tokens: int  # of a picture
+    phrase: int  # of the first text encoder
+    side: int  # of what the image encoder sees, in pixels
+    patch: int
+
+    @classmethod
+    def of(cls, pipe) -> Widths:
+        seen, text = pipe.image_encoder.config, pipe.text_encoder.config
+        tokens = (seen.image_size // seen.patch_size) ** 2 + 1
+        return cls(seen.hidden_size, tokens, text.hidden_size, seen.image_size, seen.patch_size)
 
 
 def reference_file(reference_id):

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from small_run import SMALL, changed, inputs, random_net
+from small_run import SMALL, changed, inputs, random_net, tiny_config
 
-from tokenar.config import released, tokenar_xl
+from data_schemas.errors import UserError
+from tokenar.config import released, tokenar_xl, with_changes
 from tokenar.model import Alignment, TokenAR
 from tokenar.optimizer import parameter_groups
 from tokenar.positions import attention_mask, canvas_coordinates, layout_rotary, make_layout, source_ids
@@ -184,15 +185,36 @@ def test_the_canvas_scatters_a_pictures_rows():
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"rotary_layout": "canvas", "max_references": 2}, "not 3; use grid"),
-        ({"rotary_layout": "canvas", "max_references": 1}, "1 of 2 target blocks"),
-        ({"rotary_layout": "canvas", "max_references": 3, "canvas_targets": 2}, "1 of 4 target blocks"),
-        ({"heads": 2, "kv_heads": 3}, "multiple of kv_heads 3"),
+        ({"max_references": 2}, "1 of 3 source blocks"),
+        ({"max_references": 1}, "1 of 2 target blocks"),
+        ({"max_references": 4}, "4 of 5 source blocks"),
+        ({"max_references": 3, "canvas_targets": 2}, "1 of 4 target blocks"),
+        ({"max_references": 4, "background": False}, "1 of 4 source blocks"),
     ],
 )
-def test_settings_that_do_not_go_together(changes, complaint):
-    with pytest.raises(ValidationError, match=complaint):
-        changed(**changes)
+def test_what_the_canvas_has_no_place_for_is_built_and_refused_where_it_is_used(changes, complaint, tmp_path):
+    """As in the release: the model is there and has its keys, but no sequence of it can be run."""
+    config = changed(rotary_layout="canvas", **changes)
+    assert "img_uncond_embedding" in TokenAR(config).state_dict()
+    with pytest.raises(UserError, match=complaint):
+        layout_rotary(make_layout(config, config.max_references))
+    tiny = tiny_config(tmp_path, tmp_path)
+    told = {f"model__{name}": value for name, value in changes.items() if name != "background"}
+    if config.background:
+        with pytest.raises(ValidationError, match=f"model.rotary_layout canvas holds {complaint}"):
+            with_changes(tiny, model__rotary_layout="canvas", **told)
+
+
+def test_the_canvas_of_one_reference_and_a_background_runs_without_disentanglement():
+    config = changed(rotary_layout="canvas", max_references=1, identity_disentanglement=False)
+    net = random_net(config)
+    sources, text, picture = inputs(config, references=1)
+    assert net(sources, text, picture).isfinite().all()
+
+
+def test_settings_that_do_not_go_together():
+    with pytest.raises(ValidationError, match="multiple of kv_heads 3"):
+        changed(heads=2, kv_heads=3)
 
 
 def test_the_feed_forward_multiplier_comes_before_rounding():

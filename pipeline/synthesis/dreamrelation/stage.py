@@ -15,7 +15,7 @@ from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.tables import SYNTHESIS
 from pipeline import models
-from pipeline.device import Device, Precision, device_of, dtype_of
+from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
 from pipeline.models import Weights
 from pipeline.stage import BatchStage, Sample, SampleError, StageConfig
 from pipeline.synthesis.dreamrelation.loras import lora_file
@@ -154,7 +154,7 @@ class DreamRelation(BatchStage):
     def process_batch(self, samples: Sequence[Sample]) -> list[dict | Exception]:
         """Samples of one relation, as ``batches`` hands them over."""
         (relation,) = {sample.plan["relation"] for sample in samples}
-        with self._turn:
+        with self._turn, exact_float32():
             results = self._generate(samples, relation)
         return [
             made if isinstance(made, Exception) else self._keep(sample, made)

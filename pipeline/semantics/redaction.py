@@ -1,0 +1,122 @@
+"""No secret in what is kept: the words of a server are cleaned of the keys that it was given.
+
+A server may repeat the request it got, header and all, anywhere in its answer and spelled in any way that its tools
+spell things. So a text is compared as it reads with its escapes undone, without spaces, in one case; and of a long key
+a piece of PIECE characters is enough.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+HIDDEN = "***"
+LONG, SHORTEST, PIECE = 8, 4, 12
+"""Keys of LONG characters and more are found in any spelling, shorter ones only as a word of their own; those below
+SHORTEST are no secrets, and would be found in every text."""
+
+_ESCAPE = re.compile(
+    r"""\\u(?P<u>[0-9a-fA-F]{4}) | \\x(?P<x>[0-9a-fA-F]{2}) | %(?P<p>[0-9a-fA-F]{2}) | \\(?P<s>["'/\\])
+    | &\#x(?P<h>[0-9a-fA-F]{1,5}); | &\#(?P<d>\d{1,6});""",
+    re.VERBOSE,
+)
+_UNSEEN = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]")
+
+
+class Redactor:
+    """Replaces what can be told of some secrets by ``***``."""
+
+    def __init__(self, secrets: Iterable[str]):
+        known = {secret.strip() for secret in secrets}
+        self._pieces: dict[int, set[str]] = {}
+        for form in (f.lower() for secret in known if len(secret) >= LONG for f in spellings(secret)):
+            size = min(len(form), PIECE)
+            self._pieces.setdefault(size, set()).update(form[i : i + size] for i in range(len(form) - size + 1))
+        words = {w for s in known if SHORTEST <= len(s) < LONG for w in (s, json.dumps(s)[1:-1], quote(s, safe=""))}
+        alternatives = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+        self._words = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)") if words else None
+
+    def __call__(self, text: str) -> str:
+        if self._words is not None:
+            text = self._words.sub(HIDDEN, text)
+        parts, end = [], 0
+        for start, stop in self._places(text):
+            parts += [text[end:start], HIDDEN]
+            end = stop
+        return "".join([*parts, text[end:]])
+
+    def _places(self, text: str) -> list[tuple[int, int]]:
+        """Where secrets are, as (start, stop) in order; what touches is one."""
+        places: list[tuple[int, int]] = []
+        if not self._pieces:
+            return places
+        plain, spans = readable(text)
+        hits = [
+            (spans[i][0], spans[i + size - 1][1])
+            for size, pieces in self._pieces.items()
+            for i in range(len(plain) - size + 1)
+            if plain[i : i + size] in pieces
+        ]
+        for start, stop in sorted(hits):
+            if places and start <= places[-1][1]:
+                places[-1] = (places[-1][0], max(stop, places[-1][1]))
+            else:
+                places.append((start, stop))
+        return places
+
+
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def of_environment(*names: str) -> Redactor:
+    """For the secrets in these environment variables, and the Hugging Face token."""
+    return _redactor(frozenset(os.environ.get(name, "") for name in (*names, *TOKENS)))
+
+
+@functools.lru_cache(maxsize=8)
+def _redactor(secrets: frozenset[str]) -> Redactor:
+    return Redactor(secrets)
+
+
+def spellings(secret: str) -> set[str]:
+    """A secret as it is, in hexadecimal, and in base64 wherever it begins in what is encoded."""
+    data, found = secret.encode(), {secret, secret.encode().hex()}
+    for before, partial in ((0, 0), (1, 2), (2, 3)):  # bytes in front of it, and letters that depend on them
+        whole = (before + len(data)) * 8 // 6  # letters that do not depend on what follows
+        letters = base64.b64encode(b"\0" * before + data).decode()[partial:whole]
+        found |= {letters, letters.translate(str.maketrans("+/", "-_"))}
+    return found
+
+
+def readable(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
+    """A text as it reads: escapes undone (also those of escapes), no spaces, lower case.
+
+    With it, for each of its letters, the place (start, stop) in the text.
+    """
+    spans = [(i, i + 1) for i in range(len(text))]
+    for _ in range(3):
+        letters, places, end = [], [], 0
+        for found in _ESCAPE.finditer(text):
+            letters.append(text[end : found.start()])
+            places += spans[end : found.start()]
+            letters.append(_letter(found))
+            places.append((spans[found.start()][0], spans[found.end() - 1][1]))
+            end = found.end()
+        if not end:
+            break
+        text, spans = "".join([*letters, text[end:]]), [*places, *spans[end:]]
+    seen = [i for i, letter in enumerate(text) if not _UNSEEN.match(letter)]
+    lower = "".join(low if len(low := text[i].lower()) == 1 else text[i] for i in seen)
+    return lower, [spans[i] for i in seen]
+
+
+def _letter(found: re.Match[str]) -> str:
+    if found["s"]:
+        return found["s"]
+    code = int(found["d"]) if found["d"] else int(next(filter(None, found.group("u", "x", "p", "h"))), 16)
+    return chr(code)
