@@ -6,14 +6,16 @@ from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
 
-from flows.engine import prefect_engine
+from flows.engine import engine_here, tells_mistakes, under_prefect
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult, curate
-from pipeline.results import funnel_rows, picture_strip, read_manifest, write_results
+from pipeline.results import funnel_rows, picture_table, read_manifest, write_results
 
 
 @flow(name="curate-instructar", log_prints=True, validate_parameters=True)
+@tells_mistakes
 def curate_instructar(
     config: CurationConfig = CurationConfig(), profile: str = "embedded", retry_errors: bool = False
 ) -> dict:
@@ -22,24 +24,28 @@ def curate_instructar(
     ``profile`` names the settings to start from ("embedded", "paper"), ``config`` is laid on top. ``retry_errors``
     makes the samples again that failed in an earlier run. Returns where everything is.
     """
-    return _finish(curate(config.on_profile(profile), prefect_engine, retry_errors=retry_errors))
+    return _finish(curate(config.on_profile(profile), engine_here(), retry_errors=retry_errors))
 
 
 @flow(name="rerun-stage", log_prints=True)
+@tells_mistakes
 def rerun_stage(
     stage: Literal["references", "plan", "synthesis", "matting", "semantics", "identity", "decide", "shards"] | str,
     config: CurationConfig = CurationConfig(),
     profile: str = "embedded",
 ) -> dict:
     """Make one stage of a run again, and everything that follows it, whatever the cache holds."""
-    return _finish(curate(config.on_profile(profile), prefect_engine, again=stage))
+    return _finish(curate(config.on_profile(profile), engine_here(), again=stage))
 
 
 def _finish(result: CurationResult) -> dict:
     """Report, artifacts and the paths that users look for."""
-    places, manifest = write_results(result), read_manifest(result)
-    create_table_artifact(funnel_rows(result, manifest), key="funnel", description="What became of the planned samples")
-    create_markdown_artifact(picture_strip(result, manifest), key="pictures", description="Kept and rejected samples")
-    for name, place in places.items():
-        print(f"{name:<10} {place}")
+    places = write_results(result)
+    if under_prefect():
+        manifest = read_manifest(result)
+        create_table_artifact(funnel_rows(result, manifest), key="funnel", description="What became of the samples")
+        create_markdown_artifact(picture_table(result, manifest), key="pictures", description="Kept, rejected and why")
+        if flow_run.parent_flow_run_id is None:  # a flow above this one tells them with its own
+            for name, place in places.items():
+                print(f"{name:<12} {place}")
     return places

@@ -1,4 +1,4 @@
-"""The Prefect engine of the curation: one task a part, cached on the part's fingerprint and input.
+"""What runs under Prefect and how: one task a part of the curation, cached on the part's fingerprint and input.
 
 The cache key holds nothing of the flow run, and results lie with the run's parts, so a lost Prefect database costs
 nothing. A part that is missing or damaged on disk is made again whatever Prefect remembers of it.
@@ -6,21 +6,65 @@ nothing. A part that is missing or damaged on disk is made again whatever Prefec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 from fsspec.core import split_protocol
-from prefect import task
+from prefect import Flow, Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipeline.curate import PartSummary, make_part
+from data_schemas.errors import UserError
+from pipeline.curate import Engine, PartSummary, make_part, thread_engine
 from pipeline.progress import Progress
 from pipeline.run import PartJob
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def under_prefect() -> bool:
+    """Is this a run of a flow? Without a server the flows' own functions do the same work, telling no one."""
+    return FlowRunContext.get() is not None
+
+
+def here(step: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
+    """A flow or task as this run calls it: through Prefect, or its plain function where there is none."""
+    return cast(Callable[P, R], step if under_prefect() else step.fn)
+
+
+def engine_here() -> Engine:
+    """What makes a stage's parts in this run."""
+    return prefect_engine if under_prefect() else thread_engine
+
+
+def tells_mistakes(function: Callable[P, R]) -> Callable[P, R]:
+    """A user's mistake ends the flow that ``function`` is made into as failed, in one line and without a trace.
+
+    Whoever called the flow gets the UserError itself. A flow has parameters where a command has options, so they lose
+    their dashes.
+    """
+
+    @wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            if not under_prefect():
+                raise
+            error.args = (re.sub(r"--(?=[a-z])", "", str(error)),)
+            return cast(R, Failed(message=str(error), data=error))
+
+    told.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    return told  # Prefect would look for the names of types in this module
 
 
 def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:

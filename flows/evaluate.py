@@ -10,12 +10,14 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from data_schemas import pictures
+from flows.engine import tells_mistakes, under_prefect
 from tokenar.config import SampleConfig
 from tokenar.eval_config import EvalConfig
 from tokenar.evaluate import evaluate
 
 
 @flow(name="evaluate-tokenar", log_prints=True)
+@tells_mistakes
 def evaluate_tokenar(
     models: list[str] = ["runs/quickstart/training/model"],  # noqa: B006  what Prefect's form shows, never changed
     predictions: dict[str, str] = {},  # noqa: B006
@@ -34,22 +36,27 @@ def evaluate_tokenar(
         shards, out, models=models, predictions=predictions, config=config, sampling=sampling, limit=limit
     )  # fmt: skip
     for note in result["notes"]:
-        print(note)
+        print(note.split("; --")[0])  # options of the command; a flow has its config
+    if under_prefect():
+        _show(result, Path(out))
+    return result
+
+
+def _show(result: dict, place: Path) -> None:
+    """The artifacts of an evaluation."""
     rows = [{"method": name} | method["figures"] for name, method in result["methods"].items()]
     create_table_artifact(rows, key="evaluation", description="Means over the test samples")
-    place = Path(out)
     create_markdown_artifact((place / "table.md").read_text(), key="evaluation-table",
                              description="In the layout of the paper's Tables 2 and 3")  # fmt: skip
     create_markdown_artifact(inlined(place / "grid.png", 1200), key="evaluation-grid",
                              description="References, background, every method, truth")  # fmt: skip
     create_markdown_artifact(picture_strips(place / "pictures"), key="drawn-pictures",
                              description="References, background, every method, truth")  # fmt: skip
-    return result
 
 
 def picture_strips(folder: Path, count: int = 6) -> str:
-    """Markdown with the first strips of an evaluation, inlined."""
-    return "\n".join(inlined(path, 10_000, 96) for path in sorted(folder.glob("*.png"))[:count])
+    """Markdown with the first strips of an evaluation, inlined, each under its sample's id."""
+    return "\n".join(f"**{path.stem}**\n\n{inlined(path, 10_000, 96)}" for path in sorted(folder.glob("*.png"))[:count])
 
 
 def inlined(path: Path, width: int, height: int = 10_000) -> str:

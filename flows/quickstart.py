@@ -3,38 +3,90 @@
 from __future__ import annotations
 
 import argparse
+import threading
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS as STARTUP_TIMEOUT
 
 from data_schemas import commands
+from data_schemas.errors import UserError
 from flows.curate import curate_instructar
+from flows.engine import here, tells_mistakes
 from flows.train import train_tokenar
 from pipeline.config import CurationConfig
-from pipeline.parts import content_digest
 from pipeline.results import report_run
 from tokenar.config import cpu_small
+from tokenar.train import OtherRun
+
+PORT_TAKEN = 3
+"""Exit code with which a temporary server leaves its port to another; Prefect then tries the next."""
 
 
 @flow(name="quickstart", log_prints=True)
+@tells_mistakes
 def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = None) -> dict:
     """The whole road; returns where everything is. What an earlier run made from the same settings is kept."""
-    places = curate_instructar(config)
-    training = f"{config.run_url}/training"
-    # A model trained on another dataset is no start for this one: the manifest's digest tells.
-    mark = Path(training) / "dataset.txt"
-    digest = content_digest(Path(places["manifest"]).read_bytes())
-    checkpoints = list(Path(training).glob("checkpoints/step-*"))
-    same = bool(checkpoints) and mark.is_file() and mark.read_text() == digest
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.write_text(digest)
-    train_tokenar(places["shards"], places["test_shards"], training, steps=steps, resume=same, overwrite=not same)
+    places = here(curate_instructar)(config)
+    training = Path(config.run_url) / "training"
+
+    if "shards" not in places:
+        raise UserError(f"{config.run_url}: no sample for training was kept; plan more with --samples")
+
+    def trained() -> dict[str, Any]:
+        return here(train_tokenar)(places["shards"], places.get("test_shards"), str(training), steps=steps)
+
+    try:
+        summary = trained()
+    except OtherRun as error:  # no model of a user's is lost for a new dataset
+        aside = next(place for n in count(1) if not (place := training.with_name(f"training-{n}")).exists())
+        training.rename(aside)
+        print(f"{error.args[0].partition(';')[0]}; it is kept as {aside}")
+        summary = trained()
     report_run(config)
-    return places | {
-        "checkpoint": f"{training}/model",
-        "samples": f"{training}/evaluation/{config.name}/samples",
-        "evaluation": f"{training}/evaluation/table.md",
-    }
+    if "model" in summary:
+        places["checkpoint"] = summary["model"]
+    if "evaluation" in summary:
+        (model,) = summary["evaluation"]["methods"]
+        places |= {
+            "samples": f"{training}/evaluation/{model}/samples",
+            "evaluation": f"{training}/evaluation/table.md",
+        }
+    return places
+
+
+def server_comes() -> bool:
+    """Is there a Prefect server? The one that is named, or a temporary one, which is waited for as long as it lives."""
+    if PREFECT_API_URL.value() is None:
+        limit = STARTUP_TIMEOUT.value()
+        print(f"Waiting for Prefect's temporary server: seconds, or minutes on a busy machine (at most {limit} s).")
+    asked = threading.Thread(target=_ask, args=(answers := list[Exception | None](),), daemon=True)
+    asked.start()
+    server = SubprocessASGIServer()  # the very one that is being started, if any
+    while asked.is_alive():
+        asked.join(0.5)
+        if server.server_process and server.server_process.poll() not in (None, PORT_TAKEN):
+            answers.append(RuntimeError(f"it ended with status {server.server_process.returncode}"))
+            break
+    if problem := answers[0]:
+        server.stop()
+        why = str(problem).strip().splitlines()[0]
+        print(f"Prefect has no server ({why}); going on without Prefect, which makes the same files.")
+    return problem is None
+
+
+def _ask(answers: list[Exception | None]) -> None:
+    try:
+        with get_client(sync_client=True) as client:
+            answers.append(client.api_healthcheck())
+    except Exception as error:  # whatever it is, the work can be done without
+        answers.append(error)
 
 
 def main() -> None:
@@ -51,7 +103,10 @@ def _quickstart_command() -> None:
     config = CurationConfig.load(given={"root": given.root, "samples": given.samples})
     if given.steps is not None:
         cpu_small(steps=given.steps)  # a number that cannot be trained is told before the curation
-    places = quickstart(config, given.steps)
+    run: Callable[..., dict] = quickstart if server_comes() else quickstart.fn
+    places = run(config, given.steps)
+    if "checkpoint" not in places:  # the trainer has saved, and left early
+        raise KeyboardInterrupt
     print("\nDone. Look at the report first:")
     for what, place in places.items():
         print(f"  {what:<12} {place}")

@@ -13,15 +13,17 @@ from prefect.artifacts import create_table_artifact
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
+from flows.engine import here, tells_mistakes, under_prefect
 from flows.evaluate import evaluate_tokenar
 from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
 from tokenar.encode import EncodeConfig, encode
 from tokenar.encoded_shards import is_encoded
 from tokenar.encoder_config import T5Config, VqConfig
-from tokenar.train import train
+from tokenar.train import RUN_FILES, train
 
 
 @flow(name="train-tokenar", log_prints=True)
+@tells_mistakes
 def train_tokenar(
     shards: str = "runs/quickstart/dataset/train-*.tar",
     val_shards: str | None = "runs/quickstart/dataset/test-*.tar",
@@ -36,12 +38,15 @@ def train_tokenar(
     """Encode where the encoders are frozen ones, train, and measure on ``val_shards``; returns losses and places.
 
     ``preset`` names the settings to start from, or ``settings`` a JSON file of them. ``processes``: of torchrun on this
-    machine, one a GPU. ``resume`` continues from the newest checkpoint in ``out``; ``overwrite`` removes an earlier run
-    first. A training that was asked to stop has saved a checkpoint and no model, so nothing is measured.
+    machine, one a GPU. A training in ``out`` with the same settings and samples is continued, and kept if it has ended;
+    any other is refused, and nothing of it touched, unless ``overwrite`` says to remove it first. ``resume`` insists on
+    one to continue. A training that was asked to stop has saved a checkpoint and no model, so nothing is measured.
     """
     if settings is None and preset not in PRESETS:
         raise UserError(f"no preset {preset!r}; there is: {', '.join(PRESETS)}")
     config = read_train_config(settings) if settings is not None else PRESETS[preset]()
+    if resume and overwrite:
+        raise UserError("resume and overwrite exclude each other; set one")
     given: dict[str, object] = {} if steps is None else {"steps": steps}
     config = with_changes(config, shards=shards, val_shards=val_shards, out=out, **given)
     if isinstance(config.tokenizer, VqConfig) and not is_encoded(expand_shards(shards)[0]):
@@ -49,11 +54,24 @@ def train_tokenar(
         if val_shards:
             encoded["val_shards"] = _encoded(config, val_shards, "val", processes)
         config = with_changes(config, **encoded)
-    summary = train_model(config, processes, resume, overwrite)
-    create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
+    if not (resume or overwrite):
+        resume, overwrite = _found(Path(out))
+    summary = here(train_model)(config, processes, resume, overwrite)
+    if under_prefect():
+        create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
     if val_shards and "model" in summary:
-        summary |= {"evaluation": evaluate_tokenar([summary["model"]], shards=val_shards, out=f"{out}/evaluation")}
+        evaluated = here(evaluate_tokenar)([summary["model"]], shards=val_shards, out=f"{out}/evaluation")
+        summary |= {"evaluation": evaluated}
     return summary
+
+
+def _found(out: Path) -> tuple[bool, bool]:
+    """(resume, overwrite) for what lies in ``out``: go on from a checkpoint, replace a start that never came to one."""
+    if any(out.glob("checkpoints/step-*")):
+        print(f"{out}: goes on from what is there")
+        return True, False
+    left = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    return False, bool(left) and left <= set(RUN_FILES) - {"model"}
 
 
 def _encoded(config: TrainConfig, shards: str, name: str, processes: int) -> str:
@@ -67,7 +85,7 @@ def _encoded(config: TrainConfig, shards: str, name: str, processes: int) -> str
         image_size=config.image_size, text=config.text, teacher=config.teacher,
         keep_padding=config.model.text_padding == "attended",
     )  # fmt: skip
-    encode_shards(wanted, processes)
+    here(encode_shards)(wanted, processes)
     return f"{folder}/*.tar"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from fsspec.core import get_filesystem_class, split_protocol
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from data_schemas import documents
 from data_schemas.errors import UserError
@@ -22,13 +22,15 @@ from pipeline.references import ReferencesConfig
 from pipeline.semantics.imagenet import ImageNetConfig
 from pipeline.semantics.openai_api import ApiConfig
 from pipeline.semantics.transformers_vlm import TransformersConfig
-from pipeline.stage import StageConfig
+from pipeline.stage import StageConfig, any_of
 from pipeline.synthesis.collage import CollageConfig
 from pipeline.synthesis.dreamrelation.stage import DreamRelationConfig
 
 
 class OwnStageConfig(StageConfig):
     """A stage of the user's own: ``use`` is module:Class of a pipeline.stage.Stage, ``config`` its settings."""
+
+    model_config = ConfigDict(title="own stage")
 
     use: str
     config: dict[str, Any] = {}
@@ -41,24 +43,21 @@ def _backend(value: Any) -> str | None:
     return value.get("backend") if isinstance(value, dict) else getattr(value, "backend", None)
 
 
+PICK = (Discriminator(_backend), Field(json_schema_extra=any_of))
 Own = Annotated[OwnStageConfig, Tag("use")]
 Synthesis = Annotated[
-    Annotated[CollageConfig, Tag("collage")] | Annotated[DreamRelationConfig, Tag("dreamrelation")] | Own,
-    Discriminator(_backend),
+    Annotated[CollageConfig, Tag("collage")] | Annotated[DreamRelationConfig, Tag("dreamrelation")] | Own, *PICK
 ]
-Matting = Annotated[
-    Annotated[GrabCutConfig, Tag("grabcut")] | Annotated[Ben2Config, Tag("ben2")] | Own, Discriminator(_backend)
-]
+Matting = Annotated[Annotated[GrabCutConfig, Tag("grabcut")] | Annotated[Ben2Config, Tag("ben2")] | Own, *PICK]
 Semantics = Annotated[
     Annotated[ImageNetConfig, Tag("imagenet")]
     | Annotated[TransformersConfig, Tag("transformers")]
     | Annotated[ApiConfig, Tag("openai")]
     | Own,
-    Discriminator(_backend),
+    *PICK,
 ]
 Identity = Annotated[
-    Annotated[IdentityConfig, Tag("efficientnet")] | Annotated[TimmIdentityConfig, Tag("timm")] | Own,
-    Discriminator(_backend),
+    Annotated[IdentityConfig, Tag("efficientnet")] | Annotated[TimmIdentityConfig, Tag("timm")] | Own, *PICK
 ]
 
 
@@ -160,9 +159,15 @@ class CurationConfig(Settings):
         return cls.parse(values, f"config {file or profile}")
 
     def on_profile(self, profile: str) -> Self:
-        """The profile with what was set in this config laid on top."""
-        values = _merge(_read_settings(_profile(profile)), self.model_dump(mode="json", exclude_unset=True))
-        return type(self).parse(values, f"config {profile}")
+        """The profile with what was set in this config laid on top.
+
+        A form sends every key, touched or not: of a config that has them all, only what is not the default was meant.
+        """
+        given = self.model_dump(mode="json", exclude_unset=True)
+        if self.model_fields_set == set(type(self).model_fields):
+            changed = self.model_dump(mode="json", exclude_defaults=True)
+            given = {key: given[key] if key in STAGE_SECTIONS else value for key, value in changed.items()}
+        return type(self).parse(_merge(_read_settings(_profile(profile)), given), f"config {profile}")
 
 
 def read_thresholds(path: str) -> dict[str, float]:

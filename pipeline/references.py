@@ -22,7 +22,7 @@ from pipeline.matting.grabcut import run_grabcut
 from pipeline.packaged import package_file, packaged
 from pipeline.pool_files import census
 from pipeline.pools import Box, PoolConfig, Reader, Source
-from pipeline.stage import SampleError, StageConfig, describe_error
+from pipeline.stage import SampleError, StageConfig, any_of, describe_error
 
 VERSION = 3
 WORKING_SIDE = 384
@@ -57,7 +57,9 @@ class ReferencesConfig(StageConfig):
     """
 
     pool: Annotated[OneName | SeveralPools, Discriminator(_kind)] = Field(
-        "packaged", description="'packaged', a folder, a preset such as relationbench, or a list of pools"
+        "packaged",
+        description="'packaged', a folder, a preset such as relationbench, or a list of pools",
+        json_schema_extra=any_of,
     )
     size: int = Field(256, ge=32, le=2048, description="Longest side of a stored cut-out, in pixels")
 

@@ -10,11 +10,11 @@ from typing import Any
 import fsspec
 import pandas as pd
 import pyarrow.parquet as pq
-from PIL import Image
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
 from data_schemas.storage import url_to_fs
+from data_schemas.text import one_line
 from pipeline.card import dataset_card, pool_facts
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult
@@ -198,18 +198,29 @@ def funnel_rows(result: CurationResult, manifest: pd.DataFrame) -> list[dict[str
     return rows + [{"what": f"rejected: {reason}", "samples": count} for reason, count in reasons.items()]
 
 
-def picture_strip(result: CurationResult, manifest: pd.DataFrame, count: int = 4, side: int = 128) -> str:
-    """Markdown with one strip of kept and one of rejected targets, pictures inlined."""
+def picture_table(result: CurationResult, manifest: pd.DataFrame, count: int = 4, side: int = 160) -> str:
+    """Markdown with some kept and some rejected targets, pictures inlined: what was asked for, and the reasons."""
     reader = PictureReader(result.run, result.pool_digest)
     lines = []
     for decision in ("kept", "rejected"):
-        ids = manifest[manifest.decision == decision].sample_id.head(count)
-        shown = [p for p in (reader.picture(i, "target") for i in ids) if p is not None]
-        strip = Image.new("RGB", (side * max(len(shown), 1), side), "white")
-        for k, picture in enumerate(shown):
-            strip.paste(picture.convert("RGB").resize((side, side)), (k * side, 0))
-        lines.append(f"**{decision}**\n\n![{decision}]({data_uri(strip, strip.width)})\n")
+        rows = manifest[manifest.decision == decision]
+        lines += [
+            f"## {decision}: {len(rows)} of {len(manifest)}",
+            "",
+            "| picture | prompt | reasons |",
+            "|---|---|---|",
+        ]
+        for sample_id, prompt, reasons in rows.head(count)[["sample_id", "prompt", "reasons"]].itertuples(index=False):
+            picture = reader.picture(sample_id, "target")
+            shown = f"![{sample_id}]({data_uri(picture, side)})" if picture else "no picture"
+            lines.append(f"| {shown} | {_as_text(prompt)} | {', '.join(map(_as_text, reasons)) or 'none'} |")
+        lines.append("")
     return "\n".join(lines)
+
+
+def _as_text(words: str) -> str:
+    """Words in Markdown that mean nothing but themselves: prompts hold the names of a user's files."""
+    return re.sub(r"([\\`*_\[\]<>|#!~&])", r"\\\1", one_line(words))
 
 
 def _mean(values: pd.Series) -> float | None:

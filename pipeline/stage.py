@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 from PIL import Image
+from pydantic import ConfigDict
 
 from data_schemas import pictures
 from data_schemas.errors import UserError
@@ -29,6 +30,17 @@ from pipeline.models import Weights
 from pipeline.parts import DamagedPart, Part, PartPictures, fingerprint
 
 
+def form_title(model: type) -> str:
+    """The name of a stage's settings in a form: their backend's, where they have one."""
+    backend = getattr(model, "model_fields", {}).get("backend")
+    return str(backend.default) if backend else model.__name__
+
+
+def any_of(schema: dict[str, Any]) -> None:
+    """Name the members of a union ``anyOf``: for ``oneOf`` Prefect's form shows nothing but raw JSON."""
+    schema["anyOf"] = schema.pop("oneOf")
+
+
 class StageConfig(Settings):
     """Settings of one stage; a misspelt key is refused.
 
@@ -36,6 +48,8 @@ class StageConfig(Settings):
     done, never what comes of it.
     """
 
+    # a section's alternatives stand in Prefect's form under their backends' names
+    model_config = ConfigDict(model_title_generator=form_title)
     how: ClassVar[frozenset[str]] = frozenset()
 
 

@@ -14,6 +14,7 @@ B batch, T tokens, C width of the text, R references, N tokens an image, V vocab
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -316,6 +317,10 @@ class EncodedShards:
                     f"{self.pattern}: encoded with {name} {_short(found)}, this run takes {_short(wanted)}; encode the "
                     "shards again with the encoders of this run, or use those they were made with"
                 )
+
+    def digest(self) -> str:
+        """Tells these samples from others, by the raw shards they were made of."""
+        return hashlib.sha256(" ".join(index.source.sha256 for index, _ in self._shards).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.sample_ids)

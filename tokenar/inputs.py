@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -81,11 +82,16 @@ def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool
     return inputs
 
 
-def _digest(sample_ids: list[str]) -> str:
-    return hashlib.sha256("\n".join(sample_ids).encode()).hexdigest()
-
-
 # Raw shards
+
+
+def _digest(*sets: list[data.Resized]) -> str:
+    """Tells these samples from others, by what is drawn and said in them: ids stay when a dataset is made anew."""
+    digest = hashlib.sha256()
+    for sample in chain(*sets):
+        digest.update(f"{sample.sample_id} {sample.prompt} {list(sample.pixels.shape)} ".encode())
+        digest.update(sample.pixels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
@@ -104,7 +110,7 @@ def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, res
     text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
-    return Inputs(copies, val, tokenizer, _digest([sample.sample_id for sample in train_set]), {})
+    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), {})
 
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
@@ -122,7 +128,7 @@ def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
     encoders: dict[str, str | None] = {"tokenizer": tokenizer.fingerprint}
-    return Inputs(copies, val, tokenizer, _digest([sample.sample_id for sample in train_set]), encoders)
+    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), encoders)
 
 
 def _encoding(sets: Sequence[Sequence[data.Resized]], group: Workers) -> Progress:
@@ -201,7 +207,7 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
     group.wait()
     tokens = config.model.text_tokens
     return Inputs(
-        FromShards(train, tokens), FromShards(val, tokens) if val else None, tokenizer, _digest(train.sample_ids),
+        FromShards(train, tokens), FromShards(val, tokens) if val else None, tokenizer, train.digest(),
         train.encoders.model_dump(),
     )  # fmt: skip
 

@@ -121,6 +121,10 @@ def shares(
     return Prefetched(batches(), read, 1 if isinstance(samples, data.InMemory) else READERS)
 
 
+class OtherRun(UserError):
+    """The folder holds a training with other settings or on other samples, which this one cannot continue."""
+
+
 class _Trainer:
     """One run. The order of the calls in ``run`` is the order of events."""
 
@@ -216,7 +220,10 @@ class _Trainer:
         if before is not None:
             digest, encoders, position = before
             if (digest, encoders) != (self.inputs.digest, self.inputs.encoders):
-                raise UserError(f"{config.shards}: other samples than the run began with; start again with --overwrite")
+                raise OtherRun(
+                    f"{self.out}: the run there began with other samples than those of {config.shards}; give another "
+                    "--out, or start again with --overwrite"
+                )
         self.position = position
         self.order = data.Order(self.inputs.train.references, config.batch, config.seed, position)
 
@@ -389,7 +396,7 @@ def _same_settings(config: TrainConfig, before: dict[str, Any], out: Path) -> No
     now = json.loads(config.model_dump_json())
     for key in sorted((set(now) | set(before)) - MAY_CHANGE):
         if now.get(key) != before.get(key):
-            raise UserError(
+            raise OtherRun(
                 f"{out}: the run there has {key} = {before.get(key)}, not {now.get(key)}; resume with the same "
                 "settings or give another --out"
             )

@@ -12,7 +12,8 @@ from data_schemas.errors import UserError
 from flows.evaluate import evaluate_tokenar
 from flows.train import train_tokenar
 from pipeline.results import read_training
-from tokenar.train import train
+from tokenar.config import with_changes
+from tokenar.train import OtherRun, train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,6 +76,53 @@ def test_several_checkpoints_and_another_method_in_one_table(shards, tmp_path):
     assert found["drawn-pictures"].count("data:image/jpeg") == 2
     with pytest.raises(UserError, match="no model there"):
         evaluate_tokenar([str(tmp_path)], {}, glob, str(tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_what_is_there_is_kept_and_anything_else_is_refused_in_a_flow_s_words(shards, tmp_path):
+    """As after the quickstart: the folder holds a training already."""
+    out = tmp_path / "run"
+    given = (str(shards / "train-*.tar"), str(shards / "test-*.tar"), str(out))
+    config = tiny_config(shards, out)
+    (tmp_path / "settings.json").write_text(config.model_dump_json())
+    first = train_tokenar(*given, settings=str(tmp_path / "settings.json"), steps=2)
+    weights = (out / "model/model.safetensors").read_bytes()
+    again = train_tokenar(*given, settings=str(tmp_path / "settings.json"), steps=2)
+    assert again["finished"]
+    assert again["val_loss"] == first["val_loss"]
+    assert (out / "model/model.safetensors").read_bytes() == weights
+
+    (tmp_path / "settings.json").write_text(with_changes(config, lr=0.5).model_dump_json())
+    state = train_tokenar(*given, settings=str(tmp_path / "settings.json"), steps=2, return_state=True)
+    assert state.is_failed()
+    assert state.message == (
+        f"{out}: the run there has lr = 0.01, not 0.5; resume with the same settings or give another out"
+    )
+    with pytest.raises(OtherRun):
+        state.result()
+    assert (out / "model/model.safetensors").read_bytes() == weights
+    assert train_tokenar(*given, settings=str(tmp_path / "settings.json"), steps=2, overwrite=True)["finished"]
+    assert (out / "model/model.safetensors").read_bytes() != weights
+
+
+def test_a_start_that_never_came_to_a_checkpoint_is_replaced_and_nothing_else(tmp_path):
+    assert flows.train._found(tmp_path / "none") == (False, False)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    assert flows.train._found(tmp_path) == (False, True)
+    (tmp_path / "model").mkdir()
+    assert flows.train._found(tmp_path) == (False, False), "a model alone may be all that somebody kept"
+    (tmp_path / "checkpoints/step-000002").mkdir()
+    assert flows.train._found(tmp_path) == (True, False)
+
+
+def test_a_mistake_leaves_no_trace_in_the_log(shards, tmp_path, caplog):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="not empty"):
+        train_tokenar(str(shards / "train-*.tar"), None, str(tmp_path), settings=settings(shards, tmp_path))
+    assert "not empty" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert "Finished in state Completed" not in caplog.text
 
 
 def test_mistakes_are_one_line(shards, tmp_path):

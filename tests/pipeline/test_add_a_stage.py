@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import yaml
 from small_curation import SMALL, small_config
 
@@ -20,6 +21,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
 
 
+@pytest.mark.slow
 def test_another_backend_is_one_file_and_one_line(small_run, tmp_path, monkeypatch):
     shutil.copytree(small_run[0].run.config.root, tmp_path / "runs", symlinks=True)
     (tmp_path / "dark_on_white.py").write_text(blocks("python")[1])
@@ -32,6 +34,7 @@ def test_another_backend_is_one_file_and_one_line(small_run, tmp_path, monkeypat
     assert need_part(result.run, "matting", "part-00000").rows()[0]["model"] == "dark-on-white"
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands(small_run, tmp_path):
     shutil.copytree(small_run[0].run.config.root, tmp_path / "runs", symlinks=True)
     code, line = blocks("python")[0], blocks("yaml")[0]
@@ -57,7 +60,7 @@ def test_the_page_works_as_it_stands(small_run, tmp_path):
     assert len(list((tmp_path / "runs/small/sharpness").rglob("part-*.parquet"))) == 3
 
     highest = float(manifest.sharpness.max())
-    log = run(second.replace("blurred=80", f"blurred={highest + 1}"))
+    log = run(second.replace("blurred=1000", f"blurred={highest + 1}"))
     assert re.search(r"sharpness +3/3 parts \(3 from the cache\)", log)
     manifest = pd.read_parquet(tmp_path / "runs/small/dataset/manifest.parquet")
     assert all("blurred" in reasons for reasons in manifest.reasons)

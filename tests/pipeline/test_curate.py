@@ -139,6 +139,7 @@ def test_a_damaged_part_is_made_again(copied, suffix):
     assert contents(copied) == before
 
 
+@pytest.mark.slow
 def test_worker_count_changes_no_byte(small_run, tmp_path):
     curate(small_config(tmp_path, workers=4))
     assert contents(tmp_path) == contents(small_run[0].run.config.root)
@@ -190,6 +191,7 @@ def test_one_bad_picture_is_an_error_row_and_the_run_goes_on(tmp_path):
     assert all(r["error_code"] and r["error_message"] for r in rows)
 
 
+@pytest.mark.slow
 def test_a_failed_sample_is_an_error_row_and_is_retried_when_asked(tmp_path, monkeypatch):
     from pipeline.matting.grabcut import GrabCut
 

@@ -215,6 +215,7 @@ encode.encode(config)
 """
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_is_the_same_to_the_byte(raw, models, whole, tmp_path):
     out = tmp_path / "out"
     config = settings(raw, models, out)

@@ -196,6 +196,7 @@ def test_lpips_needs_some_pixels(glob, samples, encoders, tmp_path):
     assert evaluate(glob, tmp_path / "out", predictions=[tiny], config=wider, quiet=True)["side"] == 32
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_path, monkeypatch):
     config = EvalConfig(inception=encoders.inception, dino=encoders.dino, kid_subsets=3)
     options = {"models": {"m": trained / "model"}, "config": config, "quiet": True}

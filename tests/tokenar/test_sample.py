@@ -134,6 +134,7 @@ def test_transparent_references_are_on_white(model, folder, tmp_path):
     assert pixels(tmp_path / "flat/scene_2.png") == pixels(tmp_path / "clear/scene_2.png")
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_does(model, folder, shards, tmp_path):
     command = ["-m", "tokenar.cli", "sample", "--model", str(model), "--shards", str(shards / "t*.tar"), "--limit", "5"]
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

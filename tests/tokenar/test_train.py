@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from tokenar import checkpoint, data, step
 from tokenar.config import PRESETS, TrainConfig, cpu_small, with_changes
 from tokenar.encoder_config import TextConfig, TokenizerConfig
 from tokenar.model_folder import load_model
-from tokenar.train import train, unigram
+from tokenar.train import OtherRun, train, unigram
 
 
 def test_a_run_leaves_what_it_says(trained):
@@ -277,12 +278,15 @@ def test_a_log_of_anything_is_continued(shards, tmp_path):
     assert [row["step"] for row in rows(out) if "loss" in row] == [1, 2, 3, 4]
 
 
-def test_other_samples_are_not_continued_with(shards, tmp_path):
+@pytest.mark.parametrize("numbers", [range(1, 4), range(3)], ids=["other ids", "other pictures of the same ids"])
+def test_other_samples_are_not_continued_with(tmp_path, numbers):
     write_shard(tmp_path / "train-0.tar", [make_sample(i, side=64) for i in range(3)])
     config = tiny_config(tmp_path, tmp_path / "run", steps=1, val_shards=None)
     train(config)
-    write_shard(tmp_path / "train-0.tar", [make_sample(i, side=64) for i in range(1, 4)])
-    with pytest.raises(UserError, match="other samples than the run began with"):
+    turned = [make_sample(i, side=64) for i in numbers]
+    turned = [replace(s, target=s.target.transpose(Image.Transpose.FLIP_TOP_BOTTOM)) for s in turned]
+    write_shard(tmp_path / "train-0.tar", turned)
+    with pytest.raises(OtherRun, match="other samples than"):
         train(with_changes(config, steps=2), resume=True)
 
 

@@ -1,0 +1,126 @@
+"""Every command that README.md and docs/ show: run as printed beside a small quickstart's run, or known not to be."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from documented import PAGES, ROOT, blocks, commands, small_quickstart
+from skimage import data as photographs
+from skimage.io import imsave
+
+import pipeline.cli
+import tokenar.cli
+
+NOT_HERE = {
+    "make quickstart": "tests/flows/test_quickstart.py runs what it runs",
+    "make test": "runs this test",
+    "prefect ": "tests/flows/test_deployments.py runs all of them with a server and a worker",
+    "PYTHONPATH=. instructar": "tests/pipeline/test_add_a_stage.py runs them with the page's files",
+    "--profile paper": "needs the paper's weights",
+    "instructar models fetch": "needs a network",
+    "hf download": "needs a network",
+    "export HF_TOKEN": "a secret of the reader's",
+    "tokenar-encode": "needs the weights of VQ-16 and T5; tests/tokenar/test_encode.py has small ones",
+    "--preset tokenar_xl": "needs a GPU and encoded shards",
+    "torchrun": "needs eight GPUs; tests/tokenar/test_parallel.py runs two processes",
+    "--sweep": "takes 25 minutes; tests/tokenar/test_ablation.py runs a small one",
+}
+ENDS_WITH = {"instructar models check": 1}
+"""Exit codes other than 0: the models are missing on the machine of a test."""
+PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
+FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
+"""The settings of the small run, where the command would make the profile's 96 samples or more."""
+
+
+def why_not(command: str) -> str | None:
+    return next((why for part, why in NOT_HERE.items() if part in command), None)
+
+
+def test_every_block_and_command_is_known():
+    found = {page.name: blocks(page) for page in PAGES}
+    assert {language for page in found.values() for language, _ in page} <= {"", "sh", "python", "yaml", "json"}
+    everything = [command for page in PAGES for command in commands(page)]
+    for command in everything:
+        assert why_not(command) or shlex.split(command)[0] in PROGRAMS, command
+    for part in NOT_HERE:
+        assert any(part in command for command in everything), f"{part}: no page shows it any more"
+
+
+@pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
+def test_a_command_has_the_options_it_is_shown_with(command):
+    words = shlex.split(command)
+    ours = next((k for k, word in enumerate(words) if word in PROGRAMS | {"tokenar-encode", "tokenar.cli"}), None)
+    if ours is None:
+        return
+    if words[ours] == "instructar":
+        known = typer.main.get_command(pipeline.cli.app)
+        while hasattr(known, "commands"):
+            known = known.commands[words[ours := ours + 1]]
+    else:
+        name = words[ours + 1] if words[ours] == "tokenar.cli" else words[ours].removeprefix("tokenar-")
+        known = typer.main.get_command(getattr(tokenar.cli, f"{name}_app"))
+    options = {option for parameter in known.params for option in parameter.opts + parameter.secondary_opts}
+    assert {word for word in words[ours:] if word.startswith("--")} <= options
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(folder, environment) of a reader who has run the quickstart and has some pictures; runs are kept small."""
+    folder = tmp_path_factory.mktemp("reader")
+    small_quickstart(folder)
+    for name, category in {"chelsea": "cat", "astronaut": "person", "coffee": "cup", "rocket": "thing"}.items():
+        (folder / "home/pictures" / category).mkdir(parents=True)
+        imsave(folder / f"home/pictures/{category}/{name}.png", getattr(photographs, name)(), check_contrast=False)
+    for name, source in {"cat": "cat/chelsea", "cup": "cup/coffee", "table": "thing/rocket"}.items():
+        shutil.copy(folder / f"home/pictures/{source}.png", folder / f"{name}.png")
+    (folder / "scene/ref").mkdir(parents=True)
+    shutil.copy(folder / "cat.png", folder / "scene/ref/0.png")
+    shutil.copy(folder / "table.png", folder / "scene/background.png")
+    (folder / "scene/description.txt").write_text("a cat on a table")
+    (drawn,) = folder.glob("runs/quickstart/training/evaluation/*/samples")
+    shutil.copytree(drawn, folder / "home/dreamo/pictures")
+
+    here = Path(sys.executable).parent
+    (folder / "bin").mkdir()
+    for program in PROGRAMS:  # the real programs, told last to do little
+        less = {"tokenar-train": "--steps 2", "instructar": FEWER}.get(program, "")
+        text = f'#!/bin/sh\n[ "$1" = models ] || less="{less}"\nexec {here / program} "$@" $less\n'
+        (folder / "bin" / program).write_text(text)
+        (folder / "bin" / program).chmod(0o755)
+    env = os.environ | {
+        "HOME": str(folder / "home"), "PATH": f"{folder / 'bin'}:{here}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    return folder, env
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_does_what_it_shows(place, page):
+    folder, env = place
+    if page.name != "README.md" and not (folder / "runs/model-1").exists():  # the README trains it
+        shutil.copytree(folder / "runs/quickstart/training/model", folder / "runs/model-1/model")
+    for language, text in blocks(page):
+        if language == "json":
+            (folder / "scenes.json").write_text(text)
+    for command in commands(page):
+        if why_not(command):
+            continue
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+        )  # fmt: skip
+        assert done.returncode == ENDS_WITH.get(command, 0), f"{command}\n{done.stdout}\n{done.stderr}"
+    if page.name == "add-a-stage.md":
+        return  # its classes have a test of their own
+    sample = next(iter(folder.glob("runs/quickstart/attention/samples/*.safetensors")), None)
+    for language, text in blocks(page):
+        if language == "python":
+            text = text.replace("dbe449b0ae863925", sample.stem if sample else "")
+            code = [sys.executable, "-c", text]
+            done = subprocess.run(code, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, f"{text}\n{done.stderr}"
