@@ -80,7 +80,7 @@ def first_mistake(error: ValidationError, kind: type[BaseModel] | None = None) -
         return f"{key}.backend: {str(mistake['ctx']['tag'])!r} does not exist; {suggest(mistake['ctx']['tag'], known)}"
     if mistake["type"] == "union_tag_not_found":
         return f"{key}.backend: which one is not said; expected keys with values, backend among them"
-    told = f"{key}: {mistake['msg'].removeprefix('Value error, ')}"
+    told = f"{key}: " * bool(keys) + mistake["msg"].removeprefix("Value error, ")
     if isinstance(given, dict | BaseModel) or mistake["type"] == "missing":
         return redacted(told)
     secret = isinstance(given, str) and _SECRET.search(keys[-1] if keys else "")

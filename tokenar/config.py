@@ -69,7 +69,7 @@ class TrainConfig(Settings):
     accumulation: int = Field(
         default=1, ge=1, le=MAX_BATCH, description="parts in which a process takes its share of a batch"
     )
-    lr: float = Field(default=1e-4, gt=0, le=10)
+    lr: float = Field(default=1e-4, gt=0, le=1e30)
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="after the warm-up; cosine and linear end at 5 %"
     )
@@ -77,7 +77,7 @@ class TrainConfig(Settings):
     weight_decay: float = Field(default=0.05, ge=0, le=10)
     decay_tables: bool = Field(default=False, description="let embeddings and soft prompts decay too, as released")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0, le=1e6, description="largest norm of all gradients together")
+    clip: float = Field(default=1.0, gt=0, le=1e12, description="largest norm of all gradients together")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights; they become the model")
 
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the sums; weights are float32")

@@ -55,7 +55,7 @@ class ModelConfig(Settings):
     canvas_targets: int | None = Field(
         default=None, ge=1, le=100, description="target blocks that the canvas has room for; None: as many as there are"
     )
-    rotary_base: float = Field(default=10000.0, gt=1, le=1e9)
+    rotary_base: float = Field(default=10000.0, gt=1, le=1e30)
     text_rotary: Literal["zero", "identity"] = "zero"
     feed_forward_multiple: int = Field(default=256, ge=1, le=MAX_WIDTH)
     feed_forward_multiplier: float | None = Field(default=None, gt=0, le=64)

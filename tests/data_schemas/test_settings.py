@@ -52,7 +52,7 @@ class Whole(Settings):
         ({"part": {"backend": "large", "names": {"a": "\ud800"}}}, "part.names: holds control characters"),
         ({"part": {"backend": "large", "base_url": "http://me:hunter2@x"}}, "part.base_url: String should match"),
         ({"part": {"backend": "large", "api_key_env": "sk-hunter2"}}, "(given: not shown)"),
-        ([], "test: settings: Input should be a valid dictionary"),
+        ([], "test: Input should be a valid dictionary"),
     ],
 )
 def test_one_line_that_names_the_key(values, told):

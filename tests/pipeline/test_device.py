@@ -13,7 +13,7 @@ from torch.backends import cuda, cudnn
 
 from pipeline.device import exact_float32
 from pipeline.identity.encoders import TimmEncoder
-from pipeline.matting.ben2 import matte, one_at_a_time
+from pipeline.matting.ben2_inference import matte, one_at_a_time
 from pipeline.semantics.transformers_vlm import TransformersJudge
 from pipeline.synthesis.dreamrelation.stage import DreamRelation, DreamRelationConfig
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from small_curation import small_config
 from small_pools import CAT, CELLS, FILES, folder, listed, made, parquet, png
 
@@ -148,9 +149,9 @@ def test_stored_rows_name_no_place_on_this_machine(tmp_path):
 
 @pytest.mark.parametrize("name", ["a" * 5000, "~nobody-of-this-name/x", "a\0b", "x/" * 3000])
 def test_folders_that_cannot_be(name):
-    with pytest.raises(UserError, match=r"references\.pool ") as told:
+    told = "control characters" if "\0" in name else "give a folder of pictures"
+    with pytest.raises((UserError, ValidationError), match=told):
         listed(name)
-    assert "give a folder of pictures" in str(told.value)
 
 
 def test_names_of_any_bytes_are_text_in_the_table(tmp_path):

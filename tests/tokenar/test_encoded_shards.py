@@ -298,7 +298,7 @@ def test_a_damaged_safetensors_header(shard, header):
 
 def test_a_folder_in_place_of_a_shard(tmp_path):
     (tmp_path / "train-0.tar").mkdir()
-    with pytest.raises(UserError, match=r"train-0\.tar: is a folder, not a file"):
+    with pytest.raises(UserError, match=r"train-0\.tar: is a folder, not a shard"):
         EncodedShards(str(tmp_path / "train-*.tar"))
 
 

@@ -142,5 +142,5 @@ def test_all_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
 def test_the_papers_encoders_are_settings():
     assert set(encoders_of("paper")) == {"lpips", "inception", "clip", "dino", "dinov2"}
     assert EvalConfig.model_validate(encoders_of("paper")).dino == "timm/vit_small_patch16_224.dino"
-    with pytest.raises(UserError, match="no encoders 'papr'; there is: paper"):
+    with pytest.raises(UserError, match="no encoders 'papr'; did you mean paper"):
         encoders_of("papr")

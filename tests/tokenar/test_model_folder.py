@@ -113,7 +113,7 @@ def test_settings_that_are_deep_or_no_table_are_one_line(tmp_path):
         ("model", {"grid": 3}, "model.safetensors", "img_uncond_embedding is [12, 16], in this model [27, 16]"),
         ("model", {"width": 32}, "model.safetensors", "img_uncond_embedding is [12, 16], in this model [12, 32]"),
         ("model", {"layers": 3}, "model.safetensors", "2 layers, config.json says 3"),
-        ("model", {"layers": 4000}, "model.safetensors", "2 layers, config.json says 4000"),
+        ("model", {"layers": 1000}, "model.safetensors", "2 layers, config.json says 1000"),
         ("text", {"tokens": 4}, "config.json", "text of tokens 4, the model has 3"),
         ("text", {"width": 6}, "config.json", "text of width 6, the model has 5"),
     ],

@@ -201,7 +201,7 @@ def test_what_the_canvas_has_no_place_for_is_built_and_refused_where_it_is_used(
     tiny = tiny_config(tmp_path, tmp_path)
     told = {f"model__{name}": value for name, value in changes.items() if name != "background"}
     if config.background:
-        with pytest.raises(ValidationError, match=f"model.rotary_layout canvas holds {complaint}"):
+        with pytest.raises(UserError, match=f"model.rotary_layout canvas holds {complaint}"):
             with_changes(tiny, model__rotary_layout="canvas", **told)
 
 
