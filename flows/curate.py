@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from flows.engine import engine_here, tells_mistakes, under_prefect
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult, curate
+from pipeline.remembered import taken_up
 from pipeline.results import funnel_rows, picture_table, read_manifest, write_results
 
 
@@ -32,10 +33,14 @@ def curate_instructar(
 def rerun_stage(
     stage: Literal["references", "plan", "synthesis", "matting", "semantics", "identity", "decide", "shards"] | str,
     config: CurationConfig = CurationConfig(),
-    profile: str = "embedded",
+    profile: str | None = None,
 ) -> dict:
-    """Make one stage of a run again, and everything that follows it, whatever the cache holds."""
-    return _finish(curate(config.on_profile(profile), engine_here(), again=stage))
+    """Make one stage of a run again, and everything that follows it, whatever the cache holds.
+
+    Without a ``profile`` the run's own settings are taken up again; ``config`` is laid on top.
+    """
+    settings = taken_up(config) if profile is None else config.on_profile(profile)
+    return _finish(curate(settings, engine_here(), again=stage))
 
 
 def _finish(result: CurationResult) -> dict:

@@ -18,6 +18,7 @@ models_app = typer.Typer(no_args_is_help=True, help="The model weights that a co
 app.add_typer(models_app, name="models")
 
 Profile = Annotated[str, typer.Option(help="Named settings to start from (pipeline/profiles)")]
+RunProfile = Annotated[str | None, typer.Option("--profile", help="Named settings  [default: the run's own]")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file laid on top of the profile")]
 Name = Annotated[str | None, typer.Option(help="Name of the run: the folder under --root")]
 Root = Annotated[str | None, typer.Option(help="Folder or bucket URL that holds the runs")]
@@ -49,6 +50,29 @@ def _config(
     return CurationConfig.load(profile, file, overrides, {k: v for k, v in given.items() if v is not None})
 
 
+def _run_config(
+    profile: str | None,
+    file: str | None,
+    overrides: list[str] | None,
+    name: str | None,
+    root: str | None,
+    samples: int | None,
+    pool: str | None,
+) -> CurationConfig:
+    """The settings of a run that is there: without a profile or file those it was last curated with."""
+    from pipeline.config import CurationConfig
+    from pipeline.remembered import remembered
+
+    found = _config(profile or "embedded", file, overrides, name, root, samples, pool)
+    before = remembered(found.run_url) if profile is None and file is None else None
+    if before is None:
+        return found
+    place = {"name": found.name, "root": found.root}
+    given = {"samples": samples, "references.pool": pool}
+    given = {key: value for key, value in given.items() if value is not None}
+    return CurationConfig.load(overrides=overrides, given=given, before=before | place)
+
+
 def _show(places: dict[str, str]) -> None:
     for what, place in places.items():
         typer.echo(f"{what:<12} {place}")
@@ -76,7 +100,7 @@ def curate_command(
 @app.command("rerun")
 def rerun_command(
     stage: Annotated[str, typer.Argument(help="references, plan, synthesis, matting, semantics, identity, ...")],
-    profile: Profile = "embedded",
+    profile: RunProfile = None,
     config: ConfigFile = None,
     name: Name = None,
     root: Root = None,
@@ -85,7 +109,7 @@ def rerun_command(
     overrides: Overrides = None,
 ) -> None:
     """Make one stage of a run again, and what follows it, whatever the cache holds."""
-    settings = _config(profile, config, overrides, name, root, samples, pool)
+    settings = _run_config(profile, config, overrides, name, root, samples, pool)
     from pipeline.curate import curate
     from pipeline.results import write_results
 
@@ -94,7 +118,7 @@ def rerun_command(
 
 @app.command("report")
 def report_command(
-    profile: Profile = "embedded",
+    profile: RunProfile = None,
     config: ConfigFile = None,
     name: Name = None,
     root: Root = None,
@@ -103,7 +127,7 @@ def report_command(
     overrides: Overrides = None,
 ) -> None:
     """Write the report of a finished run again, with the training beside it if there is one."""
-    settings = _config(profile, config, overrides, name, root, samples, pool)
+    settings = _run_config(profile, config, overrides, name, root, samples, pool)
     from pipeline.results import report_run
 
     typer.echo(report_run(settings))
@@ -115,7 +139,7 @@ def calibrate_command(
     floor_samples: Annotated[
         int, typer.Option(min=0, max=100_000, help="Samples scored against wrong references too")
     ] = 64,
-    profile: Profile = "embedded",
+    profile: RunProfile = None,
     config: ConfigFile = None,
     name: Name = None,
     root: Root = None,
@@ -124,7 +148,7 @@ def calibrate_command(
     overrides: Overrides = None,
 ) -> None:
     """Show what each threshold of a stage would keep; writes a page, the scores, and a thresholds file."""
-    settings = _config(profile, config, overrides, name, root, samples, pool)
+    settings = _run_config(profile, config, overrides, name, root, samples, pool)
     from pipeline.calibrate import calibrate
 
     _show(calibrate(settings, stage, floor_samples))

@@ -141,12 +141,14 @@ class CurationConfig(Settings):
         file: str | None = None,
         overrides: list[str] | None = None,
         given: Mapping[str, object] | None = None,
+        before: dict[str, Any] | None = None,
     ) -> Self:
         """Profile, the YAML file on top of it, ``given`` values by key, then ``key.key=value`` overrides.
 
-        Values in ``given`` are taken as they stand, those of overrides are YAML. UserError on any mistake.
+        Values in ``given`` are taken as they stand, those of overrides are YAML. ``before`` are settings to start from
+        in place of the profile's. UserError on any mistake.
         """
-        values = _read_settings(_profile(profile))
+        values = _read_settings(_profile(profile)) if before is None else before
         if file is not None:
             values = _merge(values, _read_settings(file))
         for key, value in (given or {}).items():
@@ -159,7 +161,11 @@ class CurationConfig(Settings):
         return cls.parse(values, f"config {file or profile}")
 
     def on_profile(self, profile: str) -> Self:
-        """The profile with what was set in this config laid on top.
+        """The profile with what was set in this config laid on top."""
+        return self.laid_on(_read_settings(_profile(profile)), f"config {profile}")
+
+    def laid_on(self, values: dict[str, Any], source: str) -> Self:
+        """``values`` with what was set in this config laid on top.
 
         A form sends every key, touched or not: of a config that has them all, only what is not the default was meant.
         """
@@ -167,7 +173,7 @@ class CurationConfig(Settings):
         if self.model_fields_set == set(type(self).model_fields):
             changed = self.model_dump(mode="json", exclude_defaults=True)
             given = {key: given[key] if key in STAGE_SECTIONS else value for key, value in changed.items()}
-        return type(self).parse(_merge(_read_settings(_profile(profile)), given), f"config {profile}")
+        return type(self).parse(_merge(values, given), source)
 
 
 def read_thresholds(path: str) -> dict[str, float]:

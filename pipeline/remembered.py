@@ -28,6 +28,15 @@ def remembered(run_url: str) -> dict[str, Any] | None:
     return read_facts(fs, f"{root}/{FILE}")
 
 
+def taken_up(config: CurationConfig) -> CurationConfig:
+    """The settings of the run that a config names, with what was set in the config on top; of a run that was never
+    curated the embedded profile's."""
+    before = remembered(config.run_url)
+    if before is None:
+        return config.on_profile("embedded")
+    return config.laid_on(before | {"name": config.name, "root": config.root}, f"{config.run_url}/{FILE}")
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], key: str = "") -> list[str]:
     """Where two sets of settings differ, one ``key value (was value)`` each."""
     told = []

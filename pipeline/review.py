@@ -19,6 +19,8 @@ from data_schemas.tables import REVIEW
 from pipeline.parts import fingerprint
 
 FILE = "review.parquet"
+MAX_TABLE = 1_000_000_000
+"""Bytes of a review table: some hundred a reviewed sample."""
 STAGES = {"matting": ("alpha_threshold", "matte_png"), "decide": ("verdict", "reason", "reviewer")}
 """Columns of a review by the stage that honours them."""
 
@@ -34,7 +36,7 @@ class Reviews:
         if not self.fs.exists(path):
             return
         try:
-            table = pq.read_table(io.BytesIO(self.fs.cat_file(path)))
+            table = pq.read_table(io.BytesIO(self._read(path, "write the review again", MAX_TABLE)))
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: not a readable Parquet file ({error}); write the review again") from error
         self.rows = {row["sample_id"]: row for row in validate(table, REVIEW, path).to_pylist()}
@@ -50,12 +52,15 @@ class Reviews:
         if path.startswith("/") or ".." in path.split("/"):
             raise UserError(f"{where} is outside the run's folder; put it there and name it relative to it")
         advice = f"{where} cannot be read; put it there, relative to the run's folder"
+        return self._read(f"{self.root}/{path}", advice, pictures.MAX_BYTES)
+
+    def _read(self, path: str, advice: str, limit: int) -> bytes:
         if isinstance(self.fs, LocalFileSystem):
-            return read_file(f"{self.root}/{path}", advice, pictures.MAX_BYTES)
+            return read_file(path, advice, limit)
         try:
-            return self.fs.cat_file(f"{self.root}/{path}", end=pictures.MAX_BYTES + 1)
+            return self.fs.cat_file(path, end=limit + 1)
         except OSError as error:
-            raise UserError(f"{self.root}/{path}: {advice}") from error
+            raise UserError(f"{path}: {advice}") from error
 
     def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:
         """A digest of what was said for this stage, or nothing: a part without a review stays cached as it was."""

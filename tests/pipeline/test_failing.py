@@ -12,11 +12,21 @@ import pytest
 from small_curation import made, small_config
 
 from data_schemas.errors import UserError
+from pipeline import cli
+from pipeline.config import CurationConfig
 from pipeline.curate import curate
 from pipeline.matting.grabcut import GrabCut
-from pipeline.remembered import differences, remembered
+from pipeline.remembered import differences, remembered, taken_up
 from pipeline.semantics.imagenet import ImageNetJudge
 from pipeline.stage import SampleError, describe_error
+
+SMALL_FLAGS = ["--samples", "12", "--set", "part_size=4", "--set", "planning.test_share=0.25", "--set",
+               "shards.samples_per_shard=4", "--set", "synthesis.fault_share=0.0"]  # fmt: skip
+
+
+def in_process(*arguments):
+    cli.app(list(arguments))
+
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -178,3 +188,22 @@ def test_a_place_that_cannot_hold_a_run_is_told_before_any_work(root, monkeypatc
     with pytest.raises((UserError, OSError)):
         curate(small_config(root))
     assert "references" not in capsys.readouterr().err
+
+
+def test_a_run_that_is_there_is_made_again_with_its_own_settings(copied, capsys):
+    flags = ["--name", "small", "--root", str(copied)]
+    with pytest.raises(SystemExit):  # the settings of the copied run, with a threshold of its own
+        in_process("curate", *flags, *SMALL_FLAGS, "--set", "decide.thresholds.identity_low=0.9")
+    first = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        in_process("rerun", "decide", *flags)
+    again = capsys.readouterr()
+    assert "(as before)" in again.out
+    assert first.split("of 12")[0] == again.out.split("of 12")[0]
+    assert "settings that differ" not in again.err
+    with pytest.raises(SystemExit):
+        in_process("rerun", "decide", *flags, "--set", "decide.thresholds.identity_low=0.4")
+    told = capsys.readouterr()
+    assert "decide.thresholds.identity_low 0.4 (was 0.9)" in told.err
+    assert taken_up(CurationConfig(name="small", root=str(copied))).samples == 12
+    assert taken_up(CurationConfig(name="new", root=str(copied))).synthesis.fault_share == 0.2
