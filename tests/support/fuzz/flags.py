@@ -94,7 +94,7 @@ _settings += [
 _OUTS = {
     "a file": ("{here}/file", written("file", "x"), "{here}/file"),
     "below a device": ("/dev/null/x", lambda here: None, "/dev/null"),
-    "over-long": ("{here}/" + "x" * 5000, lambda here: None, "File name too long"),
+    "over-long": ("{here}/" + "x" * 5000, lambda here: None, "File name too long|no finished curation"),
     "not UTF-8": ("{here}/a\udcffb", lambda here: None, "not UTF-8"),
 }
 _outs = [

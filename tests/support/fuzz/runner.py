@@ -175,7 +175,9 @@ def faults(case: Case, ended: Ended, places: dict[str, str]) -> list[str]:
 def _in_rows(folder: Path, text: str) -> bool:
     import pyarrow.parquet as pq
 
-    rows = [row for path in folder.glob("runs/*/references/*/pool.parquet") for row in pq.read_table(path).to_pylist()]
+    rows = [
+        row for path in folder.glob("runs/*/references/*/pool-*.parquet") for row in pq.read_table(path).to_pylist()
+    ]
     return any(text in str(row["error_message"]) for row in rows if row["status"] == "error")
 
 
