@@ -29,14 +29,17 @@ def precisions():
 @pytest.fixture(params=["as it is", "fast"])
 def callers(request):
     """The caller's settings, which must be the same afterwards."""
-    before = torch.get_float32_matmul_precision()
+    before, conv, rnn = torch.get_float32_matmul_precision(), cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    cudnn.allow_tf32 = True  # what PyTorch does by itself, whatever other tests of this process have set
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
     if request.param == "fast":
         torch.set_float32_matmul_precision("high")
     mine = precisions()
-    assert mine["conv"] == "tf32", "what PyTorch does by itself"
     yield mine
     assert precisions() == mine
     torch.set_float32_matmul_precision(before)
+    cudnn.allow_tf32 = conv == "tf32"
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = conv, rnn
 
 
 def spy(seen, result=None):
