@@ -155,13 +155,11 @@ def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
 
 def _take_name(building: str, root: str) -> None:
     """Give a finished dataset its name; one that has it and is damaged steps aside."""
+    aside = f"{building}.old.tmp"
     if os.path.lexists(root):
-        aside = f"{building}.old.tmp"
         os.rename(root, aside)
-        os.rename(building, root)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.rename(building, root)
+    os.rename(building, root)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_whole(store: PartStore, root: str, shards: Mapping[str, Part], manifest: bytes) -> bool:
@@ -187,7 +185,7 @@ def _same(store: PartStore, name: str, part: Part, shared: str) -> bool:
 
 
 class PictureReader:
-    """Pictures of any sample by stage; keeps the last few parts open."""
+    """Pictures of any sample by stage; keeps the places of the last few parts' pictures."""
 
     def __init__(self, run: Run, pool: str):
         self.run, self.pool = run, pool
