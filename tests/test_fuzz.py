@@ -21,6 +21,7 @@ def test_hostile_settings_flags_and_stages():
     assert int(passed) > 100
 
 
+@pytest.mark.slow
 def test_there_are_enough_cases_and_each_has_a_name():
     from fuzz import all_cases
 

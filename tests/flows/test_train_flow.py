@@ -15,6 +15,8 @@ from pipeline.results import read_training
 from tokenar.config import with_changes
 from tokenar.train import OtherRun, train
 
+pytestmark = pytest.mark.slow  # the server alone takes seconds to start
+
 
 @pytest.fixture(scope="module", autouse=True)
 def harness():
@@ -41,7 +43,6 @@ def artifacts():
         return {artifact.key: artifact.data for artifact in found}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_model_its_figures_and_its_pictures(shards, tmp_path, processes):
     summary = train_tokenar(
@@ -59,7 +60,6 @@ def test_a_model_its_figures_and_its_pictures(shards, tmp_path, processes):
     assert {"training", "evaluation", "evaluation-table", "evaluation-grid", "drawn-pictures"} <= artifacts().keys()
 
 
-@pytest.mark.slow
 def test_several_checkpoints_and_another_method_in_one_table(shards, tmp_path):
     glob, models = str(shards / "test-*.tar"), []
     for name in ("early", "late"):
@@ -78,7 +78,6 @@ def test_several_checkpoints_and_another_method_in_one_table(shards, tmp_path):
         evaluate_tokenar([str(tmp_path)], {}, glob, str(tmp_path / "out"))
 
 
-@pytest.mark.slow
 def test_what_is_there_is_kept_and_anything_else_is_refused_in_a_flow_s_words(shards, tmp_path):
     """As after the quickstart: the folder holds a training already."""
     out = tmp_path / "run"

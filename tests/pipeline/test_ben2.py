@@ -74,6 +74,7 @@ def network(checkpoints):
     return load_network(checkpoints / "model.safetensors", CPU)
 
 
+@pytest.mark.slow
 def test_both_published_layouts_give_the_same_rows_and_pictures(checkpoints):
     made = []
     for source in (checkpoints, checkpoints / "BEN2_Base.pth"):
@@ -93,6 +94,7 @@ def test_both_published_layouts_give_the_same_rows_and_pictures(checkpoints):
     )
 
 
+@pytest.mark.slow
 def test_a_picture_gets_the_same_alpha_alone_and_among_others(network):
     photos = [photo(120, 90, 1), photo(64, 300, 2), photo(301, 77, 3)]
     together = matte(network, photos, SIDE, CPU, torch.float32)
@@ -104,6 +106,7 @@ def test_a_picture_gets_the_same_alpha_alone_and_among_others(network):
     assert np.abs(together[0][:77, :64] - together[1][:77, :64]).max() > 0.01, "each has its own"
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(network):
     exact, near = (matte(network, [photo()], SIDE, CPU, dtype)[0] for dtype in (torch.float32, torch.bfloat16))
     assert 0 < np.abs(exact - near).max() < 0.05
@@ -111,6 +114,7 @@ def test_bfloat16_is_near_float32(network):
 
 
 @pytest.mark.parametrize("file", ["", "mine.safetensors", "BEN2_Base.pth"])
+@pytest.mark.slow
 def test_package_and_network_agree(checkpoints, network, package, capfd, file):
     theirs = stage(checkpoints / file, implementation="package")
     theirs.ready()
@@ -133,6 +137,7 @@ def state():
 
 
 @pytest.mark.parametrize("implementation", ["network", "package"])
+@pytest.mark.slow
 def test_random_streams_flags_and_the_callers_picture_are_left_alone(checkpoints, package, implementation):
     flags, precision = (cudnn.deterministic, cudnn.benchmark), torch.get_float32_matmul_precision()
     try:
@@ -195,6 +200,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("implementation", "kind"), [*(("network", kind) for kind in WRONG), *(("package", kind) for kind in WRONG[:2])]
 )
+@pytest.mark.slow
 def test_a_wrong_file_is_one_clear_line(tmp_path, package, implementation, kind):
     path = wrong_file(tmp_path, kind)
     with pytest.raises(UserError) as caught:
@@ -204,6 +210,7 @@ def test_a_wrong_file_is_one_clear_line(tmp_path, package, implementation, kind)
     assert not hasattr(__import__("builtins"), "exploded")
 
 
+@pytest.mark.slow
 def test_a_wrong_tensor_is_named(network, monkeypatch):
     weights = dict(network.state_dict())
     weights["shallow.0.bias"] = weights["shallow.0.bias"][:5]

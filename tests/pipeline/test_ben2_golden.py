@@ -40,6 +40,7 @@ def test_parameters_bear_the_checkpoints_names_and_shapes(network):
 
 
 @pytest.mark.parametrize("case", FORWARD)
+@pytest.mark.slow
 def test_masks_and_intermediates_are_the_published_networks(case, network):
     about, expected = golden.read(case), golden.tensors(case)
     draw_weights(network, about["weight_seed"])

@@ -235,6 +235,7 @@ def test_the_table_for_the_terminal_marks_what_is_in_force(found):
     assert re.match(r" +>= +0\.4 ", now[0])
 
 
+@pytest.mark.slow
 def test_calibrating_changes_nothing_of_the_run_and_gives_the_same_bytes_twice(copied):
     def digests():
         files = (p for p in copied.rglob("*") if p.is_file())

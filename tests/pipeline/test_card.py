@@ -125,6 +125,7 @@ def test_every_packaged_photograph_has_a_licence():
     assert all(set(entry) == {"licence", "credit"} for entry in packaged()["licences"].values())
 
 
+@pytest.mark.slow
 def test_facts_of_pools(tmp_path):
     for category, photo in (("cat", ("skimage", "data/chelsea.png")), ("drink", ("skimage", "data/coffee.png"))):
         (tmp_path / "mine" / category).mkdir(parents=True)

@@ -74,6 +74,7 @@ def test_one_line_and_exit_code_2(instructar, folders, arguments, expected, tmp_
     assert "Traceback" not in shown
 
 
+@pytest.mark.slow
 def test_the_installed_command_does_the_same(folders):
     command = [sys.executable, "-m", "pipeline.cli", "curate", "--pool", str(folders / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -122,6 +122,7 @@ def test_a_judges_config_re_runs_semantics_and_what_follows(copied, monkeypatch)
     assert made(curate(small_config(copied))) == {"semantics", "decide", "shards"}
 
 
+@pytest.mark.slow
 def test_a_stage_asked_for_again_is_made_again_with_what_follows(copied):
     before = contents(copied)
     assert made(curate(small_config(copied), again="identity")) == {"identity", "decide", "shards"}
@@ -173,6 +174,7 @@ def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_
     assert contents(tmp_path) == contents(small_run[0].run.config.root)
 
 
+@pytest.mark.slow
 def test_one_bad_picture_is_an_error_row_and_the_run_goes_on(tmp_path):
     from PIL import Image
     from skimage import data as photos
@@ -218,6 +220,7 @@ def test_a_failed_sample_is_an_error_row_and_is_retried_when_asked(tmp_path, mon
     assert mended.decision.loc[5] != "error"
 
 
+@pytest.mark.slow
 def test_a_truncated_picture_between_stages_is_an_error_row(copied, monkeypatch):
     real, config = PartPictures.read, small_config(copied)
 

@@ -161,6 +161,7 @@ def scene(boxes, phrases=("cat", "dog"), seed=3):
     return Scene("a cat and a dog.", phrases, boxes, list(features), seed)
 
 
+@pytest.mark.slow
 def test_zero_boxes_and_scale_zero_are_plain_sdxl():
     from diffusers import StableDiffusionXLPipeline
 

@@ -57,6 +57,7 @@ def spoil(monkeypatch, change):
         (lambda s: [1, 2], ""),
     ],
 )
+@pytest.mark.slow
 def test_a_score_that_the_table_cannot_hold_is_its_samples_error(copied, monkeypatch, change, column):
     spoil(monkeypatch, change)
     rows = pd.read_parquet(curate(small_config(copied), again="semantics").manifest_url).set_index("index")
@@ -66,6 +67,7 @@ def test_a_score_that_the_table_cannot_hold_is_its_samples_error(copied, monkeyp
     assert (rows.decision == "error").sum() == 1
 
 
+@pytest.mark.slow
 def test_a_stage_of_ones_own_that_leaves_the_program_fails_its_sample(copied, monkeypatch):
     def leave(scores):
         sys.exit("enough")
@@ -108,6 +110,7 @@ def test_a_stage_that_fails_on_every_sample_ends_the_run_with_its_reason(copied,
     assert "semantics" in made(curate(small_config(copied), retry_errors=True))
 
 
+@pytest.mark.slow
 def test_an_error_in_one_part_begins_no_further_part(tmp_path, monkeypatch):
     begun = []
 
@@ -122,6 +125,7 @@ def test_an_error_in_one_part_begins_no_further_part(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.slow
 def test_ctrl_c_ends_a_curation_soon_with_one_line_and_130(tmp_path, twice):
     script = (
         "import os, sys, time\n"
@@ -190,6 +194,7 @@ def test_a_place_that_cannot_hold_a_run_is_told_before_any_work(root, monkeypatc
     assert "references" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_made_again_with_its_own_settings(copied, capsys):
     flags = ["--name", "small", "--root", str(copied)]
     with pytest.raises(SystemExit):  # the settings of the copied run, with a threshold of its own

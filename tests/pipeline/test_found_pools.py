@@ -140,6 +140,7 @@ def test_a_subject_one_pixel_wide_shows_nothing(tmp_path, size):
     assert "1 pixel wide at size 64" in row["error_message"] or thickness == 1
 
 
+@pytest.mark.slow
 def test_stored_rows_name_no_place_on_this_machine(tmp_path):
     files = {"c/empty.png": b"", "c/text.png": b"no picture", "c/cut.png": CAT[:200], "c/ok.png": CAT}
     tables = [cut(files, tmp_path / place / "pool") for place in ("one", "another")]
@@ -154,6 +155,7 @@ def test_folders_that_cannot_be(name):
         listed(name)
 
 
+@pytest.mark.slow
 def test_names_of_any_bytes_are_text_in_the_table(tmp_path):
     place = os.path.join(os.fsencode(tmp_path), b"pool", b"caf\xe9")
     os.makedirs(place)

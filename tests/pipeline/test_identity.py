@@ -163,6 +163,7 @@ def test_low_precision_keeps_the_vectors_direction(files):
     np.testing.assert_allclose(np.linalg.norm(rough, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_gives_each_sample_the_row_it_gets_alone(dino, samples):
     together, _, _ = dino.run(samples[:2], {})
     alone = [dino.run([sample], {})[0][0] for sample in samples[:2]]

@@ -229,6 +229,7 @@ def test_a_babbling_gemma_leaves_undecided_rows_with_all_that_it_said(local):
     assert {d["decision"] for d in decide({"semantics": frame}, resolve_rules([local], {}))} == {"undecided"}
 
 
+@pytest.mark.slow
 def test_a_sample_is_answered_the_same_alone_and_in_a_batch_with_longer_questions(local):
     samples = [noisy(k, prompt="They meet. " * (1 + 40 * k)) for k in range(3)]
     together = local.process_batch(samples)
@@ -308,6 +309,7 @@ def test_a_name_that_looks_like_an_image_or_a_turn_is_only_a_name(local):
     assert row["raw_text"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_no_model_is_named(gemma, tmp_path):
     config = {"device": "cpu", "precision": "float32"}
     with pytest.raises(UserError, match=r"semantic judge.*no such file or folder"):

@@ -90,6 +90,7 @@ def test_garbage_is_asked_for_three_times_and_then_undecided(text):
     ],
     ids=["429", "500", "503", "dropped", "hangs"],
 )
+@pytest.mark.slow
 def test_passing_trouble_is_tried_again(trouble):
     with api(replies(trouble, Reply(GOOD)), timeout_s=1) as (stage, server):
         (row,) = rows_of(stage)
@@ -113,6 +114,7 @@ def test_passing_trouble_is_tried_again(trouble):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
+@pytest.mark.slow
 def test_lasting_trouble_costs_only_its_sample_and_says_what_it_was(trouble, code, tries):
     def reply(body, number):
         return trouble if body["seed"] == 6 else Reply(GOOD)
@@ -131,6 +133,7 @@ def test_lasting_trouble_costs_only_its_sample_and_says_what_it_was(trouble, cod
     [(Reply(drip=0.05), 1), (Reply(status=500, drip=0.05), 1), (Reply(drip=0.05, drip_headers=True), 2)],
     ids=["body", "body-of-an-error", "headers"],
 )
+@pytest.mark.slow
 def test_an_answer_that_drips_in_ends_in_time(trouble, tries):
     began = time.monotonic()
     with api(trouble, timeout_s=1) as (stage, server):
@@ -186,6 +189,7 @@ def test_a_key_that_is_refused_during_the_work_ends_it(monkeypatch):
     assert "sk-0123456789" not in shown
 
 
+@pytest.mark.slow
 def test_a_judge_that_answers_401_to_everything_stops_a_curation_at_its_first_part(tmp_path):
     refused = Reply(status=401, body={"error": {"message": "no"}})
     with openai_server.serve(lambda body, number: refused, openai_server.lists(MODEL)) as server:
@@ -197,6 +201,7 @@ def test_a_judge_that_answers_401_to_everything_stops_a_curation_at_its_first_pa
     assert not list(tmp_path.glob("small/semantics/*/*.parquet")), "a row that says only that would be kept for good"
 
 
+@pytest.mark.slow
 def test_parts_side_by_side_ask_together_and_are_answered_as_if_alone():
     def reply(body, number):
         return Reply(answer(colours_reason=f"seed {body['seed']}"), wait=0.3)

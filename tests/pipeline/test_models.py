@@ -66,6 +66,7 @@ def folder(tmp_path, **files):
 NEED = ("*.safetensors", "config.json")
 
 
+@pytest.mark.slow
 def test_check_fetch_check(tmp_path):
     with hub() as (address, seen):
         sources = ["tiny/open"]
@@ -89,6 +90,7 @@ def test_check_fetch_check(tmp_path):
     assert (snapshot / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_line_and_the_rest_is_fetched(tmp_path):
     sources = ["tiny/gated", "tiny/nowhere", "tiny/open"]
     with hub() as (address, _):
@@ -108,6 +110,7 @@ def test_offline_mode_is_honoured(tmp_path):
     assert "HF_HUB_OFFLINE is set" in line
 
 
+@pytest.mark.slow
 def test_a_curation_without_its_models_stops_at_once_and_names_them_all(tmp_path):
     began = time.monotonic()
     line = one_line(command(tmp_path, "curate", sources=["tiny/open", "tiny/other", "./here"]))

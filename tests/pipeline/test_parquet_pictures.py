@@ -91,6 +91,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 def test_small_files_of_gigabytes_are_refused_in_little_memory(tmp_path):
     paths = [zeros(tmp_path / f"{kind.replace(' ', '-')}.parquet", **values) for kind, values in BOMBS.items()]
     code = (

@@ -56,6 +56,7 @@ def test_shards_of_another_size_do_not_mix(copied):
     assert len(expand_shards(f"{second.dataset_url}/*.tar")) == 2
 
 
+@pytest.mark.slow
 def test_a_published_dataset_is_never_written_again(copied):
     config = small_config(copied)
     first = Path(os.path.realpath(curate(config).dataset_url))
@@ -93,6 +94,7 @@ def test_a_published_dataset_that_was_tampered_with_is_put_together_again(copied
         assert tar.getmembers()
 
 
+@pytest.mark.slow
 def test_a_bucket_gets_a_dataset_of_exactly_the_kept_samples():
     config = small_config("memory://publishing", shards={"samples_per_shard": 1})
     first = curate(config)
@@ -101,6 +103,7 @@ def test_a_bucket_gets_a_dataset_of_exactly_the_kept_samples():
     assert in_shards(second) == kept(second) == kept(first)
 
 
+@pytest.mark.slow
 def test_the_outcome_is_told_with_what_it_was_before(small_run, copied):
     planned, before = 12, len(kept(small_run[0]))
     assert small_run[1]["kept"].startswith(f"{before} of {planned}")

@@ -50,6 +50,7 @@ def test_a_verdict_wins_over_the_thresholds(reviewed):
     assert not made(curate(config))
 
 
+@pytest.mark.slow
 def test_a_matte_or_threshold_of_ones_own_remakes_that_part_alone(reviewed):
     config, before = reviewed
     first, last = before.sample_id.iloc[0], before.sample_id.iloc[-1]

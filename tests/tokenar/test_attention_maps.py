@@ -212,6 +212,7 @@ def run(trained, out, shards, *options):
     return in_process("attention", "--model", trained / "model", "--shards", shards, "--out", out, *options)
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_files(trained, tmp_path):
     samples = [make_sample(0, "test", 64), make_sample(1, "test", 64, references=1), make_sample(2, "test", 64)]
     del samples[2].info["boxes"]
@@ -241,6 +242,7 @@ def test_the_command_writes_its_files(trained, tmp_path):
     assert [row["identity"] is None for row in found["per_sample"]] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_predictions_take_the_place_of_the_true_pictures(trained, shards, tmp_path):
     test = str(shards / "test-*.tar")
     Image.new("RGB", (40, 40), "red").save(tmp_path / "test-0000.png")
@@ -276,6 +278,7 @@ def test_attention_refuses(trained, shards, tmp_path):
     refused(run(trained, tmp_path / "file", test), "cannot be made")
 
 
+@pytest.mark.slow
 def test_nothing_of_an_earlier_call_stands_beside_this_one(trained, shards, tmp_path):
     out = tmp_path / "out"
     assert run(trained, out, shards / "test-*.tar", "--limit", 2).returncode == 0

@@ -28,6 +28,7 @@ def test_train_refuses(shards, tmp_path):
     refused(in_process("train", "--shards", "x", "--lr", "-1"), "lr")
 
 
+@pytest.mark.slow
 def test_a_shard_cut_short(shards, tmp_path):
     whole = (shards / "train-00000.tar").read_bytes()
     (tmp_path / "train-0.tar").write_bytes(whole[: len(whole) // 2])

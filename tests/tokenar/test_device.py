@@ -34,6 +34,7 @@ def compiled(monkeypatch):
     return counter
 
 
+@pytest.mark.slow
 def test_any_number_of_shapes_is_compiled_once_each(compiled):
     net, shapes = random_net(changed(layers=1)), list(itertools.product((1, 2, 3), (1, 2), (1, 2)))[:10]
     for number, (batch, references, seeds) in enumerate(shapes, start=1):
@@ -46,6 +47,7 @@ def test_any_number_of_shapes_is_compiled_once_each(compiled):
         assert compiled.frame_count == number
 
 
+@pytest.mark.slow
 def test_any_number_of_reaches_is_compiled_a_few_times(compiled):
     net = random_net(changed(grid=20, layers=1))
     sources, text, _ = inputs(net.config, batch=1)
@@ -89,6 +91,7 @@ class Capture:
         Recording.decoder.advance = self.advance
 
 
+@pytest.mark.slow
 def test_a_step_is_recorded_once_a_reach_and_other_threads_may_pin_memory_meanwhile(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", Capture)

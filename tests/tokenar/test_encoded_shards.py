@@ -405,6 +405,7 @@ def test_closing_ends_the_threads():
     assert threading.active_count() == before, "at once: the interpreter may end now"
 
 
+@pytest.mark.slow
 def test_closing_ends_the_threads_of_two_in_a_row():
     before, go_on = threading.active_count(), threading.Event()
 

@@ -87,6 +87,7 @@ def figures(result, name):
     return result["methods"][name]["figures"]
 
 
+@pytest.mark.slow
 def test_known_answers(glob, samples, encoders, small_inception, tmp_path):
     truth = write(tmp_path / "truth", [s.target for s in samples], samples)
     shifted = write(tmp_path / "shifted", map(with_shifted_background, samples), samples)
@@ -187,6 +188,7 @@ def test_single_and_several_subjects_apart(tmp_path):
     assert rows[0]["identity"] > rows[0]["identity_wrong"], "of the next sample's reference"
 
 
+@pytest.mark.slow
 def test_lpips_needs_some_pixels(glob, samples, encoders, tmp_path):
     tiny = write(tmp_path / "tiny", [Image.new("RGB", (16, 16))] * 3, samples)
     config = EvalConfig(lpips=encoders.lpips)
@@ -285,6 +287,7 @@ def test_a_method_is_called_by_its_runs_name(folder, name, tmp_path):
     assert list(named([tmp_path / folder])) == [name]
 
 
+@pytest.mark.slow
 def test_a_lost_picture_is_drawn_again_as_it_was(trained, glob, tmp_path):
     options = {"models": {"m": trained / "model"}, "sampling": SAMPLING, "quiet": True}
     evaluate(glob, tmp_path, **options)
@@ -298,6 +301,7 @@ def test_a_lost_picture_is_drawn_again_as_it_was(trained, glob, tmp_path):
     assert [entry["seed"] for entry in json.loads((folder / "samples.json").read_text())] == [3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_sample_that_changed_is_drawn_and_scored_again(trained, samples, tmp_path):
     options = {"models": {"m": trained / "model"}, "sampling": SAMPLING, "quiet": True}
     shard, folder = tmp_path / "test-0.tar", tmp_path / "out/m/samples"

@@ -214,6 +214,7 @@ def frozen_config(frozen, shards, out, **changes):
 
 
 @pytest.mark.parametrize(("kind", "padding"), [("encoded", "masked"), ("padded", "attended")])
+@pytest.mark.slow
 def test_encoded_shards_give_the_losses_of_raw_ones(kind, padding, frozen, sets, tmp_path):
     found = {}
     for name in ("raw", kind):

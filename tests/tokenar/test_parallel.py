@@ -116,6 +116,7 @@ def test_nodes_of_unequal_size_are_refused(monkeypatch):
         parallelise(Training(ALONE).net, "hybrid", Workers(0, 3, torch.device("cpu")), torch.float32)
 
 
+@pytest.mark.slow
 def test_processes_wait_for_a_slow_one_longer_than_a_device_does(tmp_path):
     """Sampling and evaluating leave one process far behind; NCCL would end all of them after ten minutes."""
     spread.spread(2, spread.wait_for_a_slow_one, tmp_path)

@@ -101,6 +101,7 @@ def two_folders(path):
     return path
 
 
+@pytest.mark.slow
 def test_every_sample_has_a_picture_of_its_own_and_none_leaves_the_folder(trained, tmp_path):
     shard = two_folders(tmp_path / "a.tar")
     out = tmp_path / "deep/out"

@@ -264,6 +264,7 @@ def test_compiled_blocks_give_the_same_loss_with_one_graph_for_all(how, monkeypa
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_blocks_of_many_networks_are_compiled(monkeypatch):
     """A sweep trains dozens in one process; beyond torch's own limit of 8 they would silently run uncompiled."""
     from torch._dynamo.testing import CompileCounterWithBackend
