@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from fsspec.core import split_protocol
 
 from data_schemas.errors import UserError
 from data_schemas.text import one_line
+
+MEGABYTE = 1 << 20
 
 
 def url_to_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -44,6 +47,15 @@ def reaching(url: str) -> Iterator[None]:
             ) from error
         advice = "mend that and run the command again" if on_disk else "check the address, network and credentials"
         raise UserError(f"{shown(url)}: cannot be read ({_reason(error)}); {advice}") from error
+
+
+def file_sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """SHA-256 of a file's bytes, which are never in memory together."""
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while block := file.read(MEGABYTE):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def shown(url: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,11 +43,12 @@ def _config(
     root: str | None = None,
     samples: int | None = None,
     pool: str | None = None,
+    before: dict[str, Any] | None = None,
 ) -> CurationConfig:
     from pipeline.config import CurationConfig
 
     given = {"name": name, "root": root, "samples": samples, "references.pool": pool}
-    return CurationConfig.load(profile, file, overrides, {k: v for k, v in given.items() if v is not None})
+    return CurationConfig.load(profile, file, overrides, {k: v for k, v in given.items() if v is not None}, before)
 
 
 def _run_config(
@@ -60,17 +61,11 @@ def _run_config(
     pool: str | None,
 ) -> CurationConfig:
     """The settings of a run that is there: without a profile or file those it was last curated with."""
-    from pipeline.config import CurationConfig
     from pipeline.remembered import remembered
 
     found = _config(profile or "embedded", file, overrides, name, root, samples, pool)
-    before = remembered(found.run_url) if profile is None and file is None else None
-    if before is None:
-        return found
-    place = {"name": found.name, "root": found.root}
-    given = {"samples": samples, "references.pool": pool}
-    given = {key: value for key, value in given.items() if value is not None}
-    return CurationConfig.load(overrides=overrides, given=given, before=before | place)
+    before = remembered(found) if profile is None and file is None else None
+    return found if before is None else _config("embedded", None, overrides, None, None, samples, pool, before)
 
 
 def _show(places: dict[str, str]) -> None:

@@ -201,7 +201,7 @@ def curate(
         print(line, file=sys.stderr, flush=True)
     run = Run.of(config)
     with reaching(config.run_url):  # a bucket that cannot be reached is told before any work
-        before = remembered.remembered(config.run_url)
+        before = remembered.remembered(config)
     if before is not None and (told := remembered.differences(before, config.model_dump(mode="json"))):
         print(f"settings that differ from this run's last curation: {'; '.join(told)}", file=sys.stderr, flush=True)
     remembered.remember(config)

@@ -24,12 +24,12 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from data_schemas import files, pictures
+from data_schemas.storage import file_sha256
 from pipeline.parts import (
     Part,
     PartPictures,
     PartStore,
     content_digest,
-    file_sha256,
     join_digests,
     write_atomically,
 )
@@ -104,6 +104,11 @@ def make_manifest(run: Run) -> bytes:
     return manifest_bytes(read_all(run, "plan"), read_all(run, "decide"), shard_of, scores, fields)
 
 
+def shard_digests(run: Run) -> dict[str, str | None]:
+    """File name -> SHA-256 of each shard of the run's dataset."""
+    return {f"{name}.tar": need_part(run, "shards", name).tar_sha256 for name in shard_plan(run)}
+
+
 def publish(run: Run) -> str:
     """Put the dataset of this run together, if it is not there yet, and turn ``<run>/dataset`` to it.
 
@@ -116,7 +121,7 @@ def publish(run: Run) -> str:
         "config": run.config.model_dump(mode="json", exclude={"root", "workers"}),
         "fingerprints": dict(run.fingerprints),
         "manifest_sha256": content_digest(data),
-        "shards": {f"{name}.tar": part.tar_sha256 for name, part in shards.items()},
+        "shards": shard_digests(run),
     }
     content = content_digest(data, *(str(part.tar_sha256).encode() for part in shards.values()))
     fs, root = store.fs, f"{_root(store)}/datasets/{content[:16]}"

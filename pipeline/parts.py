@@ -30,7 +30,7 @@ from data_schemas import files
 from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
 from data_schemas.schema import TableSchema, validate
-from data_schemas.storage import url_to_fs
+from data_schemas.storage import file_sha256, url_to_fs
 
 Members = Mapping[str, Mapping[str, bytes]]
 """Pictures of a part: sample id -> member name ("target.png") -> bytes."""
@@ -292,15 +292,6 @@ def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | Non
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def file_sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """SHA-256 of a file's bytes, which are never in memory together."""
-    digest = hashlib.sha256()
-    with fs.open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def part_names(count: int, prefix: str = "part") -> list[str]:

@@ -11,7 +11,7 @@ from pipeline.config import CurationConfig
 from pipeline.parts import read_facts, write_atomically
 
 FILE = "settings.json"
-NOT_COMPARED = ("root", "workers")
+NOT_COMPARED = ("workers",)
 """Settings that change nothing in a run."""
 
 
@@ -22,19 +22,23 @@ def remember(config: CurationConfig) -> None:
     write_atomically(fs, f"{root}/{FILE}", text.encode())
 
 
-def remembered(run_url: str) -> dict[str, Any] | None:
-    """The settings of the run's last curation as plain values; None if it was never curated."""
-    fs, root = url_to_fs(run_url)
-    return read_facts(fs, f"{root}/{FILE}")
+def remembered(config: CurationConfig) -> dict[str, Any] | None:
+    """The settings, as plain values, with which the run that a config names was last curated; None if it never was.
+
+    The run may have been moved since: name and root are the config's.
+    """
+    fs, root = url_to_fs(config.run_url)
+    before = read_facts(fs, f"{root}/{FILE}")
+    return None if before is None else before | {"name": config.name, "root": config.root}
 
 
 def taken_up(config: CurationConfig) -> CurationConfig:
     """The settings of the run that a config names, with what was set in the config on top; of a run that was never
     curated the embedded profile's."""
-    before = remembered(config.run_url)
+    before = remembered(config)
     if before is None:
         return config.on_profile("embedded")
-    return config.laid_on(before | {"name": config.name, "root": config.root}, f"{config.run_url}/{FILE}")
+    return config.laid_on(before, f"{config.run_url}/{FILE}")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], key: str = "") -> list[str]:

@@ -56,12 +56,14 @@ class Training:
 
     ``log`` holds the rows of metrics.jsonl: ``step`` with ``loss`` (nats) and ``samples_per_s``, or with
     ``val_loss`` and ``val_loss_target``; one row may have ``val_unigram_cross_entropy``. ``evaluation`` maps names to
-    numbers, nested values are passed over. ``samples`` are (sample_id, generated picture).
+    numbers, nested values are passed over. ``samples`` are (sample_id, generated picture). ``of_other_shards``: the
+    model was trained on other shards than the page's dataset has.
     """
 
     log: list[dict]
     evaluation: dict
     samples: list[tuple[str, Image.Image]]
+    of_other_shards: bool = False
 
 
 @dataclass(frozen=True)
@@ -366,6 +368,7 @@ def training_view(data: ReportData) -> View | None:
     by_id = {str(row["sample_id"]): row for row in rows}
     return {
         "svg": Markup(svg) if svg else None,
+        "of_other_shards": data.training.of_other_shards,
         "figures": figures,
         "evaluation": evaluation,
         "cards": [generated_card(data, i, by_id.get(i), picture) for i, picture in shown],

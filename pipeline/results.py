@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import fsspec
 import pandas as pd
 import pyarrow.parquet as pq
+from PIL import Image
 
 from data_schemas import pictures
+from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
 from data_schemas.storage import url_to_fs
 from data_schemas.text import one_line
 from pipeline.card import dataset_card, pool_facts
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult
-from pipeline.dataset import PictureReader, make_manifest
+from pipeline.dataset import PictureReader, make_manifest, shard_digests
 from pipeline.decide import resolve_rules
 from pipeline.parts import read_facts, write_atomically
 from pipeline.report import ReportData, RuleLine, Training, data_uri, write_report
@@ -159,30 +162,51 @@ def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> 
         for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
     ]
     reader = PictureReader(run, pool_digest(run))
+    trained = [digest for name, digest in shard_digests(run).items() if name.startswith("train-")]
     data = ReportData(
         config.name, manifest, rules, metrics, reader.picture, config.model_dump(mode="json"),
-        read_training(f"{config.run_url}/training"),
+        read_training(f"{config.run_url}/training", trained),
     )  # fmt: skip
     return write_report(data, f"{config.run_url}/report/index.html")
 
 
-def read_training(folder: str) -> Training | None:
-    """What the trainer (metrics.jsonl) and the evaluator (evaluation/) left, if anything; of the model alone."""
+def read_training(folder: str, shards: Collection[str | None] = ()) -> Training | None:
+    """What the trainer (metrics.jsonl) and the evaluator (evaluation/) left, if anything; of the model alone.
+
+    ``shards`` are the digests of the training shards of the dataset beside it. What cannot be read is left out.
+    """
     fs, root = url_to_fs(folder)
     if not fs.exists(f"{root}/metrics.jsonl"):
         return None
-    log = [json.loads(line) for line in fs.cat_file(f"{root}/metrics.jsonl").decode().splitlines()]
-    evaluation, samples, drawn = {}, [], f"{root}/samples"
-    if fs.exists(f"{root}/evaluation/metrics.json"):
-        methods = json.loads(fs.cat_file(f"{root}/evaluation/metrics.json")).get("methods", {})
-        name = next((name for name, method in methods.items() if "model" in method), None)
-        if name is not None:
-            evaluation, drawn = _headline(methods[name]["figures"]), f"{root}/evaluation/{name}/samples"
-    if fs.exists(f"{drawn}/samples.json"):
-        for entry in json.loads(fs.cat_file(f"{drawn}/samples.json")):
-            data = fs.cat_file(f"{drawn}/{entry['file']}")
-            samples.append((entry["sample_id"], pictures.decode(data, entry["file"])))
-    return Training(log, evaluation, samples)
+    log = list(_rows(fs.cat_file(f"{root}/metrics.jsonl").decode(errors="replace")))
+    evaluation, drawn = {}, f"{root}/samples"
+    methods = (read_facts(fs, f"{root}/evaluation/metrics.json") or {}).get("methods", {})
+    name = next((name for name, method in methods.items() if "model" in method), None)
+    if name is not None:
+        evaluation, drawn = _headline(methods[name]["figures"]), f"{root}/evaluation/{name}/samples"
+    trained_on = (read_facts(fs, f"{root}/summary.json") or {}).get("shards", {})
+    of_other_shards = bool(trained_on and shards and set(trained_on.values()) != set(shards))
+    return Training(log, evaluation, _drawn(fs, drawn), of_other_shards)
+
+
+def _rows(text: str) -> Iterator[dict[str, Any]]:
+    """The objects of JSON lines; the last line may be half written."""
+    for line in text.splitlines():
+        try:
+            row = parse_json(line, "a line")
+        except UserError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _drawn(fs: fsspec.AbstractFileSystem, folder: str) -> list[tuple[str, Image.Image]]:
+    """(sample id, picture) of what was drawn into a folder."""
+    try:
+        entries = parse_json(fs.cat_file(f"{folder}/samples.json").decode(), folder)
+        return [(e["sample_id"], pictures.decode(fs.cat_file(f"{folder}/{e['file']}"), e["file"])) for e in entries]
+    except (FileNotFoundError, UserError):
+        return []
 
 
 def _headline(figures: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ takes its share of the shards, on a GPU of its own. R references, S x S pixels a
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
 import torch
 from torch import Tensor
 
@@ -259,27 +257,13 @@ def _is_done(url: str, path: Path, encoders: Fingerprints, shapes: Shapes, overw
         for name, value in expected:
             if getattr(facts, name) != value and not overwrite:
                 raise UserError(f"{path}: encoded with another {name}; give another --out, or replace with --overwrite")
-    return (index.encoders, index.shapes, index.source) == (encoders, shapes, _source(url))
-
-
-def _source(url: str) -> Source:
-    digest, size = hashlib.sha256(), 0
-    try:
-        with fsspec.open(url, "rb") as file:
-            while block := file.read(MEGABYTE):
-                digest.update(block)
-                size += len(block)
-    except OSError as error:
-        raise UserError(
-            f"{url}: cannot be read ({error.strerror or error}); mend that and run the command again"
-        ) from error
-    return Source(name=_name(url), size=size, sha256=digest.hexdigest())
+    return (index.encoders, index.shapes, index.source) == (encoders, shapes, Source.of(url))
 
 
 def _encode_shard(
     url: str, path: Path, encoders: Encoders, batch: int, threads: int, note: Callable[[Pictures], None]
 ) -> None:
-    source = _source(url)
+    source = Source.of(url)
 
     def prepare(entry: tuple[str, dict[str, bytes]]) -> Pictures:
         return _pictures(url, *entry, encoders.tokenizer.image_size)

@@ -39,7 +39,7 @@ from data_schemas.errors import UserError
 from data_schemas.files import check_file
 from data_schemas.settings import Settings
 from data_schemas.shards import MAX_REFERENCES, expand_shards
-from data_schemas.storage import url_to_fs
+from data_schemas.storage import file_sha256, reaching, url_to_fs
 from tokenar.config import first_problem
 from tokenar.model_folder import write_atomically
 
@@ -77,6 +77,16 @@ class Source(Settings):
     name: str
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, url: str) -> Source:
+        """Read a shard for its digest; UserError if it cannot be read."""
+        fs, path = url_to_fs(url)
+        try:
+            with reaching(url):
+                return cls(name=url.rpartition("/")[2], size=fs.size(path), sha256=file_sha256(fs, path))
+        except FileNotFoundError as error:
+            raise _vanished(url) from error
 
 
 class Row(NamedTuple):
@@ -292,6 +302,7 @@ class EncodedShards:
         self.encoders, self.shapes = first.encoders, first.shapes
         for url, (index, _) in zip(self.urls, self._shards, strict=True):
             self._same_encoders(url, index)
+        self.sources = [index.source for index, _ in self._shards]
         self.sample_ids = [row.sample_id for index, _ in self._shards for row in index.samples]
         if not self.sample_ids:
             raise UserError(f"{pattern}: the shards hold no sample; make them again")
@@ -320,7 +331,7 @@ class EncodedShards:
 
     def digest(self) -> str:
         """Tells these samples from others, by the raw shards they were made of."""
-        return hashlib.sha256(" ".join(index.source.sha256 for index, _ in self._shards).encode()).hexdigest()
+        return hashlib.sha256(" ".join(source.sha256 for source in self.sources).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -15,7 +15,7 @@ from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
 from tokenar import data
 from tokenar.config import TrainConfig
-from tokenar.encoded_shards import EncodedShards, is_encoded, pad_text
+from tokenar.encoded_shards import EncodedShards, Source, is_encoded, pad_text
 from tokenar.encoder_config import T5Config, VqConfig
 from tokenar.model_folder import write_atomically
 from tokenar.parallel import Workers
@@ -33,7 +33,8 @@ ENCODED_AT_ONCE = 16
 class Inputs:
     """Training and validation samples, and the tokenizer that draws pictures if it is here.
 
-    ``digest`` and ``encoders`` tell these samples, and what encoded them, from others.
+    ``digest`` and ``encoders`` tell these samples, and what encoded them, from others. ``sources`` are the raw shards
+    of the training samples.
     """
 
     train: data.Samples
@@ -41,6 +42,7 @@ class Inputs:
     tokenizer: PatchCodebook | VqTokenizer | None
     digest: str
     encoders: dict[str, str | None]
+    sources: list[Source]
 
 
 class FromShards:
@@ -110,7 +112,7 @@ def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, res
     text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
-    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), {})
+    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), {}, _sources(config))
 
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
@@ -128,7 +130,7 @@ def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
     encoders: dict[str, str | None] = {"tokenizer": tokenizer.fingerprint}
-    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), encoders)
+    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), encoders, _sources(config))
 
 
 def _encoding(sets: Sequence[Sequence[data.Resized]], group: Workers) -> Progress:
@@ -161,6 +163,10 @@ def _read_raw(config: TrainConfig, group: Workers) -> tuple[list[data.Resized], 
     size, most = config.image_size, config.model.max_references
     val_set = data.read_resized(config.val_shards, size, most) if config.val_shards else []
     return data.read_resized(config.shards, size, most), val_set
+
+
+def _sources(config: TrainConfig) -> list[Source]:
+    return [Source.of(url) for url in expand_shards(config.shards)]
 
 
 def _vq_tokenizer(config: TrainConfig, group: Workers) -> VqTokenizer | None:
@@ -208,7 +214,7 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
     tokens = config.model.text_tokens
     return Inputs(
         FromShards(train, tokens), FromShards(val, tokens) if val else None, tokenizer, train.digest(),
-        train.encoders.model_dump(),
+        train.encoders.model_dump(), train.sources,
     )  # fmt: skip
 
 

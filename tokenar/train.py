@@ -359,6 +359,7 @@ class _Trainer:
         finished = self.done >= self.config.steps
         summary: dict[str, Any] = {
             "out": str(self.out), "finished": finished, "steps": self.done, "signal": self.stop.number,
+            "shards": {source.name: source.sha256 for source in self.inputs.sources},
         }  # fmt: skip
         self._save()
         if finished:

@@ -159,8 +159,8 @@ def test_ctrl_c_ends_a_curation_soon_with_one_line_and_130(tmp_path, twice):
 
 
 def test_a_run_remembers_its_settings_and_tells_where_new_ones_differ(copied, capsys):
-    url = f"{copied}/small"
-    assert remembered(url)["samples"] == 12
+    run = small_config(copied)
+    assert remembered(run)["samples"] == 12
     capsys.readouterr()
     curate(small_config(copied, decide={"thresholds": {"identity_low": 0.9}}))
     told = capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_a_run_remembers_its_settings_and_tells_where_new_ones_differ(copied, ca
     )
     curate(small_config(copied, decide={"thresholds": {"identity_low": 0.9}}))
     assert "settings that differ" not in capsys.readouterr().err
-    assert remembered(url)["decide"]["thresholds"] == {"identity_low": 0.9}
+    assert remembered(run)["decide"]["thresholds"] == {"identity_low": 0.9}
     (copied / "small" / "settings.json").write_text("[" * 5000)
     curate(small_config(copied))
 

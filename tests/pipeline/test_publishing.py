@@ -1,6 +1,7 @@
 """The folder that trainers read holds the kept samples and no others, whatever was there before."""
 
 import datetime
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -142,3 +143,19 @@ def test_shard_names_are_without_gaps():
     plan = [{"sample_id": str(k), "split": "train" if k % 3 else "test"} for k in range(12)]
     decisions = {str(k): "kept" if k % 2 else "rejected" for k in range(12)}
     assert list(assign(plan, decisions, 2)) == ["train-00000", "train-00001", "test-00000"]
+
+
+def test_the_report_tells_a_model_of_an_earlier_dataset(copied):
+    config = small_config(copied)
+    shards = json.loads((copied / "small" / "dataset" / "run.json").read_text())["shards"]
+    training = copied / "small" / "training"
+    training.mkdir()
+    (training / "metrics.jsonl").write_text('{"step": 1, "loss": 4.0}\n{"step": 2, "lo')  # it is being written
+    summary = {"shards": {name: digest for name, digest in shards.items() if name.startswith("train-")}}
+    (training / "summary.json").write_text(json.dumps(summary))
+    told = "trained on other shards"
+    assert told not in Path(write_results(curate(config))["report"]).read_text()
+    reject(copied, sorted(kept(curate(config)))[:4])
+    assert told in Path(write_results(curate(config))["report"]).read_text()
+    (training / "summary.json").write_text("{}")  # of a trainer that did not say yet
+    assert told not in Path(write_results(curate(config))["report"]).read_text()

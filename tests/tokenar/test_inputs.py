@@ -1,5 +1,6 @@
 """Tokenizer, text, the order of the data, and training on shards that were encoded before."""
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -216,13 +217,15 @@ def frozen_config(frozen, shards, out, **changes):
 @pytest.mark.parametrize(("kind", "padding"), [("encoded", "masked"), ("padded", "attended")])
 @pytest.mark.slow
 def test_encoded_shards_give_the_losses_of_raw_ones(kind, padding, frozen, sets, tmp_path):
-    found = {}
+    found, shards = {}, {}
     for name in ("raw", kind):
-        train(frozen_config(frozen, sets[name], tmp_path / name, model__text_padding=padding))
+        shards[name] = train(frozen_config(frozen, sets[name], tmp_path / name, model__text_padding=padding))["shards"]
         found[name] = [
             {key: row[key] for key in ("loss", "loss_teacher", "grad_norm")} for row in rows(tmp_path / name)[1:-1]
         ]
     assert len(found["raw"]) == 6
+    files = sorted(sets["raw"].glob("train-*.tar"))
+    assert shards["raw"] == shards[kind] == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     for one, other in zip(found["raw"], found[kind], strict=True):
         assert other == pytest.approx(one, rel=1e-5)
     assert weights(tmp_path / kind).keys() == weights(tmp_path / "raw").keys()
