@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tokenar import data
 from tokenar.config import SampleConfig
-from tokenar.generate import generate
-from tokenar.model_folder import Model, load_model
-from tokenar.sample import Sampler
+from tokenar.data.samples import Encoded, collate, encode_sample, read_samples
+from tokenar.model.folder import Model, load_model
+from tokenar.sample.decoder import generate
+from tokenar.sample.sampler import Sampler
 
 SETTINGS: dict[str, dict[str, str]] = {
     "full": {}, "int8": {"weights": "int8"}, "float8": {"weights": "float8"}, "float8_cache": {"cache": "float8"},
@@ -28,12 +28,12 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 @torch.inference_mode()
-def measure(model: Model, samples: list[data.Encoded], settings: dict[str, Any]) -> tuple[torch.Tensor, float, float]:
+def measure(model: Model, samples: list[Encoded], settings: dict[str, Any]) -> tuple[torch.Tensor, float, float]:
     """Codes drawn greedily [B, N], PSNR in dB, and loss in nats a token."""
     config = SampleConfig.model_validate({"temperature": 0.0} | settings)
     sampler, drawn, losses = Sampler(model, config), [], []
     for number, sample in enumerate(samples):
-        batch = data.collate([sample]).to(sampler.device)
+        batch = collate([sample]).to(sampler.device)
         drawn.append(generate(sampler.net, batch.sources, batch.text, [number], config, text_mask=batch.text_mask))
         with torch.autocast(sampler.device.type, torch.bfloat16, enabled=sampler.device.type == "cuda"):
             logits = sampler.net(batch.sources, batch.text, batch.picture, text_mask=batch.text_mask)
@@ -54,8 +54,7 @@ def main() -> None:
     model = load_model(given.model)
     most = model.net.config.max_references
     samples = [
-        data.encode_sample(sample, model.tokenizer, model.text, most)
-        for sample in data.read_samples(given.shards, given.limit)
+        encode_sample(sample, model.tokenizer, model.text, most) for sample in read_samples(given.shards, given.limit)
     ]
     found = {name: measure(model, samples, settings) for name, settings in SETTINGS.items()}
     full = found["full"][0]

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenar.config import ModelConfig, SampleConfig, released
-from tokenar.encoder_config import VqConfig, vq16
-from tokenar.generate import Decoder, filter_logits, guide
-from tokenar.model import TokenAR
-from tokenar.positions import apply_rotary
-from tokenar.vq import VqNetwork, VqTokenizer
+from tokenar.config import SampleConfig
+from tokenar.encoders.config import VqConfig, vq16
+from tokenar.encoders.vq import VqNetwork, VqTokenizer
+from tokenar.model.config import ModelConfig, released
+from tokenar.model.positions import apply_rotary
+from tokenar.model.transformer import TokenAR
+from tokenar.sample.decoder import Decoder, filter_logits, guide
 
 GOAL = {"forced_s": 2.0, "free_s": 9.4}
 """Seconds for GPT-XL on one H100 at guidance 3."""

@@ -24,9 +24,9 @@ import random_models
 import torch
 
 from pipeline.config import CurationConfig
+from pipeline.core.stage import Sample, Stage
 from pipeline.curate import curate, stage_inputs
 from pipeline.run import PartJob, Run, need_part
-from pipeline.stage import Sample, Stage
 
 ROUNDS = 3
 STAGES = ("synthesis", "matting", "semantics", "identity")

@@ -23,15 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenar.config import ModelConfig, TrainConfig, released, tokenar_xl
-from tokenar.data import Batch, Position
-from tokenar.encoder_config import VqConfig, vq16
-from tokenar.log import TRAINING_PASSES, memory_gb, peak_flops
-from tokenar.model import TokenAR
-from tokenar.optimizer import parameter_groups
-from tokenar.parallel import Workers
-from tokenar.step import Part, Step, Work
-from tokenar.vq import VqNetwork, VqTokenizer
+from tokenar.config import TrainConfig
+from tokenar.data.samples import Batch, Position
+from tokenar.encoders.config import VqConfig, vq16
+from tokenar.encoders.vq import VqNetwork, VqTokenizer
+from tokenar.model.config import ModelConfig, released, tokenar_xl
+from tokenar.model.transformer import TokenAR
+from tokenar.processes import Workers
+from tokenar.train.log import TRAINING_PASSES, memory_gb, peak_flops
+from tokenar.train.optimizer import parameter_groups
+from tokenar.train.step import Part, Step, Work
 
 REFERENCES, SLOTS = 2, 3
 GOAL = {"mfu": 0.45, "samples_per_s": 11.0}

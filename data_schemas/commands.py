@@ -17,8 +17,8 @@ import typer
 from pydantic import ValidationError
 
 from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
 from data_schemas.settings import first_mistake, redacted
-from data_schemas.text import one_line
 
 INTERRUPTED = 130
 REMOTE = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"}

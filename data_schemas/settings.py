@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Tag, ValidationError, field_validator
 
 from data_schemas.errors import UserError
-from data_schemas.text import one_line
+from data_schemas.io.text import one_line
 
 MAX_SEED = 2**32 - 1
 """What numpy and torch both take, with room for the seeds that are derived from it."""

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from data_schemas import pictures
-from data_schemas.documents import parse_json
 from data_schemas.errors import UserError
-from data_schemas.tars import expand_shards, file_name, read_members, sample_ids
-from data_schemas.text import one_line
+from data_schemas.io import pictures
+from data_schemas.io.documents import parse_json
+from data_schemas.io.tars import expand_shards, file_name, read_members, sample_ids
+from data_schemas.io.text import one_line
 
 __all__ = [
     "MAX_REFERENCES", "SHARD_VERSION", "ShardSample", "check_distinct", "decode_sample", "encode_sample",

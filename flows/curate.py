@@ -12,7 +12,7 @@ from flows.engine import engine_here, tells_mistakes, under_prefect
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult, curate
 from pipeline.remembered import taken_up
-from pipeline.results import funnel_rows, picture_table, read_manifest, write_results
+from pipeline.report.results import funnel_rows, picture_table, read_manifest, write_results
 
 
 @flow(name="curate-instructar", log_prints=True, validate_parameters=True)

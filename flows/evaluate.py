@@ -9,11 +9,11 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from data_schemas import pictures
+from data_schemas.io import pictures
 from flows.engine import tells_mistakes, under_prefect
 from tokenar.config import SampleConfig
-from tokenar.eval_config import EvalConfig
-from tokenar.evaluate import evaluate
+from tokenar.evaluate.config import EvalConfig
+from tokenar.evaluate.run import evaluate
 
 
 @flow(name="evaluate-tokenar", log_prints=True)

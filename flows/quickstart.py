@@ -21,9 +21,9 @@ from flows.curate import curate_instructar
 from flows.engine import here, tells_mistakes
 from flows.train import train_tokenar
 from pipeline.config import CurationConfig
-from pipeline.results import report_run
+from pipeline.report.results import report_run
 from tokenar.config import cpu_small
-from tokenar.train import OtherRun
+from tokenar.train.loop import OtherRun
 
 PORT_TAKEN = 3
 """Exit code with which a temporary server leaves its port to another; Prefect then tries the next."""

@@ -16,10 +16,10 @@ from data_schemas.shards import expand_shards
 from flows.engine import here, tells_mistakes, under_prefect
 from flows.evaluate import evaluate_tokenar
 from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
-from tokenar.encode import EncodeConfig, encode
-from tokenar.encoded_shards import is_encoded
-from tokenar.encoder_config import T5Config, VqConfig
-from tokenar.train import RUN_FILES, train
+from tokenar.data.encode import EncodeConfig, encode
+from tokenar.data.encoded_shards import is_encoded
+from tokenar.encoders.config import T5Config, VqConfig
+from tokenar.train.loop import RUN_FILES, train
 
 
 @flow(name="train-tokenar", log_prints=True)

@@ -87,7 +87,7 @@ def curate_command(
     """Plan, make, cut out, judge, compare, decide, shard and report; what is there already is not made again."""
     settings = _config(profile, config, overrides, name, root, samples, pool)
     from pipeline.curate import curate
-    from pipeline.results import write_results
+    from pipeline.report.results import write_results
 
     _show(write_results(curate(settings, retry_errors=retry_errors)))
 
@@ -106,7 +106,7 @@ def rerun_command(
     """Make one stage of a run again, and what follows it, whatever the cache holds."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
     from pipeline.curate import curate
-    from pipeline.results import write_results
+    from pipeline.report.results import write_results
 
     _show(write_results(curate(settings, again=stage)))
 
@@ -123,7 +123,7 @@ def report_command(
 ) -> None:
     """Write the report of a finished run again, with the training beside it if there is one."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
-    from pipeline.results import report_run
+    from pipeline.report.results import report_run
 
     typer.echo(report_run(settings))
 
@@ -144,7 +144,7 @@ def calibrate_command(
 ) -> None:
     """Show what each threshold of a stage would keep; writes a page, the scores, and a thresholds file."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
-    from pipeline.calibrate import calibrate
+    from pipeline.report.calibration import calibrate
 
     _show(calibrate(settings, stage, floor_samples))
 

@@ -10,19 +10,19 @@ from typing import Annotated, Any, Self
 from fsspec.core import get_filesystem_class, split_protocol
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from data_schemas import documents
 from data_schemas.errors import UserError
+from data_schemas.io import documents
 from data_schemas.settings import Settings, suggest
+from pipeline.core.parts import check_name
+from pipeline.core.stage import StageConfig, any_of
 from pipeline.identity.compare import IdentityConfig, TimmIdentityConfig
 from pipeline.matting.ben2 import Ben2Config
 from pipeline.matting.grabcut import GrabCutConfig
-from pipeline.parts import check_name
-from pipeline.planning import PlanningConfig
-from pipeline.references import ReferencesConfig
+from pipeline.planning.planning import PlanningConfig
+from pipeline.references.cutouts import ReferencesConfig
 from pipeline.semantics.imagenet import ImageNetConfig
 from pipeline.semantics.openai_api import ApiConfig
 from pipeline.semantics.transformers_vlm import TransformersConfig
-from pipeline.stage import StageConfig, any_of
 from pipeline.synthesis.collage import CollageConfig
 from pipeline.synthesis.dreamrelation.stage import DreamRelationConfig
 

@@ -16,16 +16,21 @@ from functools import lru_cache, partial
 
 from fsspec.implementations.local import LocalFileSystem
 
-from data_schemas import files
 from data_schemas.errors import UserError
+from data_schemas.io import files
+from data_schemas.io.storage import reaching
 from data_schemas.settings import suggest
-from data_schemas.storage import reaching
-from pipeline import dataset, models, planning, pools, references, remembered, review
+from pipeline import models, remembered
 from pipeline.config import CurationConfig
-from pipeline.decide import decide, resolve_rules
-from pipeline.parts import Part, PartStore, join_digests
+from pipeline.core import review
+from pipeline.core.parts import Part, PartStore, join_digests
+from pipeline.core.review import Reviews
+from pipeline.core.rules import decide, resolve_rules
+from pipeline.core.stage import Inputs
+from pipeline.dataset import publish
+from pipeline.planning import planning
 from pipeline.progress import Progress
-from pipeline.review import Reviews
+from pipeline.references import cutouts, pools
 from pipeline.run import (
     POOL_PART,
     PartJob,
@@ -37,7 +42,6 @@ from pipeline.run import (
     pool_rows,
     pool_sources,
 )
-from pipeline.stage import Inputs
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def make_part(job: PartJob) -> PartSummary:
     if found is not None and job.may_keep(found):
         return _summary(job, found, cached=True)
     makers: dict[str, Callable[[PartJob, PartStore], Part]] = {
-        "references": _make_references, "plan": _make_plan, "decide": _make_decisions, "shards": dataset.make_shard,
+        "references": _make_references, "plan": _make_plan, "decide": _make_decisions, "shards": publish.make_shard,
     }  # fmt: skip
     if job.stage in makers:
         return _summary(job, makers[job.stage](job, store), cached=False)
@@ -69,7 +73,7 @@ def make_part(job: PartJob) -> PartSummary:
 def _make_references(job: PartJob, store: PartStore) -> Part:
     first = job.run.pool_parts().index(job.part) * POOL_PART
     sources = pool_sources(job.run)[first : first + POOL_PART]
-    rows, members, seconds = references.make_references(sources, job.run.config.references)
+    rows, members, seconds = cutouts.make_references(sources, job.run.config.references)
     return store.commit(job.part, rows, members, job.made_from, {"samples": seconds})
 
 
@@ -197,7 +201,7 @@ def curate(
     that failed. Raises UserError for what the user can mend.
     """
     check_inputs(config)
-    for line in references.skipped(config.references):
+    for line in cutouts.skipped(config.references):
         print(line, file=sys.stderr, flush=True)
     run = Run.of(config)
     with reaching(config.run_url):  # a bucket that cannot be reached is told before any work
@@ -224,7 +228,7 @@ def curate(
         digests.update({(stage, s.part): s.digest for s in summaries[stage]})
 
     step("references", dict.fromkeys(run.pool_parts(), dict(run.fingerprints)["references"]), "")
-    references.check_pool(pool_rows(run))
+    cutouts.check_pool(pool_rows(run))
     pool = pool_digest(run)
     step("plan", dict.fromkeys(run.parts(), pool), pool)
     scored = [s.name for s in run.stages()]
@@ -239,8 +243,8 @@ def curate(
         _stop_if_all_failed(run, stage.name, summaries[stage.name])
     step("decide", {p: made_from("decide", scored, p) for p in run.parts()}, pool)
     everything = join_digests(digests.values())
-    step("shards", dataset.shard_inputs(run, digests, pool), everything)
-    dataset_url = dataset.publish(run)
+    step("shards", publish.shard_inputs(run, digests, pool), everything)
+    dataset_url = publish.publish(run)
     return CurationResult(run, summaries, pool, dataset_url, f"{dataset_url}/manifest.parquet")
 
 

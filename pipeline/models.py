@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 from data_schemas.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.stage import Stage
+    from pipeline.core.stage import Stage
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_HERE = "not on this machine"

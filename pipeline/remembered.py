@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_schemas.storage import url_to_fs
+from data_schemas.io.storage import url_to_fs
 from pipeline.config import CurationConfig
-from pipeline.parts import read_facts, write_atomically
+from pipeline.core.parts import read_facts, write_atomically
 
 FILE = "settings.json"
 NOT_COMPARED = ("workers",)

@@ -11,22 +11,23 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
 from data_schemas.schema import Column, TableSchema
 from data_schemas.settings import first_mistake, suggest
 from data_schemas.tables import DECIDE, PLAN, REFERENCES, SHARD_INDEX
-from data_schemas.text import one_line
-from pipeline import planning, references
 from pipeline.config import STAGE_SECTIONS, CurationConfig, OwnStageConfig
-from pipeline.decide import resolve_rules
+from pipeline.core.parts import Part, PartPictures, PartStore, check_name, fingerprint, join_digests, part_names
+from pipeline.core.rules import resolve_rules
+from pipeline.core.stage import Stage, StageConfig
 from pipeline.identity.compare import Identity, TimmIdentity
 from pipeline.matting.ben2 import Ben2
 from pipeline.matting.grabcut import GrabCut
-from pipeline.parts import Part, PartPictures, PartStore, check_name, fingerprint, join_digests, part_names
-from pipeline.pools import Source
+from pipeline.planning import planning
+from pipeline.references import cutouts
+from pipeline.references.pools import Source
 from pipeline.semantics.imagenet import ImageNetJudge
 from pipeline.semantics.openai_api import ApiJudge
 from pipeline.semantics.transformers_vlm import TransformersJudge
-from pipeline.stage import Stage, StageConfig
 from pipeline.synthesis.collage import Collage
 from pipeline.synthesis.dreamrelation.stage import DreamRelation
 
@@ -52,7 +53,7 @@ class Run:
     def of(cls, config: CurationConfig) -> Run:
         """Fingerprint every stage. Reads the reference pool's files (for their digests), loads no model."""
         planning.chosen_relations(config.planning)  # a relation that does not exist fails here, before any work
-        sources = references.list_pool(config.references)
+        sources = cutouts.list_pool(config.references)
         known = {"references": _pool_fingerprint(config, sources)}
         known["plan"] = fingerprint(
             stage="plan",
@@ -110,7 +111,7 @@ class Run:
 def _pool_fingerprint(config: CurationConfig, sources: Sequence[Source]) -> str:
     return fingerprint(
         stage="references",
-        version=references.VERSION,
+        version=cutouts.VERSION,
         config=config.references.model_dump(mode="json"),
         part_size=POOL_PART,
         sources=[[s.reference_id, s.source] for s in sources],
@@ -124,7 +125,7 @@ _listed: dict[Run, list[Source]] = {}
 def pool_sources(run: Run) -> list[Source]:
     """The pictures of the run's pools as they were when it was fingerprinted; UserError if they are others now."""
     if run not in _listed:
-        sources = references.list_pool(run.config.references)
+        sources = cutouts.list_pool(run.config.references)
         if _pool_fingerprint(run.config, sources) != dict(run.fingerprints)["references"]:
             raise UserError("references.pool: its pictures changed while they were read; run it again")
         _listed.clear()
@@ -255,7 +256,7 @@ def read_all(run: Run, stage: str) -> pa.Table:
 def pool_rows(run: Run) -> list[dict]:
     """The row of every reference picture, in the pool's order; one that shows what an earlier one shows is an error."""
     rows = [row for part in run.pool_parts() for row in need_part(run, "references", part).rows()]
-    return references.mark_duplicates(rows)
+    return cutouts.mark_duplicates(rows)
 
 
 def pool_digest(run: Run) -> str:

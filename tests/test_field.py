@@ -27,19 +27,19 @@ from safetensors.torch import save_file
 from small_run import in_process, make_sample, tiny_config, write_config, write_shard
 from tiny_encoders import TINY_VQ, save_tiny_t5, tiny_vq
 
-from data_schemas import pictures
+from data_schemas.io import pictures
 from pipeline import cli as curation
 from pipeline.config import CurationConfig
 from pipeline.curate import curate
-from pipeline.packaged import package_file
-from pipeline.pools import PoolConfig, list_pool
-from pipeline.references import ReferencesConfig, make_references
-from pipeline.references import list_pool as list_pools
+from pipeline.references.cutouts import ReferencesConfig, make_references
+from pipeline.references.cutouts import list_pool as list_pools
+from pipeline.references.packaged import package_file
+from pipeline.references.pools import PoolConfig, list_pool
 from pipeline.run import pool_rows
-from tokenar.encode import EncodeConfig
-from tokenar.encoder_config import T5Config
-from tokenar.requests import from_folder, from_list
-from tokenar.train import train
+from tokenar.data.encode import EncodeConfig
+from tokenar.encoders.config import T5Config
+from tokenar.sample.requests import from_folder, from_list
+from tokenar.train.loop import train
 
 FOLDER = Path(os.environ.get("FIELD", Path(__file__).parents[2] / "shared/field"))
 

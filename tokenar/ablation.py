@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data_schemas.documents import read_json
 from data_schemas.errors import UserError
+from data_schemas.io.documents import read_json
 from tokenar.config import SampleConfig, TrainConfig, with_changes
-from tokenar.evaluate import evaluate
-from tokenar.model_folder import write_atomically
-from tokenar.train import train
+from tokenar.evaluate.run import evaluate
+from tokenar.model.folder import write_atomically
+from tokenar.train.loop import train
 
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {

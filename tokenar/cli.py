@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from data_schemas import commands, documents
+from data_schemas import commands
 from data_schemas.commands import Version, say
 from data_schemas.errors import UserError
+from data_schemas.io import documents
 from data_schemas.settings import suggest
 from tokenar.config import (
     MAX_SAMPLES,
@@ -25,7 +26,7 @@ from tokenar.config import (
     read_train_config,
     with_changes,
 )
-from tokenar.encoder_config import check_folder
+from tokenar.encoders.config import check_folder
 
 encode_app = typer.Typer(pretty_exceptions_enable=False)
 train_app = typer.Typer(pretty_exceptions_enable=False)
@@ -72,7 +73,7 @@ def encode_command(
     version: Version = False,
 ) -> None:
     """Run the frozen encoders over shards once, before training. Several GPUs: torchrun -m tokenar.cli encode ..."""
-    from tokenar.encoder_config import EncodeConfig
+    from tokenar.encoders.config import EncodeConfig
 
     given = {
         "shards": shards, "out": out, "vq": vq, "text": {"model": t5} if t5 else None, "keep_padding": keep_padding,
@@ -87,7 +88,7 @@ def encode_command(
         if missing := [f"--{name}" for name in ("shards", "out", "vq") if name not in values]:
             raise UserError(f"{', '.join(missing)} missing; say what to encode, with what, and where to")
         settings = EncodeConfig.parse(values, "settings")
-    from tokenar.encode import encode  # torch is slow to import; --help and mistakes need not wait for it
+    from tokenar.data.encode import encode  # torch is slow to import; --help and mistakes need not wait for it
 
     done = encode(settings, overwrite=overwrite)
     _tell(f"{settings.out}: {done['encoded']} shards encoded, {done['there']} there already")
@@ -148,7 +149,7 @@ def train(
         run_sweep(run_config, seeds, say=typer.echo)
         typer.echo(f"{run_config.out}: ablation.md, ablation.png, ablation.json")
         return
-    from tokenar.train import train as run
+    from tokenar.train.loop import train as run
 
     summary = run(run_config, resume=resume, overwrite=overwrite)
     if not summary["finished"]:
@@ -226,8 +227,8 @@ def sample(
         "top_k": top_k, "top_p": top_p, "copies": copies, "batch": batch, **_assigned(settings or []),
     }  # fmt: skip
     config = SampleConfig.parse(values, "settings")
-    from tokenar import requests
-    from tokenar.sample import sample as run
+    from tokenar.sample import requests
+    from tokenar.sample.sampler import sample as run
 
     places = {requests.from_shards: shards, requests.from_folder: folder, requests.from_list: list_}
     ((read, place),) = [(read, place) for read, place in places.items() if place is not None]
@@ -261,7 +262,7 @@ def evaluate(
     version: Version = False,
 ) -> None:
     """Compare drawn pictures with the true ones. Several processes: torchrun ... -m tokenar.cli eval ..."""
-    from tokenar.eval_config import EvalConfig, encoders_of
+    from tokenar.evaluate.config import EvalConfig, encoders_of
 
     start = read_settings(config, EvalConfig).model_dump() if config is not None else {}
     changes = (encoders_of(encoders) if encoders is not None else {}) | _assigned(settings or [])
@@ -276,7 +277,7 @@ def evaluate(
         sampling[name.removeprefix("sampling__")] = changes.pop(name)
     measured = EvalConfig.parse(start | changes, "settings")
     drawn = SampleConfig.parse(sampling, "sampling")
-    from tokenar.evaluate import evaluate as run
+    from tokenar.evaluate.run import evaluate as run
 
     run(
         shards, out, models=_named(model or []), predictions=_named(predictions or []), config=measured,
@@ -288,7 +289,7 @@ def evaluate(
 
 def _named(given: list[str]) -> dict[str, Path]:
     """``NAME=DIR`` or ``DIR`` as name -> folder; a folder that is there is never taken apart."""
-    from tokenar.evaluate import named
+    from tokenar.evaluate.run import named
 
     found: dict[str, Path] = {}
     for text in given:
@@ -313,7 +314,7 @@ def attention(
 ) -> None:
     """See where each part of a picture looks, layer by layer."""
     chosen = None if layers is None else _numbers("--layers", layers)
-    from tokenar.attention_report import write_maps
+    from tokenar.attention.report import write_maps
 
     result = write_maps(model, shards, out, layers=chosen, heads=heads, predictions=predictions, limit=limit)
     line = f"{out}/attention.json: {result['samples']} samples"

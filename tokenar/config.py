@@ -6,11 +6,10 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from data_schemas import documents
 from data_schemas.errors import UserError
+from data_schemas.io import documents
 from data_schemas.settings import MAX_SEED, Settings
-from data_schemas.settings import first_mistake as first_problem  # noqa: F401  its name in this package
-from tokenar.encoder_config import (
+from tokenar.encoders.config import (
     MAX_BATCH,
     MAX_VOCABULARY,
     Folder,
@@ -21,26 +20,12 @@ from tokenar.encoder_config import (
     VqConfig,
     vq16,
 )
-from tokenar.model_config import MAX_SEQUENCE, ModelConfig
+from tokenar.model.config import MAX_SEQUENCE, DropConfig, ModelConfig, released, tokenar_xl
 
 MAX_STEPS = MAX_SAMPLES = 10**9
 
 Kind = TypeVar("Kind", bound=Settings)
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class DropConfig(Settings):
-    """How often a training sample loses what guidance needs to do without (spec/tokenar.md section 1)."""
-
-    both: float = Field(default=0.05, ge=0, le=1)
-    image: float = Field(default=0.05, ge=0, le=1)
-    text: float = Field(default=0.05, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _sum(self) -> DropConfig:
-        if self.both + self.image + self.text > 1:
-            raise ValueError("both + image + text must not exceed 1")
-        return self
 
 
 class TrainConfig(Settings):
@@ -171,47 +156,6 @@ class SampleConfig(Settings):
     compile: bool | None = Field(
         default=None, description="compile the step of one token; None: on a GPU. On a CPU only many pictures repay it"
     )
-
-
-SIZES = {
-    "B": (12, 12, 768), "L": (24, 16, 1024), "XL": (36, 20, 1280), "XXL": (48, 24, 1536), "XXXL": (48, 40, 2560),
-    "1B": (22, 32, 2048), "3B": (24, 32, 3200), "7B": (32, 32, 4096),
-}  # fmt: skip
-"""Published sizes by name: layers, heads, width (spec/tokenar.md section 5)."""
-
-
-def released(size: str = "XL") -> ModelConfig:
-    """The model of the released program as its training script sets it: 512 pixels, three references and a background.
-
-    Computes what the release computes, oddities included: pictures scattered over one canvas (QUIRK 4), the background
-    under the last reference's index (QUIRK 1), null tables that are never trained (QUIRK 2), the caption's padding
-    read as text, and no index embedding at inference (QUIRK 8). Sampling as released also needs
-    ``SampleConfig(copies="drawn", guided_from="first")``. The numbers in brackets are those of spec/tokenar.md.
-    """
-    layers, heads, width = SIZES[size]
-    return ModelConfig(
-        layers=layers, heads=heads, width=width, vocabulary=16384, grid=32, max_references=3, rotary_layout="canvas",
-        background_index="last_reference", null_embeddings="frozen", index_at_inference=False, distill="dinov2",
-    )  # fmt: skip
-
-
-def tokenar_xl() -> ModelConfig:
-    """The same size after the paper (sections 3.1.1 to 3.1.3), with what contradicts it in the release set right:
-
-    - a picture keeps its own grid, so that a token's neighbours are its neighbours (QUIRK 4);
-    - every source picture has an index of its own, the background too (QUIRK 1): the paper gives each source a unique
-      vector; and it is there at inference as in training (QUIRK 8) and on the references' copies;
-    - what stands for a dropped picture or text is learned (QUIRK 2), or guidance leans on noise;
-    - the caption's padding is not read as text: captions of one meaning and different length look alike.
-
-    Text positions keep their zero rotation (QUIRK 3): LlamaGen's weights, from which training starts, were made with
-    it. Instruct tokens stand after the text as in the release; the paper puts them before the references.
-    """
-    fixed: dict[str, object] = {
-        "rotary_layout": "grid", "background_index": "own", "index_at_inference": True, "index_on_targets": True,
-        "null_embeddings": "trained", "text_padding": "masked",
-    }  # fmt: skip
-    return ModelConfig.model_validate(released().model_dump() | fixed)
 
 
 _CPU_MODEL = ModelConfig(

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_schemas.errors import UserError
-from data_schemas.files import check_file
-from data_schemas.text import one_line
+from data_schemas.io.files import check_file
+from data_schemas.io.text import one_line
 
 _CODE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

@@ -16,10 +16,10 @@ from pydantic import Field
 
 from data_schemas.tables import IDENTITY
 from pipeline import models
+from pipeline.core.stage import BatchStage, Rule, Sample, StageConfig
 from pipeline.device import Device, Precision, device_of, dtype_of
 from pipeline.identity import encoders
 from pipeline.models import Weights
-from pipeline.stage import BatchStage, Rule, Sample, StageConfig
 
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 VIEWS = 5

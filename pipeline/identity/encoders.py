@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from data_schemas.errors import UserError
-from data_schemas.pictures import square_on_white
+from data_schemas.io.pictures import square_on_white
+from pipeline.core.stage import Sample
 from pipeline.device import exact_float32
-from pipeline.stage import Sample
 
 if TYPE_CHECKING:  # slow to import: only a stage at work needs it
     import torch

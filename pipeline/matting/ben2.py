@@ -11,10 +11,10 @@ from PIL import Image
 from pydantic import Field
 
 from pipeline import models
+from pipeline.core.stage import Sample
 from pipeline.device import Device, Precision, device_of
 from pipeline.matting.matting import Matting, MattingConfig
 from pipeline.models import Weights
-from pipeline.stage import Sample
 
 FILE = "model.safetensors"
 NO_SUBJECT, FLAT = 0.1, 1e-3

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from pipeline.core.stage import Sample
 from pipeline.matting.matting import Matting, MattingConfig
-from pipeline.stage import Sample
 
 
 class GrabCutConfig(MattingConfig):

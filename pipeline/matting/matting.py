@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.io import pictures
 from data_schemas.tables import MATTING
+from pipeline.core.stage import BatchStage, Rule, Sample, SampleError, StageConfig
 from pipeline.matting.quality import matte_numbers, overlap
-from pipeline.stage import BatchStage, Rule, Sample, SampleError, StageConfig
 
 
 class MattingConfig(StageConfig):

@@ -9,8 +9,8 @@ from PIL import Image
 from pydantic import Field
 
 from data_schemas.tables import SEMANTICS
+from pipeline.core.stage import Rule, Sample, Stage, StageConfig
 from pipeline.identity import encoders
-from pipeline.stage import Rule, Sample, Stage, StageConfig
 
 
 class ImageNetConfig(StageConfig):

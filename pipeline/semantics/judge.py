@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from data_schemas import pictures
+from data_schemas.io import pictures
 from data_schemas.tables import JUDGE
-from pipeline.stage import BatchStage, Rule, Sample, StageConfig
+from pipeline.core.stage import BatchStage, Rule, Sample, StageConfig
 
 MAX_TEXT = 20_000
 """Characters of an answer that are read and kept."""

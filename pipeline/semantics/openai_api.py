@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 from PIL import Image
 from pydantic import AfterValidator, ConfigDict, Field
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
-from data_schemas.text import one_line
+from data_schemas.io import pictures
+from data_schemas.io.text import one_line
+from pipeline.core.stage import SampleError, StageUnusable
 from pipeline.semantics import redaction
 from pipeline.semantics.judge import MAX_TEXT, SCHEMA, Answer, JudgeConfig, Request, VlmJudge
-from pipeline.stage import SampleError, StageUnusable
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

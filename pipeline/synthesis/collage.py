@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter, ImageOps
 from pydantic import Field
 
 from data_schemas.tables import SYNTHESIS
-from pipeline.references import load_backgrounds
-from pipeline.stage import Sample, Stage, StageConfig
+from pipeline.core.stage import Sample, Stage, StageConfig
+from pipeline.references.cutouts import load_backgrounds
 
 FAULTS = ("missing", "swapped", "colour")
 

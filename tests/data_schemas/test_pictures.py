@@ -12,8 +12,8 @@ import pytest
 from hostile import jpeg_with_exif, raw_png, tag_bomb
 from PIL import Image, features
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.io import pictures
 
 RAMP = np.linspace(0, 255, 64 * 8).reshape(8, 64).round().astype(np.uint8)
 

@@ -8,8 +8,8 @@ import pytest
 from packed import pack_tar
 from PIL import Image
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.io import pictures
 from data_schemas.shards import ShardSample, decode_sample, encode_sample, expand_shards, read_shard
 
 

@@ -4,8 +4,8 @@ import fsspec
 import pytest
 
 from data_schemas.errors import UserError
+from data_schemas.io.storage import reaching, shown, url_to_fs
 from data_schemas.shards import expand_shards, read_members
-from data_schemas.storage import reaching, shown, url_to_fs
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_schemas import tars
 from data_schemas.errors import UserError
+from data_schemas.io import tars
+from data_schemas.io.tars import expand_shards, file_name, read_members, sample_ids
 from data_schemas.shards import read_distinct
-from data_schemas.tars import expand_shards, file_name, read_members, sample_ids
 
 
 def tar_of(path, *members, format=tarfile.PAX_FORMAT):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_schemas.text import CUT, decoded, from_path, is_plain, label
+from data_schemas.io.text import CUT, decoded, from_path, is_plain, label
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

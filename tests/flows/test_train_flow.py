@@ -11,9 +11,9 @@ import flows.train
 from data_schemas.errors import UserError
 from flows.evaluate import evaluate_tokenar
 from flows.train import train_tokenar
-from pipeline.results import read_training
+from pipeline.report.results import read_training
 from tokenar.config import with_changes
-from tokenar.train import OtherRun, train
+from tokenar.train.loop import OtherRun, train
 
 pytestmark = pytest.mark.slow  # the server alone takes seconds to start
 

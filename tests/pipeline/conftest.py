@@ -7,7 +7,7 @@ import torch
 from small_curation import small_config
 
 from pipeline.curate import curate
-from pipeline.results import write_results
+from pipeline.report.results import write_results
 
 
 @pytest.fixture(scope="session")

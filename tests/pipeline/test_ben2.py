@@ -18,15 +18,15 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch.backends import cudnn
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.io import pictures
 from data_schemas.schema import validate
 from pipeline import models
+from pipeline.core.stage import Sample
 from pipeline.matting import ben2_network
 from pipeline.matting.ben2 import Ben2, Ben2Config, stretched
 from pipeline.matting.ben2_inference import matte
 from pipeline.matting.ben2_network import load_network
-from pipeline.stage import Sample
 
 CPU, SIDE = torch.device("cpu"), 128
 PLAN = {"box_0": [0.1, 0.2, 0.45, 0.9], "box_1": [0.55, 0.2, 0.9, 0.9]}

@@ -15,13 +15,21 @@ from small_curation import small_config
 
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
-from pipeline import calibrate as calibration
-from pipeline.calibrate import area_under_curve, calibrate, measure, rule_figures, spread_evenly, wrong_sample, youden
 from pipeline.config import read_thresholds
+from pipeline.core.stage import Rule
 from pipeline.curate import curate, stage_inputs
 from pipeline.identity.compare import Identity
+from pipeline.report import calibration
+from pipeline.report.calibration import (
+    area_under_curve,
+    calibrate,
+    measure,
+    rule_figures,
+    spread_evenly,
+    wrong_sample,
+    youden,
+)
 from pipeline.run import PartJob, read_all
-from pipeline.stage import Rule
 
 LOW = Rule("similarity", "min", 0.5, "identity_low", "Too unlike.")
 HIGH = Rule("extremity", "max", 0.8, "colour_extreme", "Too gaudy.")

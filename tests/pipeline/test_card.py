@@ -14,13 +14,13 @@ from huggingface_hub import DatasetCard
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
-from pipeline.card import Licence, PoolFacts, dataset_card, pool_facts
-from pipeline.decide import resolve_rules
-from pipeline.packaged import package_file, packaged
-from pipeline.references import ReferencesConfig, list_pool, make_references
-from pipeline.results import metrics_of
+from pipeline.core.rules import resolve_rules
+from pipeline.core.stage import Rule
+from pipeline.references.cutouts import ReferencesConfig, list_pool, make_references
+from pipeline.references.packaged import package_file, packaged
+from pipeline.report.card import Licence, PoolFacts, dataset_card, pool_facts
+from pipeline.report.results import metrics_of
 from pipeline.run import pool_rows
-from pipeline.stage import Rule
 
 METRICS = {
     "name": "two | <b>subjects</b>",

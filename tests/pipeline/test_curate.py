@@ -14,12 +14,12 @@ from small_curation import SMALL, made, small_config
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards, read_shard
-from pipeline import pools, references
+from pipeline.core.parts import PartPictures
+from pipeline.core.stage import Stage
 from pipeline.curate import check_inputs, curate
-from pipeline.parts import PartPictures
-from pipeline.results import report_run
+from pipeline.references import cutouts, pools
+from pipeline.report.results import report_run
 from pipeline.run import pool_rows
-from pipeline.stage import Stage
 
 SCORED = ["synthesis", "matting", "semantics", "identity"]
 EVERY = ["references", "plan", *SCORED, "decide", "shards"]
@@ -267,8 +267,8 @@ def test_whether_a_pool_is_there_is_told_without_reading_its_pictures(tmp_path, 
 
 
 def test_the_pool_is_listed_the_same_way_twice():
-    config = references.ReferencesConfig()
-    assert references.list_pool(config) == references.list_pool(config)
+    config = cutouts.ReferencesConfig()
+    assert cutouts.list_pool(config) == cutouts.list_pool(config)
 
 
 def test_runs_are_timed_apart_from_what_is_cached(small_run):

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from data_schemas.errors import UserError
-from pipeline.decide import decide, resolve_rules
-from pipeline.stage import Rule
+from pipeline.core.rules import decide, resolve_rules
+from pipeline.core.stage import Rule
 
 LOW = ("identity", Rule("similarity", "min", 0.5, "identity_low", "Too unlike."))
 HIGH = ("semantics", Rule("extremity", "max", 0.8, "colour_extreme", "Too gaudy."))

@@ -18,8 +18,8 @@ from tiny_sdxl import (
     tiny_generator,
 )
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.io import pictures
 from data_schemas.schema import validate
 from pipeline import models
 from pipeline.synthesis.dreamrelation.attention import box_cells, grids

@@ -14,11 +14,11 @@ from small_curation import made, small_config
 from data_schemas.errors import UserError
 from pipeline import cli
 from pipeline.config import CurationConfig
+from pipeline.core.stage import SampleError, describe_error
 from pipeline.curate import curate
 from pipeline.matting.grabcut import GrabCut
 from pipeline.remembered import differences, remembered, taken_up
 from pipeline.semantics.imagenet import ImageNetJudge
-from pipeline.stage import SampleError, describe_error
 
 SMALL_FLAGS = ["--samples", "12", "--set", "part_size=4", "--set", "planning.test_share=0.25", "--set",
                "shards.samples_per_shard=4", "--set", "synthesis.fault_share=0.0"]  # fmt: skip

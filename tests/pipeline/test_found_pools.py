@@ -13,10 +13,10 @@ from small_pools import CAT, CELLS, FILES, folder, listed, made, parquet, png
 
 from data_schemas.errors import UserError
 from pipeline.curate import curate
-from pipeline.pools import PoolConfig, skipped
-from pipeline.references import ReferencesConfig, make_references, mark_duplicates
-from pipeline.references import list_pool as list_pools
-from pipeline.references import skipped as skipped_lines
+from pipeline.references.cutouts import ReferencesConfig, make_references, mark_duplicates
+from pipeline.references.cutouts import list_pool as list_pools
+from pipeline.references.cutouts import skipped as skipped_lines
+from pipeline.references.pools import PoolConfig, skipped
 
 
 def cut(files: dict[str, bytes], root, **settings):

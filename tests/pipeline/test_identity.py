@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from skimage import data as photos
 
 from data_schemas.errors import UserError
-from data_schemas.pictures import square_on_white
+from data_schemas.io.pictures import square_on_white
 from data_schemas.tables import IDENTITY
 from pipeline.curate import stage_inputs
 from pipeline.identity import encoders

@@ -13,15 +13,15 @@ from judged import ANSWER, GOOD, PLAN, VERDICT, answer, sample
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.io import pictures
 from data_schemas.schema import validate
-from pipeline.decide import decide, resolve_rules
+from pipeline.core.rules import decide, resolve_rules
+from pipeline.core.stage import Sample
 from pipeline.semantics import judge
 from pipeline.semantics.judge import Answer, Verdict, parse, question, scores
 from pipeline.semantics.together import Together
 from pipeline.semantics.transformers_vlm import GEMMA, TransformersConfig, TransformersJudge, written
-from pipeline.stage import Sample
 
 
 def without(key):

@@ -20,11 +20,11 @@ from small_curation import small_config
 
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
+from pipeline.core.stage import StageUnusable
 from pipeline.curate import curate
 from pipeline.semantics import judge, openai_api
 from pipeline.semantics.judge import question
 from pipeline.semantics.openai_api import ApiConfig, ApiJudge
-from pipeline.stage import StageUnusable
 
 
 def colour(picture):

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from data_schemas import pictures
+from data_schemas.io import pictures
 from data_schemas.schema import validate
-from pipeline.decide import decide, resolve_rules
+from pipeline.core.rules import decide, resolve_rules
+from pipeline.core.stage import Sample
 from pipeline.matting.grabcut import GrabCut
 from pipeline.matting.matting import Matting, MattingConfig
 from pipeline.matting.quality import holes_share, matte_numbers, overlap, soft_share
-from pipeline.stage import Sample
 
 BOXES = [[0.1, 0.2, 0.45, 0.9], [0.55, 0.2, 0.9, 0.9]]
 

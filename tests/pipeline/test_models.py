@@ -11,8 +11,8 @@ from hub import COMMIT, FILES, hub
 
 from data_schemas.errors import UserError
 from pipeline import models
+from pipeline.core.stage import Sample, Stage, StageConfig
 from pipeline.models import Weights
-from pipeline.stage import Sample, Stage, StageConfig
 
 OWN = '''
 """A filter whose model lies on the hub or in a folder."""

@@ -20,9 +20,9 @@ from tiny_vlm import save_tiny_gemma
 from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
 from pipeline.curate import curate
-from pipeline.dataset import PictureReader
+from pipeline.dataset.publish import PictureReader
 from pipeline.matting.ben2_network import Ben2Network
-from pipeline.results import write_results
+from pipeline.report.results import write_results
 
 ENCODER = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SUBJECTS = {"cat": "chelsea", "person": "astronaut", "drink": "coffee", "vehicle": "rocket"}

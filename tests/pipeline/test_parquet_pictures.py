@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from data_schemas.errors import UserError
-from pipeline import parquet_pictures
-from pipeline.pools import PoolConfig, Reader, list_pool
+from pipeline.references import parquet
+from pipeline.references.pools import PoolConfig, Reader, list_pool
 
 
 def png(shade: int) -> bytes:
@@ -133,4 +133,4 @@ def test_pipes_and_devices_are_no_parquet_files(tmp_path):
     (tmp_path / "a.parquet").unlink()
     (tmp_path / "a.parquet").symlink_to("/dev/zero")
     with pytest.raises(UserError, match=r"a\.parquet: is a pipe, socket or device"):
-        parquet_pictures.column_names(tmp_path / "a.parquet")
+        parquet.column_names(tmp_path / "a.parquet")

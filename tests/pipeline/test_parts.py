@@ -13,11 +13,11 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_schemas.files import sweep
+from data_schemas.io.files import sweep
 from data_schemas.schema import Column
 from data_schemas.tables import verdict_schema
-from pipeline import parts
-from pipeline.parts import DamagedPart, PartStore, fingerprint, write_tar
+from pipeline.core import parts
+from pipeline.core.parts import DamagedPart, PartStore, fingerprint, write_tar
 
 SCHEMA = verdict_schema("toy", 1, (Column("score", pa.float64(), "A number.", "number"),))
 ids = st.text("abcdef0123456789", min_size=4, max_size=8)

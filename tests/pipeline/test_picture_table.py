@@ -1,6 +1,6 @@
 """The pictures that Prefect shows of a run: what was asked for, and why a sample was rejected."""
 
-from pipeline.results import picture_table, read_manifest
+from pipeline.report.results import picture_table, read_manifest
 
 
 def test_every_picture_has_its_prompt_and_its_reasons(small_run):

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from data_schemas.tables import PLAN
-from pipeline import planning
-from pipeline.planning import (
+from pipeline.planning import planning
+from pipeline.planning.planning import (
     PlanningConfig,
     boxes_fit,
     check_split,

@@ -16,10 +16,10 @@ from small_pools import CAT, CELLS, FILES, folder, listed, made, parquet, png
 
 from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
-from pipeline.parquet_pictures import PictureColumn
-from pipeline.pools import PoolConfig, Reader, list_pool, pool_folder, presets, take
-from pipeline.references import ReferencesConfig, check_pool, read_labels
-from pipeline.references import list_pool as list_pools
+from pipeline.references.cutouts import ReferencesConfig, check_pool, read_labels
+from pipeline.references.cutouts import list_pool as list_pools
+from pipeline.references.parquet import PictureColumn
+from pipeline.references.pools import PoolConfig, Reader, list_pool, pool_folder, presets, take
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -15,8 +15,8 @@ from small_curation import made, small_config
 from data_schemas.shards import expand_shards, sample_ids
 from data_schemas.tables import REVIEW
 from pipeline.curate import curate
-from pipeline.results import write_results
-from pipeline.sharding import assign
+from pipeline.dataset.sharding import assign
+from pipeline.report.results import write_results
 
 
 def in_shards(result) -> set[str]:
@@ -121,7 +121,7 @@ def test_the_outcome_is_told_with_what_it_was_before(small_run, copied):
 
 def test_a_threshold_reads_no_tar_for_scores_and_only_kept_pictures_for_shards(copied, monkeypatch):
     """Decisions come from tables; a shard takes its pictures from where they lie, and no tar is read as a whole."""
-    from pipeline import parts
+    from pipeline.core import parts
 
     read = []
     real = parts.PartPictures.read

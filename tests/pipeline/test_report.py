@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import charts
-from pipeline.report import (
+from pipeline.report import charts
+from pipeline.report.page import (
     REJECTED_SHOWN,
     ReportData,
     RuleLine,

@@ -15,8 +15,8 @@ from small_curation import made, small_config
 from data_schemas.errors import UserError
 from data_schemas.tables import REVIEW
 from pipeline.curate import curate, stage_inputs
-from pipeline.dataset import PictureReader
-from pipeline.results import read_manifest
+from pipeline.dataset.publish import PictureReader
+from pipeline.report.results import read_manifest
 from pipeline.run import PartJob
 
 

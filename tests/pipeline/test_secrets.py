@@ -16,7 +16,7 @@ from small_curation import small_config
 
 from data_schemas.errors import UserError
 from pipeline.curate import curate
-from pipeline.results import write_results
+from pipeline.report.results import write_results
 from pipeline.semantics.judge import MAX_TEXT
 from pipeline.semantics.openai_api import ApiConfig, ApiJudge
 from pipeline.semantics.redaction import Redactor

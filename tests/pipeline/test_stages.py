@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_schemas import pictures
-from pipeline import planning, references
+from data_schemas.io import pictures
+from pipeline.core.stage import Sample, SampleError
 from pipeline.identity import encoders
 from pipeline.identity.compare import Identity
 from pipeline.matting.grabcut import GrabCut
+from pipeline.planning import planning
+from pipeline.references import cutouts
 from pipeline.semantics.imagenet import ImageNetJudge, agreement, colour_extremity
-from pipeline.stage import Sample, SampleError
 from pipeline.synthesis.collage import Collage, CollageConfig, choose_fault, extreme_colours
 
 
 @pytest.fixture(scope="module")
 def pool():
-    config = references.ReferencesConfig()
-    rows, members, _ = references.make_references(references.list_pool(config), config)
+    config = cutouts.ReferencesConfig()
+    rows, members, _ = cutouts.make_references(cutouts.list_pool(config), config)
     return rows, members
 
 

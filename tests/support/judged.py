@@ -4,9 +4,9 @@ import json
 
 from PIL import Image
 
-from data_schemas import pictures
+from data_schemas.io import pictures
+from pipeline.core.stage import Sample
 from pipeline.semantics.judge import Verdict
-from pipeline.stage import Sample
 
 ANSWER = {
     "subject_0_reason": "A cat sits on the left.", "subject_0_present": "yes",

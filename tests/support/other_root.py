@@ -21,8 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from pipeline.synthesis.dreamrelation.adapter import Adapter
 from pipeline.synthesis.dreamrelation.generator import Settings, Text, load_generator
 from pipeline.synthesis.dreamrelation.resampler import Resampler, box_features
-from tokenar.model import TokenAR
-from tokenar.positions import canvas_coordinates, make_layout
+from tokenar.model.positions import canvas_coordinates, make_layout
+from tokenar.model.transformer import TokenAR
 
 RESAMPLER = {"dim": 36, "depth": 2, "dim_head": 8, "heads": 3, "num_queries": 8, "ff_mult": 2}
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}

@@ -10,8 +10,8 @@ import golden
 import torch
 from safetensors.torch import load_file
 
-from tokenar.config import ModelConfig
-from tokenar.model import TokenAR
+from tokenar.model.config import ModelConfig
+from tokenar.model.transformer import TokenAR
 
 
 def config_of(settings: dict[str, Any], itd: bool, **changes: Any) -> ModelConfig:

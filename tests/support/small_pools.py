@@ -12,10 +12,10 @@ from PIL import Image
 
 from data_schemas.schema import validate
 from data_schemas.tables import REFERENCES
-from pipeline.packaged import package_file
-from pipeline.pools import PoolConfig, list_pool
-from pipeline.references import ReferencesConfig, make_references
-from pipeline.references import list_pool as list_pools
+from pipeline.references.cutouts import ReferencesConfig, make_references
+from pipeline.references.cutouts import list_pool as list_pools
+from pipeline.references.packaged import package_file
+from pipeline.references.pools import PoolConfig, list_pool
 
 PHOTOS = {
     "cat/chelsea.png": ("skimage", "data/chelsea.png"),

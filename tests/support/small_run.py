@@ -19,8 +19,10 @@ from sklearn.datasets import load_sample_images
 
 from data_schemas.shards import ShardSample, encode_sample
 from tokenar import cli
-from tokenar.config import ModelConfig, TextConfig, TokenizerConfig, TrainConfig, with_changes
-from tokenar.model import TokenAR
+from tokenar.config import TrainConfig, with_changes
+from tokenar.encoders.config import TextConfig, TokenizerConfig
+from tokenar.model.config import ModelConfig
+from tokenar.model.transformer import TokenAR
 
 
 def _photos() -> dict[str, Image.Image]:

@@ -22,13 +22,15 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from data_schemas.errors import UserError
-from tokenar.checkpoint import Checkpoints
-from tokenar.config import ModelConfig, TextConfig, TokenizerConfig
-from tokenar.model import TokenAR
-from tokenar.model_folder import save_model
-from tokenar.optimizer import parameter_groups
-from tokenar.parallel import Workers, clip, parallelise, workers
-from tokenar.tokenizers import PatchCodebook
+from tokenar.encoders.config import TextConfig, TokenizerConfig
+from tokenar.encoders.patches import PatchCodebook
+from tokenar.model.config import ModelConfig
+from tokenar.model.folder import save_model
+from tokenar.model.transformer import TokenAR
+from tokenar.processes import Workers, workers
+from tokenar.train.checkpoint import Checkpoints
+from tokenar.train.optimizer import parameter_groups
+from tokenar.train.parallel import clip, parallelise
 
 ALONE = Workers(0, 1, torch.device("cpu"))
 BATCH, LIMIT = 4, 0.3

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from tokenar.vq import VqConfig, VqNetwork
+from tokenar.encoders.config import VqConfig
+from tokenar.encoders.vq import VqNetwork
 
 TINY_VQ = VqConfig(ch_mult=(1, 2), base_channels=32, z_channels=8, codebook_size=64)
 

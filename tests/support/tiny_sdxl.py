@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from data_schemas import pictures
-from pipeline.stage import Sample
+from data_schemas.io import pictures
+from pipeline.core.stage import Sample
 from pipeline.synthesis.dreamrelation.resampler import ResamplerSizes
 
 PART = "dreamrelation"

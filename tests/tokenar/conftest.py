@@ -21,7 +21,7 @@ def shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(shards, tmp_path_factory) -> Path:
     """The folder of a finished six-step run."""
-    from tokenar.train import train
+    from tokenar.train.loop import train
 
     out = tmp_path_factory.mktemp("trained") / "run"
     train(tiny_config(shards, out))

@@ -11,13 +11,12 @@ from safetensors.torch import load_file
 from small_run import SMALL, changed, in_process, inputs, make_sample, random_net, write_shard
 
 from data_schemas.errors import UserError
-from tokenar import data
-from tokenar.attention_maps import attention_rows, checked_boxes, hooked, identity, measure, target_regions
-from tokenar.config import ModelConfig
-from tokenar.data import Batch
-from tokenar.model import Attention, TokenAR
-from tokenar.model_folder import load_model
-from tokenar.positions import make_layout
+from tokenar.attention.maps import attention_rows, checked_boxes, hooked, identity, measure, target_regions
+from tokenar.data.samples import Batch, collate, encode_sample, read_samples
+from tokenar.model.config import ModelConfig
+from tokenar.model.folder import load_model
+from tokenar.model.positions import make_layout
+from tokenar.model.transformer import Attention, TokenAR
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 BOXES = [[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 0.5]]  # of 2 x 2 tokens: the left two, and the upper right
@@ -249,12 +248,12 @@ def test_predictions_take_the_place_of_the_true_pictures(trained, shards, tmp_pa
     result = run(trained, tmp_path, test, "--limit", 1, "--predictions", tmp_path)
     assert result.returncode == 0, result.stderr
     drawn = load_file(tmp_path / "samples" / "test-0000.safetensors")
-    model, (sample,) = load_model(trained / "model"), data.read_samples(test, 1)
+    model, (sample,) = load_model(trained / "model"), read_samples(test, 1)
     sample.target = Image.new("RGB", (40, 40), "red")
-    red = data.collate([data.encode_sample(sample, model.tokenizer, model.text, 2)])
+    red = collate([encode_sample(sample, model.tokenizer, model.text, 2)])
     torch.testing.assert_close(drawn["looks"], measure(model.net, red, sample.info["boxes"]).looks)
-    (sample,) = data.read_samples(test, 1)
-    true = data.collate([data.encode_sample(sample, model.tokenizer, model.text, 2)])
+    (sample,) = read_samples(test, 1)
+    true = collate([encode_sample(sample, model.tokenizer, model.text, 2)])
     assert not torch.allclose(drawn["looks"], measure(model.net, true, sample.info["boxes"]).looks, atol=1e-4)
 
 

@@ -14,9 +14,9 @@ from spread import ALONE, Training
 from torch.multiprocessing import ProcessExitedException
 
 from data_schemas.errors import UserError
-from tokenar import checkpoint
-from tokenar.checkpoint import Checkpoints, checkpoints
-from tokenar.model_folder import load_model
+from tokenar.model.folder import load_model
+from tokenar.train import checkpoint
+from tokenar.train.checkpoint import Checkpoints, checkpoints
 
 
 def everything(training):

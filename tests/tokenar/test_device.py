@@ -11,14 +11,14 @@ from small_run import changed, inputs, random_net, tiny_config
 from tiny_encoders import tiny_vq
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tokenar import step, validate
 from tokenar.config import SampleConfig
 from tokenar.device import WORKSPACE, exact_float32, own_random_numbers
-from tokenar.feature_encoders import EfficientNet
-from tokenar.generate import Decoder, generate
-from tokenar.step import recompute_blocks
-from tokenar.train import train
-from tokenar.vq import VqTokenizer
+from tokenar.encoders.vq import VqTokenizer
+from tokenar.evaluate.encoders import EfficientNet
+from tokenar.sample.decoder import Decoder, generate
+from tokenar.train import step, validate
+from tokenar.train.loop import train
+from tokenar.train.step import recompute_blocks
 
 CPU = torch.device("cpu")
 

@@ -20,10 +20,10 @@ from tiny_encoders import TINY_VQ, save_tiny_dinov2, save_tiny_t5, tiny_vq
 
 from data_schemas.errors import UserError
 from data_schemas.shards import read_shard
-from tokenar import data
-from tokenar.encode import EncodeConfig, Encoders, encode, encode_shards, load_encoders
-from tokenar.encoded_shards import EncodedShards, pad_text
-from tokenar.encoder_config import T5Config, TeacherConfig
+from tokenar.data.encode import EncodeConfig, Encoders, encode, encode_shards, load_encoders
+from tokenar.data.encoded_shards import EncodedShards, pad_text
+from tokenar.data.samples import as_float, encode_resized, read_resized
+from tokenar.encoders.config import T5Config, TeacherConfig
 
 SIZE = 16
 """Pixels a side; with two of them a token, 64 tokens an image."""
@@ -106,16 +106,16 @@ def test_one_shard_for_each_raw_one(raw, whole, encoders):
 def margin(encoders: Encoders, pixels: torch.Tensor) -> float:
     """The smallest lead in cosine of a chosen code over the next best one."""
     network = encoders.tokenizer.network
-    latents = torch.nn.functional.normalize(network.latents(data.as_float(pixels)).flatten(2).transpose(1, 2), dim=-1)
+    latents = torch.nn.functional.normalize(network.latents(as_float(pixels)).flatten(2).transpose(1, 2), dim=-1)
     best = (latents @ network.quantize.unit_codes().T).topk(2).values
     return float((best[..., 0] - best[..., 1]).min())
 
 
 @torch.no_grad()
 def test_codes_are_those_of_encoding_on_the_fly(raw, whole, encoders):
-    samples = data.read_resized(str(raw / "train-*.tar"), SIZE, 3)
+    samples = read_resized(str(raw / "train-*.tar"), SIZE, 3)
     assert min(margin(encoders, sample.pixels) for sample in samples) > 1e-6  # or rounding could choose
-    on_the_fly = data.encode(samples, encoders.tokenizer, encoders.text)
+    on_the_fly = encode_resized(samples, encoders.tokenizer, encoders.text)
     found = opened(whole)
     for i, expected in enumerate(on_the_fly):
         sample = found.read(i)
@@ -163,8 +163,8 @@ def test_what_stands_at_padding_can_be_kept(raw, models, whole, encoders, tmp_pa
 
 
 def test_teacher_sees_the_target(raw, whole, encoders):
-    samples = data.read_resized(str(raw / "train-*.tar"), SIZE, 3)
-    expected = encoders.teacher.encode(data.as_float(torch.stack([sample.pixels[-1] for sample in samples])))
+    samples = read_resized(str(raw / "train-*.tar"), SIZE, 3)
+    expected = encoders.teacher.encode(as_float(torch.stack([sample.pixels[-1] for sample in samples])))
     found = torch.stack([opened(whole).read(i).teacher for i in range(7)])
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
     assert (found[0] - expected[1]).abs().mean() > 10 * (found[0] - expected[0]).abs().mean()

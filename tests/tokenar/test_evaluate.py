@@ -16,17 +16,17 @@ from small_run import make_sample, write_shard
 from tiny_eval import save_backbone, save_inception, save_tiny_clip, save_tiny_vit
 
 from data_schemas.errors import UserError
-from data_schemas.pictures import square_on_white
+from data_schemas.io.pictures import square_on_white
 from data_schemas.shards import read_shard
-from tokenar import eval_tables, feature_encoders
 from tokenar.config import SampleConfig
-from tokenar.eval_config import EvalConfig
-from tokenar.eval_pictures import Truth
-from tokenar.eval_rows import Scorer
-from tokenar.evaluate import evaluate, named
-from tokenar.feature_encoders import EfficientNet, Inception
-from tokenar.sample import Drawing
-from tokenar.sample import sample as draw_samples
+from tokenar.evaluate.config import EvalConfig
+from tokenar.evaluate.encoders import EfficientNet, Encoder, Inception
+from tokenar.evaluate.pictures import Truth
+from tokenar.evaluate.rows import Scorer
+from tokenar.evaluate.run import evaluate, named
+from tokenar.evaluate.tables import latex, markdown
+from tokenar.sample.sampler import Drawing
+from tokenar.sample.sampler import sample as draw_samples
 
 SAMPLING = SampleConfig(seed=3, batch=2)
 
@@ -204,11 +204,11 @@ def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_pat
     options = {"models": {"m": trained / "model"}, "config": config, "quiet": True}
     whole = evaluate(glob, tmp_path / "whole", sampling=SAMPLING, **options)
     scored, encoded, drawn = [], [], []
-    row, encode, batch = Scorer.row, feature_encoders.Encoder.encode, Drawing.batch
+    row, encode, batch = Scorer.row, Encoder.encode, Drawing.batch
     monkeypatch.setattr(
         Drawing, "batch", lambda self, chosen, *rest: drawn.extend(chosen) or batch(self, chosen, *rest)
     )
-    monkeypatch.setattr(feature_encoders.Encoder, "encode", lambda s, p: encoded.extend(p) or encode(s, p))
+    monkeypatch.setattr(Encoder, "encode", lambda s, p: encoded.extend(p) or encode(s, p))
     monkeypatch.setattr("tokenar.evaluate.PART", 1)
 
     def score(self, truth, *rest):
@@ -352,7 +352,7 @@ def test_tables(tmp_path):
             "MS-Diffusion": {"figures": worse | {"whole_fid_pictures": 2047}, "multi_subject": worse},
         },
     }  # fmt: skip
-    page = eval_tables.markdown(result)
+    page = markdown(result)
     assert "| a\\_b | – | **20.36** | **66.89** | **95.48** | **90.00** |" in page
     assert "| MS-Diffusion | ICLR 2025 | 12.00 | **66.89** | **95.48** | – |" in page
     assert "**One subject (layout of Table 2)**: no such sample" in page
@@ -360,7 +360,7 @@ def test_tables(tmp_path):
     assert "FID over 2,047 pictures: below 2,048" in page
     assert "not measured" not in page
 
-    text = eval_tables.latex(result)
+    text = latex(result)
     assert r"a\_b & -- & \textbf{20.36} & \textbf{66.89} & \textbf{95.48} & \textbf{90.00} \\" in text
     assert r"MS-Diffusion & ICLR 2025 & 12.00 & \textbf{66.89} & \textbf{95.48} & -- \\" in text
     assert r"\multicolumn{2}{c}{Background Preservation} & \multicolumn{2}{c}{Content Similarity}" in text

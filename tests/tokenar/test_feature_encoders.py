@@ -13,9 +13,9 @@ from small_run import make_sample
 from tiny_eval import save_backbone, save_inception, save_tiny_clip, save_tiny_vit
 
 from data_schemas.errors import UserError
-from tokenar.eval_config import EvalConfig, encoders_of
-from tokenar.eval_pictures import as_pixels
-from tokenar.feature_encoders import Clip, EfficientNet, Encoders, Inception, Lpips, Timm
+from tokenar.evaluate.config import EvalConfig, encoders_of
+from tokenar.evaluate.encoders import Clip, EfficientNet, Encoders, Inception, Lpips, Timm
+from tokenar.evaluate.pictures import as_pixels
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,11 @@ from tiny_encoders import save_tiny_dinov2, save_tiny_t5, tiny_vq
 from transformers import Dinov2Model, T5EncoderModel
 
 from data_schemas.errors import UserError
-from tokenar import data
-from tokenar.teacher import Teacher, TeacherConfig, teacher_pixels
-from tokenar.text import T5Config, T5Encoder
-from tokenar.tokenizers import picture_tensor
-from tokenar.vq import VqTokenizer
+from tokenar.data.samples import encode, read_resized, read_samples
+from tokenar.encoders.patches import picture_tensor
+from tokenar.encoders.teacher import Teacher, TeacherConfig, teacher_pixels
+from tokenar.encoders.text import T5Config, T5Encoder
+from tokenar.encoders.vq import VqTokenizer
 
 PROMPTS = ["a cat next to a cup", "A", "the <person> on the left of the vase\n"]
 
@@ -74,9 +74,9 @@ def test_bfloat16_features_train_a_float32_layer(t5):
 
 
 def test_shards_are_encoded_with_it(t5, shards):
-    samples = data.read_resized(str(shards / "test-*.tar"), 16, 2)
+    samples = read_resized(str(shards / "test-*.tar"), 16, 2)
     text = encoder(t5, tokens=12)
-    encoded = data.encode(samples, VqTokenizer(tiny_vq(), 16), text)
+    encoded = encode(samples, VqTokenizer(tiny_vq(), 16), text)
     torch.testing.assert_close(encoded[2].text, text.encode([samples[2].prompt])[0], rtol=0, atol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_text_fingerprint_follows_all_that_decides_the_features(t5, tmp_path):
 
 
 def pictures(shards) -> torch.Tensor:
-    samples = data.read_samples(str(shards / "test-*.tar"))
+    samples = read_samples(str(shards / "test-*.tar"))
     return torch.stack(
         [picture_tensor(sample.target.resize((64, 64), Image.Resampling.NEAREST), 64) for sample in samples]
     )

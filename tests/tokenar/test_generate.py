@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_run import SMALL, changed, inputs, random_net
 
-from tokenar.cache import KeyValueCache, Segment
 from tokenar.config import SampleConfig
-from tokenar.generate import Decoder, draw, filter_logits, generate, guide
+from tokenar.model.cache import KeyValueCache, Segment
+from tokenar.sample.decoder import Decoder, draw, filter_logits, generate, guide
 
 GREEDY = SampleConfig(temperature=0.0)
 

@@ -10,12 +10,13 @@ from released import angle_error, config_of, config_of_keys, net_of, sources_of,
 from torch.nn import functional as F
 
 from data_schemas.errors import UserError
-from tokenar.config import SIZES, DropConfig, ModelConfig, SampleConfig, released
-from tokenar.generate import Decoder, filter_logits, guide
-from tokenar.model import TokenAR, drop_decisions
-from tokenar.optimizer import parameter_groups
-from tokenar.positions import attention_mask, layout_rotary, make_layout, source_ids
-from tokenar.published import NEW_KEYS, fill
+from tokenar.config import SampleConfig
+from tokenar.model.config import SIZES, DropConfig, ModelConfig, released
+from tokenar.model.positions import attention_mask, layout_rotary, make_layout, source_ids
+from tokenar.model.published import NEW_KEYS, fill
+from tokenar.model.transformer import TokenAR, drop_decisions
+from tokenar.sample.decoder import Decoder, filter_logits, guide
+from tokenar.train.optimizer import parameter_groups
 
 FOLDER = "tokenar"
 

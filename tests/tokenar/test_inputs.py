@@ -13,26 +13,35 @@ from small_run import make_sample, rows, tiny_config, weights, write_shard
 from tiny_encoders import TINY_VQ, save_tiny_dinov2, save_tiny_t5, tiny_vq
 
 from data_schemas.errors import UserError
-from tokenar import checkpoint, data, inputs
 from tokenar.config import TrainConfig, with_changes
-from tokenar.encode import EncodeConfig, encode
-from tokenar.encoder_config import TextConfig, TokenizerConfig
-from tokenar.parallel import Workers
-from tokenar.text import HashedWords, word_vector, words
-from tokenar.tokenizers import PatchCodebook, picture_tensor, tensor_picture
-from tokenar.train import train
+from tokenar.data.encode import EncodeConfig, encode
+from tokenar.data.samples import (
+    Order,
+    Position,
+    as_float,
+    epoch_batches,
+    rank_share,
+    read_resized,
+    variations,
+)
+from tokenar.encoders.config import TextConfig, TokenizerConfig
+from tokenar.encoders.patches import PatchCodebook, picture_tensor, tensor_picture
+from tokenar.encoders.text import HashedWords, word_vector, words
+from tokenar.processes import Workers
+from tokenar.train import checkpoint, inputs
+from tokenar.train.loop import train
 
 TINY = TokenizerConfig(image_size=32, patch=4, vocabulary=16)
 
 
 @pytest.fixture(scope="module")
 def samples(shards):
-    return data.read_resized(str(shards / "train-*.tar"), 32, 2)
+    return read_resized(str(shards / "train-*.tar"), 32, 2)
 
 
 @pytest.fixture(scope="module")
 def pixels(samples):
-    return data.as_float(torch.cat([sample.pixels for sample in samples]))
+    return as_float(torch.cat([sample.pixels for sample in samples]))
 
 
 def test_codes_survive_decoding(pixels):
@@ -113,37 +122,37 @@ def test_text_is_padded_with_zeros_and_cut():
     epoch=st.integers(0, 99),
 )
 def test_every_sample_once_an_epoch_whatever_the_world(references, batch, world, seed, epoch):
-    batches = data.epoch_batches(references, batch, seed, epoch)
-    assert batches == data.epoch_batches(references, batch, seed, epoch)
+    batches = epoch_batches(references, batch, seed, epoch)
+    assert batches == epoch_batches(references, batch, seed, epoch)
     seen = []
     for chosen in batches:
         assert len({references[i] for i in chosen}) == 1
         assert len(chosen) <= batch
         for rank in range(world):
-            seen += data.rank_share(chosen, rank, world)
+            seen += rank_share(chosen, rank, world)
     assert sorted(seen) == list(range(len(references)))
 
 
 @settings(deadline=None, max_examples=50)
 @given(count=st.integers(1, 20), batch=st.integers(1, 6), seed=st.integers(0, 9), stop=st.integers(0, 30))
 def test_order_continues_from_its_position(count, batch, seed, stop):
-    whole = data.Order([2] * count, batch, seed)
+    whole = Order([2] * count, batch, seed)
     expected = [whole.next() for _ in range(stop + 10)]
-    first = data.Order([2] * count, batch, seed)
+    first = Order([2] * count, batch, seed)
     head = [first.next() for _ in range(stop)]
-    resumed = data.Order([2] * count, batch, seed, data.Position(first.position.epoch, first.position.batch))
+    resumed = Order([2] * count, batch, seed, Position(first.position.epoch, first.position.batch))
     assert head + [resumed.next() for _ in range(10)] == expected
 
 
 def test_epochs_differ():
-    assert data.epoch_batches([2] * 30, 4, 0, 0) != data.epoch_batches([2] * 30, 4, 0, 1)
+    assert epoch_batches([2] * 30, 4, 0, 0) != epoch_batches([2] * 30, 4, 0, 1)
 
 
 def test_variations_keep_what_makes_a_target(samples):
-    copies = data.variations(samples, 3, 4, 0)
+    copies = variations(samples, 3, 4, 0)
     assert copies[0] == samples
     assert len(copies) == 4
-    for original, varied, again in zip(samples, copies[2], data.variations(samples, 3, 4, 0)[2], strict=True):
+    for original, varied, again in zip(samples, copies[2], variations(samples, 3, 4, 0)[2], strict=True):
         assert torch.equal(varied.pixels, again.pixels)
         same = (original.pixels[-2] == original.pixels[-1]).all(0).sum()
         kept = (varied.pixels[-2] == varied.pixels[-1]).all(0).sum()
@@ -153,15 +162,15 @@ def test_variations_keep_what_makes_a_target(samples):
 
 def test_codes_are_those_of_each_picture(samples, pixels):
     codebook = PatchCodebook.fit(TINY, pixels)
-    encoded = data.encode(samples, codebook, HashedWords(TextConfig()))
+    encoded = encode(samples, codebook, HashedWords(TextConfig()))
     assert encoded[3].references == 2
-    target = data.as_float(samples[3].pixels[-1:])
+    target = as_float(samples[3].pixels[-1:])
     assert torch.equal(encoded[3].picture, codebook.encode(target)[0])
 
 
 def test_more_references_than_the_model_takes(shards):
     with pytest.raises(UserError, match="2 references, the model takes up to 1"):
-        data.read_resized(str(shards / "test-*.tar"), 32, 1)
+        read_resized(str(shards / "test-*.tar"), 32, 1)
 
 
 def test_words_are_told_from_padding():

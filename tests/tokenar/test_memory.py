@@ -8,11 +8,12 @@ from small_run import inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tokenar.config import DropConfig, ModelConfig, TrainConfig, tokenar_xl
-from tokenar.data import Batch
-from tokenar.memory import training_memory
-from tokenar.model import TokenAR
-from tokenar.step import losses, recompute_blocks
+from tokenar.config import TrainConfig
+from tokenar.data.samples import Batch
+from tokenar.model.config import DropConfig, ModelConfig, tokenar_xl
+from tokenar.model.transformer import TokenAR
+from tokenar.train.memory import training_memory
+from tokenar.train.step import losses, recompute_blocks
 
 MODEL = ModelConfig(
     layers=4, heads=4, kv_heads=2, width=64, vocabulary=50, grid=6, text_tokens=4, text_width=8, instruct_tokens=4,

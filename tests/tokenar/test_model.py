@@ -7,9 +7,8 @@ import torch
 from small_run import SMALL, changed, inputs, random_net
 from torch.nn import functional as F
 
-from tokenar.config import DropConfig
-from tokenar.model import TokenAR, drop_decisions
-from tokenar.positions import (
+from tokenar.model.config import DropConfig
+from tokenar.model.positions import (
     apply_rotary,
     grid_coordinates,
     make_layout,
@@ -17,6 +16,7 @@ from tokenar.positions import (
     rotary_table,
     source_ids,
 )
+from tokenar.model.transformer import TokenAR, drop_decisions
 
 
 def test_a_logit_never_sees_its_own_or_a_later_token():

@@ -13,7 +13,8 @@ from spread import ALONE, LIMIT, Training
 from torch import nn
 
 from data_schemas.errors import UserError
-from tokenar.parallel import Workers, clip, parallelise
+from tokenar.processes import Workers
+from tokenar.train.parallel import clip, parallelise
 
 MODES = ("ddp", "fsdp", "hybrid")
 

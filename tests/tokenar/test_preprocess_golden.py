@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_schemas.pictures import on_white
-from tokenar.teacher import teacher_pixels
-from tokenar.tokenizers import picture_tensor
+from data_schemas.io.pictures import on_white
+from tokenar.encoders.patches import picture_tensor
+from tokenar.encoders.teacher import teacher_pixels
 
 
 def test_golden_data_is_there():

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from small_run import SMALL, changed, inputs, random_net
 
 from data_schemas.errors import UserError
-from tokenar.model import TokenAR
-from tokenar.published import NEW_KEYS, load_published
+from tokenar.model.published import NEW_KEYS, load_published
+from tokenar.model.transformer import TokenAR
 
 
 def stored(net, path, key="model", **more):

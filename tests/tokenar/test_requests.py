@@ -12,7 +12,7 @@ from small_run import in_process, make_sample, write_shard
 
 from data_schemas.errors import UserError
 from data_schemas.shards import encode_sample
-from tokenar.requests import from_folder, from_list, from_shards
+from tokenar.sample.requests import from_folder, from_list, from_shards
 
 
 def everything(requests):

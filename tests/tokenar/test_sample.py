@@ -13,11 +13,11 @@ from small_run import changed, in_process, inputs, photo, random_net
 
 from data_schemas.errors import UserError
 from data_schemas.shards import read_shard
-from tokenar import requests
 from tokenar.config import SampleConfig
-from tokenar.generate import Decoder
-from tokenar.model_folder import Model
-from tokenar.sample import NEXT_SEED, Sampler, sample
+from tokenar.model.folder import Model
+from tokenar.sample import requests
+from tokenar.sample.decoder import Decoder
+from tokenar.sample.sampler import NEXT_SEED, Sampler, sample
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_two_processes_draw_what_one_does(model, folder, shards, tmp_path):
 
 def test_a_preview_grows_into_the_picture(model, folder, tmp_path, monkeypatch):
     shown = []
-    from tokenar import preview
+    from tokenar.sample import preview
 
     monkeypatch.setattr(preview, "write_atomically", lambda path, write: shown.append(grab(write, tmp_path)))
     sample(model, requests.from_folder(folder / "scene_1"), tmp_path / "out", preview=True, quiet=True)

@@ -5,9 +5,10 @@ from small_run import in_process
 
 from data_schemas.errors import UserError
 from data_schemas.settings import MAX_SEED
-from tokenar.config import PRESETS, SIZES, SampleConfig, cpu_small, released, tokenar_xl, with_changes
-from tokenar.encoder_config import EncodeConfig, TokenizerConfig, VqConfig
-from tokenar.eval_config import EvalConfig
+from tokenar.config import PRESETS, SampleConfig, cpu_small, with_changes
+from tokenar.encoders.config import EncodeConfig, TokenizerConfig, VqConfig
+from tokenar.evaluate.config import EvalConfig
+from tokenar.model.config import SIZES, released, tokenar_xl
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -11,12 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_schemas.errors import UserError
-from tokenar import data, step, validate
-from tokenar.config import DropConfig, TeacherConfig, TrainConfig, cpu_small, with_changes
-from tokenar.model import Block
-from tokenar.optimizer import Average, learning_rate, make_optimizer, parameter_groups, step_if
-from tokenar.parallel import Workers
-from tokenar.step import Part, Step, Work, losses, recompute_blocks, token_losses
+from tokenar.config import TrainConfig, cpu_small, with_changes
+from tokenar.data import samples
+from tokenar.encoders.config import TeacherConfig
+from tokenar.model.config import DropConfig
+from tokenar.model.transformer import Block
+from tokenar.processes import Workers
+from tokenar.train import step, validate
+from tokenar.train.optimizer import Average, learning_rate, make_optimizer, parameter_groups, step_if
+from tokenar.train.step import Part, Step, Work, losses, recompute_blocks, token_losses
 
 ALONE = Workers(0, 1, torch.device("cpu"))
 NO_DROPS = DropConfig(both=0, image=0, text=0)
@@ -32,7 +35,7 @@ def config_for(model=SMALL, **changes):
 def batch_of(model, size, seed=1, teacher=None):
     sources, text, picture = inputs(model, size, 2, seed)
     lengths = 1 + torch.arange(size) % model.text_tokens
-    return data.Batch(sources, text, picture, torch.arange(model.text_tokens) < lengths[:, None], teacher)
+    return samples.Batch(sources, text, picture, torch.arange(model.text_tokens) < lengths[:, None], teacher)
 
 
 def work_of(net, number, batch, parts=1):
@@ -41,7 +44,7 @@ def work_of(net, number, batch, parts=1):
     cut = [rows.tolist() for rows in torch.arange(size).chunk(parts)]
     made = [Part(batch._each(lambda tensor, rows=rows: tensor[rows]), torch.full((len(rows),), 0.5)) for rows in cut]
     scored = size * net.layout(2).target_tokens
-    return Work(number, made, size, scored, 2, data.Position(0, number + 1))
+    return Work(number, made, size, scored, 2, samples.Position(0, number + 1))
 
 
 def gradients(net):
@@ -325,7 +328,7 @@ def test_norms_do_not_decay_and_tables_only_as_released():
 @given(count=st.integers(1, 30), batch=st.integers(1, 30), world=st.integers(1, 5), accumulation=st.integers(1, 4))
 def test_parts_of_all_processes_are_the_batch_once(count, batch, world, accumulation):
     count = min(count, batch)
-    parts = [data.rank_parts(count, batch, rank, world, accumulation) for rank in range(world)]
+    parts = [samples.rank_parts(count, batch, rank, world, accumulation) for rank in range(world)]
     assert len({len(own) for own in parts}) == 1
     assert len(parts[0]) <= accumulation
     assert sorted(place for own in parts for part in own for place in part) == list(range(count))
@@ -342,7 +345,7 @@ class Fixed:
 
     def read(self, number, epoch=None):
         b = self.batch
-        return data.Encoded("", "", b.sources[number], b.text[number], b.picture[number], b.text_mask[number])
+        return samples.Encoded("", "", b.sources[number], b.text[number], b.picture[number], b.text_mask[number])
 
 
 def test_validation_is_the_mean_over_tokens_of_each_segment():

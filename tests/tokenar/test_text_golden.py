@@ -5,7 +5,7 @@ import warnings
 import golden
 import pytest
 
-from tokenar.caption_cleaning import clean, clean_once
+from tokenar.encoders.caption_cleaning import clean, clean_once
 
 
 def captions():

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from small_run import command, in_process, make_sample, rows, tiny_config, weights, write_config, write_shard
 
 from data_schemas.errors import UserError
-from tokenar import checkpoint, data, step
 from tokenar.config import PRESETS, TrainConfig, cpu_small, with_changes
-from tokenar.encoder_config import TextConfig, TokenizerConfig
-from tokenar.model_folder import load_model
-from tokenar.train import OtherRun, train, unigram
+from tokenar.data.samples import collate
+from tokenar.encoders.config import TextConfig, TokenizerConfig
+from tokenar.model.folder import load_model
+from tokenar.train import checkpoint, loop, step
+from tokenar.train.loop import OtherRun, train, unigram
 
 
 def test_a_run_leaves_what_it_says(trained):
@@ -327,7 +328,7 @@ def test_weights_that_leave_all_numbers_become_no_model(changes, shards, tmp_pat
 
 
 def test_a_loss_that_is_none_leaves_the_last_good_checkpoint(trained, shards, tmp_path, monkeypatch):
-    real, calls = data.collate, []
+    real, calls = collate, []
 
     def poisoned(samples):
         batch = real(samples)
@@ -337,10 +338,10 @@ def test_a_loss_that_is_none_leaves_the_last_good_checkpoint(trained, shards, tm
         return batch
 
     out = tmp_path / "run"
-    monkeypatch.setattr(data, "collate", poisoned)
+    monkeypatch.setattr(loop, "collate", poisoned)
     with pytest.raises(UserError, match="the loss is not finite at step 5;"):
         train(tiny_config(shards, out))
-    monkeypatch.setattr(data, "collate", real)
+    monkeypatch.setattr(loop, "collate", real)
     assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000003"]
     train(tiny_config(shards, out), resume=True)
     assert all(torch.equal(t, weights(out)[name]) for name, t in weights(trained).items())

@@ -8,10 +8,11 @@ from pydantic import ValidationError
 from small_run import SMALL, changed, inputs, random_net, tiny_config
 
 from data_schemas.errors import UserError
-from tokenar.config import released, tokenar_xl, with_changes
-from tokenar.model import Alignment, TokenAR
-from tokenar.optimizer import parameter_groups
-from tokenar.positions import attention_mask, canvas_coordinates, layout_rotary, make_layout, source_ids
+from tokenar.config import with_changes
+from tokenar.model.config import released, tokenar_xl
+from tokenar.model.positions import attention_mask, canvas_coordinates, layout_rotary, make_layout, source_ids
+from tokenar.model.transformer import Alignment, TokenAR
+from tokenar.train.optimizer import parameter_groups
 
 N = SMALL.image_tokens
 ZERO, ONE = torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.5])  # draws: everything dropped, and the first sample only

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from tiny_encoders import TINY_VQ, tiny_vq
 
 from data_schemas.errors import UserError
-from tokenar import data, vq
-from tokenar.config import TextConfig
-from tokenar.text import HashedWords
-from tokenar.vq import VqConfig, VqNetwork, VqTokenizer, load_network
+from tokenar.data.samples import as_float, encode, read_resized
+from tokenar.encoders import vq
+from tokenar.encoders.config import TextConfig, VqConfig
+from tokenar.encoders.text import HashedWords
+from tokenar.encoders.vq import VqNetwork, VqTokenizer, load_network
 
 
 def key_cases():
@@ -149,12 +150,12 @@ def test_codes_are_the_nearest_in_raster_order(monkeypatch):
 
 
 def test_shards_are_encoded_with_it(shards):
-    samples = data.read_resized(str(shards / "train-*.tar"), 16, 2)
+    samples = read_resized(str(shards / "train-*.tar"), 16, 2)
     tokenizer = VqTokenizer(tiny_vq(), 16)
-    encoded = data.encode(samples, tokenizer, HashedWords(TextConfig()))
+    encoded = encode(samples, tokenizer, HashedWords(TextConfig()))
     assert len(encoded) == 10
     assert encoded[3].sources.shape == (3, tokenizer.grid**2)
-    assert torch.equal(encoded[3].picture, tokenizer.encode(data.as_float(samples[3].pixels[-1:]))[0])
+    assert torch.equal(encoded[3].picture, tokenizer.encode(as_float(samples[3].pixels[-1:]))[0])
 
 
 def test_a_side_that_no_grid_fits():

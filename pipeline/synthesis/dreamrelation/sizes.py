@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.stage import StageConfig
+from pipeline.core.stage import StageConfig
 
 
 class ResamplerSizes(StageConfig):

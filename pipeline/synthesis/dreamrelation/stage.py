@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from PIL import Image
 from pydantic import Field
 
-from data_schemas import pictures
 from data_schemas.errors import UserError
+from data_schemas.io import pictures
 from data_schemas.tables import SYNTHESIS
 from pipeline import models
+from pipeline.core.stage import BatchStage, Sample, SampleError, StageConfig
 from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
 from pipeline.models import Weights
-from pipeline.stage import BatchStage, Sample, SampleError, StageConfig
 from pipeline.synthesis.dreamrelation.sizes import ResamplerSizes
 
 if TYPE_CHECKING:

@@ -61,15 +61,15 @@ def entries() -> dict[str, Callable[[], None]]:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    import pipeline.calibrate
     import pipeline.cli
-    import pipeline.results
-    import tokenar.attention_report
+    import pipeline.report.calibration
+    import pipeline.report.results
+    import tokenar.attention.report
     import tokenar.cli
-    import tokenar.encode
-    import tokenar.evaluate
-    import tokenar.sample
-    import tokenar.train
+    import tokenar.data.encode
+    import tokenar.evaluate.run
+    import tokenar.sample.sampler
+    import tokenar.train.loop
 
     def quickstart() -> None:
         from flows.quickstart import main

@@ -1,0 +1,162 @@
+"""Reading and writing pictures within bounds: what a stranger hands over is never trusted to be small."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from data_schemas.errors import UserError
+from data_schemas.io import exif
+from data_schemas.io.text import one_line
+
+MAX_PIXELS = 64_000_000
+"""Largest picture that is decoded, in pixels (width x height); about 256 MB once decoded as RGBA."""
+
+MAX_BYTES = 256_000_000
+"""Largest encoded picture that is read, in bytes."""
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""The kinds of pictures that are read, by Pillow's names; none of them runs a program."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+"""Ends of the names of such files."""
+
+FOREGROUND = 128
+"""Alpha, 0 to 255, from which a pixel belongs to the foreground."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
+
+_KEY_BITS = {"L;2": 2, "L;4": 4, "RGB;16B": 16}
+"""Bits of a colour key (tRNS) by the raw mode of a PNG, where they are not those of the decoded pixels."""
+
+
+def decode(data: bytes, source: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one picture wholly and turn it upright, or raise UserError naming ``source``.
+
+    Returns mode L, RGB or RGBA: palettes are expanded, transparency in any form (a channel, a colour key) becomes
+    RGBA, 16-bit grey is scaled to 8 bits, of several frames or pages the first is taken, everything else becomes RGB.
+    """
+    with _refusing(source):
+        stored = _loaded(data, source, max_pixels)
+        turn = _TURNS.get(stored.getexif().get(ExifTags.Base.Orientation, 1))
+        picture = _as_8_bit(stored, source)
+        return picture if turn is None else picture.transpose(turn)
+
+
+def decode_as_stored(data: bytes, source: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one picture wholly in the mode in which it is stored, not turned (of a label map, the labels)."""
+    with _refusing(source):
+        return _loaded(data, source, max_pixels)
+
+
+@contextmanager
+def _refusing(source: str) -> Iterator[None]:
+    """What cannot be decoded becomes a UserError whose text is the same in every process."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{source}: too many pixels ({one_line(error)}); make it smaller") from error
+    except Exception as error:  # Pillow raises many kinds on broken files: SyntaxError, struct.error, ...
+        reason = f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else one_line(error, 200)
+        raise UserError(f"{source}: not a readable picture ({reason}); replace or remove it") from error
+
+
+def _loaded(data: bytes, source: str, max_pixels: int) -> Image.Image:
+    """The first frame. The size in the header, and what its tags claim, are checked before anything is decoded."""
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{source}: {len(data)} bytes, more than the limit of {MAX_BYTES}; make it smaller")
+    if not data:
+        raise UserError(f"{source}: not a readable picture (it is empty); replace or remove it")
+    if exif.overclaims(data):
+        raise UserError(f"{source}: not a readable picture (its tags claim more than it holds); replace or remove it")
+    picture = Image.open(io.BytesIO(exif.one_exif(data)), formats=FORMATS)
+    picture.info.pop("Raw profile type exif", None)  # Exif as text, of any length; nothing has written it for years
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise UserError(f"{source}: {width} x {height} pixels, more than the limit of {max_pixels}; make it smaller")
+    bits = _KEY_BITS.get(str(picture.tile[0][3])) if picture.format == "PNG" and picture.tile else None
+    picture.load()
+    if bits and (key := picture.info.get("transparency")) is not None:
+        of_key = (lambda v: v >> 8) if bits == 16 else (lambda v: v * 255 // (2**bits - 1))
+        picture.info["transparency"] = tuple(map(of_key, key)) if isinstance(key, tuple) else of_key(key)
+    return picture
+
+
+def _as_8_bit(picture: Image.Image, source: str) -> Image.Image:
+    """L, RGB or RGBA of any mode; UserError for one whose values have no known meaning as light."""
+    mode, key = picture.mode, picture.info.get("transparency")
+    if mode.startswith("I"):
+        return _from_16_bit(np.asarray(picture), key, source)
+    if mode == "F":
+        values = np.asarray(picture)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise UserError(f"{source}: its fractions are not between 0 and 1; save it with 8 or 16 bits a channel")
+        return Image.fromarray((values * 255).round().astype(np.uint8))
+    if mode == "LAB":
+        raise UserError(f"{source}: its colours are Lab; save it as RGB")
+    if mode in ("L", "RGB", "RGBA") and key is None:
+        return picture
+    transparent = mode in ("LA", "La", "PA", "RGBa", "RGBA") or key is not None
+    return picture.convert("RGBA" if transparent else "RGB")
+
+
+def _from_16_bit(values: np.ndarray, key: int | None, source: str) -> Image.Image:
+    """Grey [H, W] of 0 to 65535 as L: a value divided by 257, as 8-bit grey becomes 16-bit by 257; RGBA with a key."""
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError(f"{source}: grey values outside 0 to 65535; save it with 8 or 16 bits a channel")
+    grey = Image.fromarray(_TO_8_BITS[values])
+    if key is None:
+        return grey
+    alpha = np.where(values == key, np.uint8(0), np.uint8(255))
+    return Image.merge("RGBA", (grey, grey, grey, Image.fromarray(alpha)))
+
+
+_TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """PNG bytes; the same pixels give the same bytes (no metadata, fixed compression)."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """The picture composited on white, as RGB.
+
+    Dropping alpha instead would show the colours hidden under transparent pixels (spec/tokenar.md QUIRK 15).
+    """
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def square_on_white(picture: Image.Image, padding: float) -> Image.Image:
+    """An RGBA cut-out trimmed to its subject, in the middle of a white square with ``padding``, a share of the longer
+    side, all around: what tells subjects apart is shown this view (spec/curation.md, "what others measured")."""
+    bounds = picture.getchannel("A").point(lambda a: 255 if a >= FOREGROUND else 0).getbbox()
+    if bounds is not None:
+        picture = picture.crop(bounds)
+    side = round(max(picture.size) * (1 + 2 * padding))
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square.convert("RGB")

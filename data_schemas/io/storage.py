@@ -1,0 +1,72 @@
+"""Disks and buckets by URL: what a storage's library raises becomes one line that names the URL."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import fsspec
+from fsspec.core import split_protocol
+
+from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
+
+MEGABYTE = 1 << 20
+
+
+def url_to_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL or path, and the path in it; UserError for a protocol that cannot be used."""
+    with reaching(url):
+        fs, path = fsspec.core.url_to_fs(url)
+        return fs, str(path)
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Around calls to a storage: what goes wrong there (credentials, network, permissions) becomes a UserError.
+
+    A file that is not there stays a FileNotFoundError; what its absence means is the caller's to say. Every storage
+    has a library of its own with errors of its own, so anything that is raised under a protocol counts.
+    """
+    protocol = split_protocol(url)[0]
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except ImportError as error:
+        raise UserError(f"{shown(url)}: {_reason(error)}; install that package for {protocol}:// first") from error
+    except Exception as error:
+        on_disk = protocol in (None, "file")
+        if on_disk and not isinstance(error, (OSError, ValueError)):
+            raise  # our own bug: a disk raises nothing else
+        if isinstance(error, ValueError) and "rotocol not known" in str(error):
+            raise UserError(
+                f"{shown(url)}: there is no protocol {protocol!r}; give a path or s3://, gs://, ..."
+            ) from error
+        advice = "mend that and run the command again" if on_disk else "check the address, network and credentials"
+        raise UserError(f"{shown(url)}: cannot be read ({_reason(error)}); {advice}") from error
+
+
+def file_sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """SHA-256 of a file's bytes, which are never in memory together."""
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while block := file.read(MEGABYTE):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def shown(url: object) -> str:
+    """A URL for messages: on one line, without the password or the signature that may be in it."""
+    return _without_secrets(one_line(url, 300))
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return _without_secrets(one_line(text, 200)) or type(error).__name__
+
+
+def _without_secrets(text: str) -> str:
+    return re.sub(r"(://[^\s?]+)\?[^\s)]*", r"\1?...", re.sub(r"://[^/@\s]*@", "://***@", text))

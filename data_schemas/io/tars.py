@@ -1,0 +1,198 @@
+"""Shards as tar files: which there are, and their members within bounds. What they mean is in shards.py."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import fsspec
+
+from data_schemas.errors import UserError
+from data_schemas.io import pictures
+from data_schemas.io.documents import MAX_BYTES as MAX_TEXT
+from data_schemas.io.files import check_file
+from data_schemas.io.storage import reaching, shown, url_to_fs
+from data_schemas.io.text import is_plain, one_line
+
+MAX_SAMPLE = 2 * pictures.MAX_BYTES
+"""Bytes of one sample's members together."""
+MAX_MEMBERS = 1000
+MAX_ID = 500
+MAX_HEADER = 1_000_000
+"""Bytes of one member's name and other headers."""
+MAX_FILE_NAME = 150
+GLOB = "give a glob such as 'runs/quickstart/dataset/train-*.tar'"
+
+
+def read_members(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (sample id, members) of one tar in stored order.
+
+    UserError for a shard that is cut short or damaged, for links and other members that are no files, for members
+    whose declared size is too large (nothing of them is read), and for a sample that is there twice.
+    """
+    with _opened(url) as file:
+        yield from _samples(url, file, _content)
+
+
+def sample_ids(url: str) -> list[str]:
+    """The ids of a tar's samples in stored order, from its headers alone; UserError as from ``read_members``."""
+    with _opened(url) as file:
+        return [sample_id for sample_id, _ in _samples(url, file, lambda file, entry: b"")]
+
+
+def file_name(sample_id: str) -> str:
+    """A sample id as the name of a file, without a suffix: different ids give different names, none leads elsewhere.
+
+    ``x/0001`` becomes ``x%2F0001``; ids of letters, digits, ``-`` and ``_`` stay as they are.
+    """
+    name = re.sub(r"[%/\\\x00-\x1f\x7f]|^\.", lambda found: f"%{ord(found[0]):02X}", sample_id)
+    if len(os.fsencode(name)) <= MAX_FILE_NAME:
+        return name
+    start = name.encode(errors="replace")[: MAX_FILE_NAME // 2].decode(errors="ignore")
+    return f"{start}%-{hashlib.sha256(sample_id.encode(errors='surrogateescape')).hexdigest()[:32]}"
+
+
+class _Headers:
+    """A file as tarfile sees it: it reads headers alone, so a header that claims gigabytes is refused."""
+
+    def __init__(self, file: IO[bytes], url: str):
+        self._file, self._url = file, url
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise UserError(
+                f"{self._url}: a header of {size} bytes, at most {MAX_HEADER} are read; make the shard again"
+            )
+        return self._file.read(size)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[IO[bytes]]:
+    """The file of a shard; whatever goes wrong while it is read is one line that names it."""
+    where = shown(url)
+    try:
+        with reaching(url):
+            if "://" not in url:
+                check_file(url, "give a shard")
+            with fsspec.open(url, "rb") as file:
+                yield file
+    except FileNotFoundError as error:
+        raise UserError(f"{where}: no such shard") from error
+    except tarfile.TarError as error:
+        raise UserError(f"{where}: the shard is cut short or damaged ({one_line(error)}); make it again") from error
+
+
+def _samples(
+    url: str, file: IO[bytes], read: Callable[[IO[bytes], tarfile.TarInfo], bytes]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(sample id, members by name) in stored order; a member is read once its size and its sample's are known good."""
+    seen: set[str] = set()
+    current, members, size = "", dict[str, bytes](), 0
+    for entry in _entries(url, file):
+        folder, slash, base = entry.name.removeprefix("./").rpartition("/")
+        if base.startswith(".") or "__MACOSX" in folder.split("/"):
+            continue
+        stem, _, name = base.partition(".")
+        sample_id = folder + slash + stem
+        if sample_id != current or not members:
+            if members:
+                yield current, members
+            current, members, size = sample_id, {}, 0
+            _check_id(url, sample_id, seen)
+        if name in members:
+            raise UserError(f"{shown(url)}: sample {sample_id}: member {name!r} is there twice; make the shard again")
+        size += entry.size
+        if size > MAX_SAMPLE or len(members) >= MAX_MEMBERS:
+            raise UserError(
+                f"{shown(url)}: sample {sample_id}: more than {MAX_MEMBERS} members or {MAX_SAMPLE} bytes; make the "
+                "shard again"
+            )
+        members[name] = read(file, entry)
+    if members:
+        yield current, members
+
+
+def _check_id(url: str, sample_id: str, seen: set[str]) -> None:
+    if not is_plain(sample_id) or len(sample_id) > MAX_ID:
+        raise UserError(
+            f"{shown(url)}: a sample named {one_line(sample_id, 60)!r}: names are UTF-8 text without control marks, at "
+            f"most {MAX_ID} characters; make the shard again"
+        )
+    if sample_id in seen:
+        raise UserError(f"{shown(url)}: sample {sample_id} is there twice; make the shard again, members side by side")
+    seen.add(sample_id)
+
+
+def _entries(url: str, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """The headers of all files in a tar, checked; their content is passed over."""
+    with tarfile.open(fileobj=_Headers(file, shown(url)), mode="r:") as tar:  # type: ignore[call-overload]
+        for entry in tar:
+            where = f"{shown(url)}: member {one_line(entry.name, 100)!r}"
+            if entry.isdir():
+                continue
+            if entry.issym() or entry.islnk():
+                raise UserError(f"{where} is a link to {one_line(entry.linkname, 100)!r}; pack the file itself")
+            if not entry.isfile():
+                raise UserError(f"{where} is a pipe or device, not a file; leave it out")
+            limit = MAX_TEXT if entry.name.endswith((".json", ".txt")) else pictures.MAX_BYTES
+            if not 0 <= entry.size <= limit:
+                raise UserError(f"{where} has {entry.size} bytes, more than the limit of {limit}; make it smaller")
+            if entry.issparse():
+                raise UserError(f"{where} is stored with holes (sparse); pack the shard again without them")
+            yield entry
+        # A whole tar ends in a zero block; a file cut exactly between two members does not.
+        file.seek(tar.offset)
+        if not file.read(1):
+            raise tarfile.ReadError("no end-of-archive mark")
+
+
+def _content(file: IO[bytes], entry: tarfile.TarInfo) -> bytes:
+    file.seek(entry.offset_data)
+    data = file.read(entry.size)
+    if len(data) != entry.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """The shards a glob such as ``data/train-*.tar`` (disk or bucket) stands for, sorted; none is an error."""
+    if "://" in pattern:
+        fs, path = url_to_fs(pattern)
+        try:
+            with reaching(pattern):
+                found = [fs.unstrip_protocol(match) for match in fs.glob(path)]
+        except FileNotFoundError:
+            found = []
+    else:
+        found = [pattern] if _is_there(pattern) else _glob(pattern)
+        for path in found:
+            if os.path.isdir(path):
+                raise UserError(
+                    f"{shown(path)}: is a folder, not a shard; give a glob such as '{path.rstrip('/')}/*.tar'"
+                )
+            check_file(path, GLOB)
+    if not found:
+        raise UserError(f"{shown(pattern)}: no shard matches; {GLOB}")
+    return sorted(found)
+
+
+def _is_there(path: str) -> bool:
+    """Whether this very name is there, brackets and stars included."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL
+        return False
+
+
+def _glob(pattern: str) -> list[str]:
+    try:
+        return glob.glob(pattern)
+    except (ValueError, OSError, re.error) as error:
+        raise UserError(f"{shown(pattern)}: cannot be a path ({one_line(error, 100)}); {GLOB}") from error

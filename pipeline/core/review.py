@@ -1,0 +1,72 @@
+"""What a person said of single samples: read from ``<run>/review.parquet``, honoured by matting and ``decide``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from data_schemas.errors import UserError
+from data_schemas.io import pictures
+from data_schemas.io.files import read_file
+from data_schemas.io.storage import url_to_fs
+from data_schemas.schema import validate
+from data_schemas.tables import REVIEW
+from pipeline.core.parts import fingerprint
+
+FILE = "review.parquet"
+MAX_TABLE = 1_000_000_000
+"""Bytes of a review table: some hundred a reviewed sample."""
+STAGES = {"matting": ("alpha_threshold", "matte_png"), "decide": ("verdict", "reason", "reviewer")}
+"""Columns of a review by the stage that honours them."""
+
+
+class Reviews:
+    """The review table of a run; empty if nobody reviewed."""
+
+    def __init__(self, run_url: str):
+        self.fs, root = url_to_fs(run_url)
+        self.root = root.rstrip("/")
+        path = f"{self.root}/{FILE}"
+        self.rows: dict[str, dict[str, Any]] = {}
+        if not self.fs.exists(path):
+            return
+        try:
+            table = pq.read_table(io.BytesIO(self._read(path, "write the review again", MAX_TABLE)))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: not a readable Parquet file ({error}); write the review again") from error
+        self.rows = {row["sample_id"]: row for row in validate(table, REVIEW, path).to_pylist()}
+
+    def of(self, sample_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The rows of these samples by id, the replacement matte as bytes under "matte_png"."""
+        return {i: self.rows[i] | {"matte_png": self._matte(self.rows[i])} for i in sample_ids if i in self.rows}
+
+    def _matte(self, row: dict[str, Any]) -> bytes | None:
+        if row["matte"] is None:
+            return None
+        path, where = str(row["matte"]), f"{FILE}: the matte {row['matte']} of sample {row['sample_id']}"
+        if path.startswith("/") or ".." in path.split("/"):
+            raise UserError(f"{where} is outside the run's folder; put it there and name it relative to it")
+        advice = f"{where} cannot be read; put it there, relative to the run's folder"
+        return self._read(f"{self.root}/{path}", advice, pictures.MAX_BYTES)
+
+    def _read(self, path: str, advice: str, limit: int) -> bytes:
+        if isinstance(self.fs, LocalFileSystem):
+            return read_file(path, advice, limit)
+        try:
+            return self.fs.cat_file(path, end=limit + 1)
+        except OSError as error:
+            raise UserError(f"{path}: {advice}") from error
+
+    def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:
+        """A digest of what was said for this stage, or nothing: a part without a review stays cached as it was."""
+        columns = STAGES.get(stage, ())
+        if not columns:
+            return []
+        said = {i: [str(row[c]) for c in columns] for i, row in self.of(sample_ids).items()
+                if any(row[c] is not None for c in columns if c != "reviewer")}  # fmt: skip
+        return [fingerprint(said=said)] if said else []

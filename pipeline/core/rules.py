@@ -1,0 +1,89 @@
+"""Scores to decisions: kept, or rejected with every reason. Pure and vectorised; loads no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from data_schemas.errors import UserError
+from data_schemas.settings import suggest
+from pipeline.core.stage import Rule, Stage
+
+
+def resolve_rules(stages: Sequence[Stage], thresholds: Mapping[str, float]) -> list[tuple[str, Rule]]:
+    """(stage, rule) for every rule of every stage, with the thresholds of the config put in.
+
+    Raises UserError for a reason that no rule has, or a threshold outside its column's range.
+    """
+    rules = [(stage.name, rule) for stage in stages for rule in stage.rules]
+    known = {rule.reason for _, rule in rules}
+    for reason in thresholds:
+        if reason not in known:
+            raise UserError(f"decide.thresholds.{reason}: no such reason; {suggest(reason, sorted(known))}")
+    columns = {column.name: column for stage in stages for column in stage.columns}
+    resolved = []
+    for stage_name, rule in rules:
+        value = float(thresholds.get(rule.reason, rule.threshold))
+        column = columns[rule.column]
+        low = -math.inf if column.low is None else column.low
+        high = math.inf if column.high is None else column.high
+        if not low <= value <= high:
+            raise UserError(f"decide.thresholds.{rule.reason}: {value} is outside {rule.column}'s {low} to {high}")
+        resolved.append((stage_name, Rule(rule.column, rule.bound, value, rule.reason, rule.meaning)))
+    return resolved
+
+
+def decide(
+    verdicts: Mapping[str, pd.DataFrame],
+    rules: Sequence[tuple[str, Rule]],
+    reviews: Mapping[str, Mapping] | None = None,
+) -> list[dict]:
+    """Rows of the ``decide`` table for samples aligned over ``verdicts`` (stage -> frame, same order of samples).
+
+    An error anywhere is an error; else a person's verdict (``reviews``: sample id -> row of the review table) is
+    the decision; else any broken rule rejects; else a missing score leaves the sample undecided (design,
+    decision 3: never a pass, never a silent reject); else it is kept.
+    """
+    first = next(iter(verdicts.values()))
+    count = len(first)
+    reasons: list[list[str]] = [[] for _ in range(count)]
+    missing = np.zeros(count, dtype=bool)
+    for stage, rule in rules:
+        scores = verdicts[stage][rule.column].to_numpy(dtype=float, na_value=np.nan)
+        broken = scores < rule.threshold if rule.bound == "min" else scores > rule.threshold
+        missing |= np.isnan(scores)
+        for row in np.flatnonzero(broken).tolist():
+            reasons[row].append(rule.reason)
+    decided = []
+    for row, sample_id in enumerate(first["sample_id"]):
+        failed = _first_error(verdicts, row)
+        said = (reviews or {}).get(sample_id, {})
+        person = {"reviewer": None, "review_reason": None}
+        if failed is not None:
+            outcome, why = "error", [f"{failed['error_stage']}_error"]
+        elif said.get("verdict"):
+            outcome, why = said["verdict"], ["review"] if said["verdict"] == "rejected" else []
+            person = {"reviewer": said["reviewer"], "review_reason": said["reason"]}
+        elif reasons[row]:
+            outcome, why = "rejected", reasons[row]
+        elif missing[row]:
+            outcome, why = "undecided", ["score_missing"]
+        else:
+            outcome, why = "kept", []
+        blank = {"error_stage": None, "error_code": None, "error_message": None}
+        decided.append({"sample_id": sample_id, "decision": outcome, "reasons": why, **(failed or blank), **person})
+    return decided
+
+
+def _first_error(verdicts: Mapping[str, pd.DataFrame], row: int) -> dict | None:
+    for stage, frame in verdicts.items():
+        if frame["status"].iat[row] == "error":
+            return {
+                "error_stage": stage,
+                "error_code": frame["error_code"].iat[row],
+                "error_message": frame["error_message"].iat[row],
+            }
+    return None

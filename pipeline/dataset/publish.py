@@ -1,0 +1,218 @@
+"""The dataset a run ends in: shards made part by part, and a folder that holds exactly those of the kept samples.
+
+    <run>/shards/<fingerprint>/       the part store: shards that any decision so far has asked for
+    <run>/datasets/<content>/         one dataset, named by what is in it: shards, manifest.parquet, run.json, README.md
+    <run>/dataset -> datasets/<content>
+
+A dataset is put together under a temporary name, gets its own name when it is whole, and is never changed afterwards;
+the link is then turned to it in one step. Nobody who reads through the link sees half of one, or two mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+
+from data_schemas.io import files, pictures
+from data_schemas.io.storage import file_sha256
+from pipeline.core.parts import (
+    Part,
+    PartPictures,
+    PartStore,
+    content_digest,
+    join_digests,
+    write_atomically,
+)
+from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
+from pipeline.run import PartJob, Run, cutout_reader, need_part, pool_digest, read_all
+
+
+def shard_plan(run: Run) -> dict[str, list[dict]]:
+    """Shard name -> plan rows of the kept samples it will hold."""
+    plan = read_all(run, "plan").to_pylist()
+    decisions = read_all(run, "decide")
+    by_id = dict(zip(decisions["sample_id"].to_pylist(), decisions["decision"].to_pylist(), strict=True))
+    return assign(plan, by_id, run.config.shards.samples_per_shard)
+
+
+def shard_inputs(run: Run, digests: Mapping[tuple[str, str], str], pool: str) -> dict[str, str]:
+    """Shard name -> digest of what goes in: the parts its samples come from, and which samples they are."""
+    reads = [stage for stage in run.order() if stage not in ("references", "decide", "shards")]
+    part_of = PictureReader(run, pool).part_of
+    return {
+        name: join_digests([pool, *(r["sample_id"] for r in rows),
+                            *(digests[stage, part_of[r["sample_id"]]] for r in rows for stage in reads)])
+        for name, rows in shard_plan(run).items()
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What all shards of a run share; read once a process."""
+
+    shards: dict[str, list[dict]]
+    scores: dict[str, dict]
+    pictures: PictureReader
+
+
+@lru_cache(maxsize=1)
+def _kept(run: Run, shared: str) -> _Kept:
+    tables = {s.name: read_all(run, s.name) for s in run.stages()}
+    columns = score_columns(tables, {s.name: s.columns for s in run.stages()})
+    ids = read_all(run, "plan").column("sample_id")
+    scores = {row.pop("sample_id"): row for row in pa.table({"sample_id": ids, **columns}).to_pylist()}
+    return _Kept(shard_plan(run), scores, PictureReader(run, pool_digest(run)))
+
+
+def make_shard(job: PartJob, store: PartStore) -> Part:
+    """Write one shard (the part's tar) and its index rows (the part's Parquet file)."""
+    kept, split = _kept(job.run, job.shared), job.part.rpartition("-")[0]
+    plan_rows = kept.shards[job.part]
+    members = {plan["sample_id"]: _members(kept, plan) for plan in plan_rows}
+    rows = [{"sample_id": p["sample_id"], "shard": f"{job.part}.tar", "split": split} for p in plan_rows]
+    return store.commit(job.part, rows, members, job.made_from)
+
+
+def _members(kept: _Kept, plan: dict) -> dict[str, bytes]:
+    sample_id = plan["sample_id"]
+    scores = {column: score for column, score in kept.scores[sample_id].items() if score is not None}
+    return shard_members(
+        plan,
+        sample_info(plan, scores),
+        kept.pictures.files("synthesis", sample_id),
+        kept.pictures.files("matting", sample_id),
+        lambda i, name: kept.pictures.reference(plan[f"reference_{i}_id"], name),
+    )
+
+
+def make_manifest(run: Run) -> bytes:
+    """manifest.parquet: a row for every planned sample."""
+    tables = {s.name: read_all(run, s.name) for s in run.stages()}
+    scores = score_columns(tables, {s.name: s.columns for s in run.stages()})
+    fields = {c.name: s.schema().arrow().field(c.name) for s in run.stages() for c in s.columns}
+    shard_of = {row["sample_id"]: f"{name}.tar" for name, rows in shard_plan(run).items() for row in rows}
+    return manifest_bytes(read_all(run, "plan"), read_all(run, "decide"), shard_of, scores, fields)
+
+
+def shard_digests(run: Run) -> dict[str, str | None]:
+    """File name -> SHA-256 of each shard of the run's dataset."""
+    return {f"{name}.tar": need_part(run, "shards", name).tar_sha256 for name in shard_plan(run)}
+
+
+def publish(run: Run) -> str:
+    """Put the dataset of this run together, if it is not there yet, and turn ``<run>/dataset`` to it.
+
+    Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder on a bucket. Earlier datasets stay.
+    """
+    store = run.store("shards")
+    shards = {name: need_part(run, "shards", name) for name in shard_plan(run)}
+    data = make_manifest(run)
+    facts = {
+        "config": run.config.model_dump(mode="json", exclude={"root", "workers"}),
+        "fingerprints": dict(run.fingerprints),
+        "manifest_sha256": content_digest(data),
+        "shards": shard_digests(run),
+    }
+    content = content_digest(data, *(str(part.tar_sha256).encode() for part in shards.values()))
+    fs, root = store.fs, f"{_root(store)}/datasets/{content[:16]}"
+    if not _is_whole(store, root, shards, data):
+        building = f"{root.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp" if isinstance(fs, LocalFileSystem) else root
+        fs.makedirs(building, exist_ok=True)
+        for name in shards:
+            _share(fs, store.path(name, "tar"), f"{building}/{name}.tar")
+        write_atomically(fs, f"{building}/manifest.parquet", data)
+        if building != root:
+            _take_name(building, root)
+    write_atomically(fs, f"{root}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
+    if not isinstance(fs, LocalFileSystem):
+        return fs.unstrip_protocol(root)
+    link = f"{run.config.run_url}/dataset"
+    with files.replacing(link) as temporary:
+        os.symlink(os.path.relpath(root, os.path.dirname(os.path.abspath(link))), temporary)
+    return link
+
+
+def _root(store: PartStore) -> str:
+    """The run's folder."""
+    return store.root.rsplit("/", 2)[0]
+
+
+def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
+    """A second name for a file that is never written again, or a copy where there are no second names."""
+    if isinstance(fs, LocalFileSystem):
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass
+    fs.copy(source, target)
+
+
+def _take_name(building: str, root: str) -> None:
+    """Give a finished dataset its name; one that has it and is damaged steps aside."""
+    aside = f"{building}.old.tmp"
+    if os.path.lexists(root):
+        os.rename(root, aside)
+    os.rename(building, root)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_whole(store: PartStore, root: str, shards: Mapping[str, Part], manifest: bytes) -> bool:
+    """Whether a dataset's folder holds exactly these shards, as they are in the part store, and this manifest."""
+    fs = store.fs
+    try:
+        if fs.cat_file(f"{root}/manifest.parquet") != manifest:
+            return False
+        there = {path.rpartition("/")[2] for path in fs.ls(root, detail=False)}
+        if {name for name in there if name.endswith(".tar")} != {f"{name}.tar" for name in shards}:
+            return False
+        return all(_same(store, name, part, f"{root}/{name}.tar") for name, part in shards.items())
+    except FileNotFoundError:
+        return False
+
+
+def _same(store: PartStore, name: str, part: Part, shared: str) -> bool:
+    """Whether what ``_share`` made of a shard is that shard; on a bucket by its size: reading costs a transfer."""
+    fs, own = store.fs, store.path(name, "tar")
+    if isinstance(fs, LocalFileSystem):
+        return os.path.samefile(own, shared) or file_sha256(fs, shared) == part.tar_sha256
+    return fs.size(own) == fs.size(shared)
+
+
+class PictureReader:
+    """Pictures of any sample by stage; keeps the places of the last few parts' pictures."""
+
+    def __init__(self, run: Run, pool: str):
+        self.run, self.pool = run, pool
+        rows = {part: need_part(run, "plan", part).rows() for part in run.parts()}
+        self.part_of = {row["sample_id"]: part for part in rows for row in rows[part]}
+        self.plan = {row["sample_id"]: row for part in rows for row in rows[part]}
+        self._pictures = lru_cache(maxsize=8)(self._open)
+
+    def _open(self, stage: str, part: str) -> PartPictures:
+        return self.run.store(stage).pictures(part, need_part(self.run, stage, part))
+
+    def files(self, stage: str, sample_id: str) -> Mapping[str, bytes]:
+        """The pictures that a stage saved of a sample, by name; empty if it made none."""
+        return self._pictures(stage, self.part_of[sample_id]).of(sample_id)
+
+    def reference(self, reference_id: str, name: str) -> bytes:
+        return cutout_reader(self.run, self.pool)(reference_id, name)
+
+    def picture(self, sample_id: str, name: str) -> Image.Image | None:
+        """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if never made."""
+        if name.startswith("reference_"):
+            data: bytes | None = self.reference(self.plan[sample_id][f"{name}_id"], "cutout.png")
+        else:
+            data = self.files("synthesis" if name == "target" else "matting", sample_id).get(f"{name}.png")
+        return None if data is None else pictures.decode(data, name)

@@ -1,0 +1,274 @@
+"""Which samples a run makes: pairs of subjects, relations, boxes, and a split that shares no subject."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from itertools import combinations
+
+import numpy as np
+import yaml
+from pydantic import Field
+
+from data_schemas.errors import UserError
+from data_schemas.settings import suggest
+from pipeline.core.parts import fingerprint
+from pipeline.core.stage import StageConfig
+
+GRID = 32
+"""Boxes are snapped to this many steps, so that every attention grid sees the same cells."""
+
+MIN_SIDE = 0.16
+MIN_UNCOVERED = 0.45
+MAX_IOU = 0.45
+ATTEMPTS = 20
+PLAN_STREAM = 2**31
+"""Random stream of the plan as a whole; the stream of a row is its index, which is smaller."""
+
+Box = tuple[float, float, float, float]
+
+
+class PlanningConfig(StageConfig):
+    """What is planned. ``jitter`` is the most a box's edge moves, as a fraction of the picture."""
+
+    relations: list[str] | None = Field(
+        None, min_length=1, max_length=1000, description="Names of relations; none means all"
+    )
+    test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples that are for testing")
+    jitter: float = Field(0.03, ge=0, le=0.1)
+
+
+@cache
+def relation_data() -> dict:
+    """relations.yaml: "relations", "layouts", "heights" and "default_height"."""
+    return yaml.safe_load((files("pipeline.planning") / "relations.yaml").read_text())
+
+
+def chosen_relations(config: PlanningConfig) -> list[str]:
+    """The names of the relations to plan, each once; an unknown one raises UserError."""
+    known = relation_data()["relations"]
+    for name in config.relations or ():
+        if name not in known:
+            raise UserError(f"planning.relations: there is no relation {name!r}; {suggest(name, known)}")
+    return list(dict.fromkeys(config.relations or known))
+
+
+def make_plan(references: Sequence[dict], config: PlanningConfig, samples: int, seed: int) -> list[dict]:
+    """``samples`` rows of the plan table from the usable references; the order of these does not matter.
+
+    A sample pairs subjects of different categories. Subjects, relations and roles are drawn evenly; the test
+    split's subjects appear in no other split.
+    """
+    relations = chosen_relations(config)
+    subjects: dict[str, list[dict]] = {}
+    for reference in sorted(references, key=lambda r: r["reference_id"]):
+        if reference["status"] == "ok":
+            subjects.setdefault(reference["subject_id"], []).append(reference)
+    categories = {subject_id: rows[0]["category"] for subject_id, rows in sorted(subjects.items())}
+    if len(set(categories.values())) < 2:
+        raise UserError(
+            f"planning: {len(categories)} usable subjects of {len(set(categories.values()))} categories, but a "
+            "sample pairs two categories; add references"
+        )
+    rng = np.random.default_rng([seed, PLAN_STREAM])
+    tests = round(samples * config.test_share)
+    held_out = split_subjects(categories, config.test_share if tests else 0.0, rng)
+    test_rows = set(rng.permutation(samples)[:tests].tolist())
+    drawers = {
+        "train": _Drawer({s: c for s, c in categories.items() if s not in held_out}, relations),
+        "test": _Drawer({s: c for s, c in categories.items() if s in held_out}, relations),
+    }
+    plan = []
+    for index in range(samples):
+        split = "test" if index in test_rows else "train"
+        row_rng = np.random.default_rng([seed, index])
+        pair, relation = drawers[split].draw(row_rng)
+        chosen = [subjects[s][int(row_rng.integers(len(subjects[s])))] for s in pair]
+        plan.append(_plan_row(index, split, chosen, relation, config.jitter, row_rng))
+    check_split(plan)
+    return plan
+
+
+def split_subjects(categories: dict[str, str], share: float, rng: np.random.Generator) -> set[str]:
+    """The subjects held out for testing: about ``share`` of them, of two or more categories, as is the rest.
+
+    ``categories`` maps subject to category. Raises UserError where that cannot be done.
+    """
+    if share == 0:
+        return set()
+    ordered = sorted(categories)
+    shuffled = [ordered[i] for i in rng.permutation(len(ordered))]
+    left = Counter(categories.values())
+
+    def can_spare(*taken: str) -> bool:
+        rest = left.copy()
+        for subject in taken:
+            rest[categories[subject]] -= 1
+        return sum(n > 0 for n in rest.values()) >= 2
+
+    held_out: set[str] = set()
+
+    def hold(subject: str) -> None:
+        held_out.add(subject)
+        left[categories[subject]] -= 1
+
+    pairs = ((a, b) for a, b in combinations(shuffled, 2) if categories[a] != categories[b] and can_spare(a, b))
+    pair = next(pairs, None)
+    if pair is None:
+        counts = ", ".join(f"{c} {n}" for c, n in sorted(left.items()))
+        raise UserError(
+            "planning: train and test each need two subjects of different categories that the other does not "
+            f"have, the references are: {counts}; add subjects, or set planning.test_share to 0"
+        )
+    for subject in pair:
+        hold(subject)
+    used = Counter(categories[s] for s in held_out)
+    waiting: dict[str, deque[tuple[int, str]]] = {}
+    for place, subject in enumerate(shuffled):
+        if subject not in held_out:
+            waiting.setdefault(categories[subject], deque()).append((place, subject))
+    while len(held_out) < math.ceil(len(categories) * share):
+        alive = sum(n > 0 for n in left.values())
+        free = [c for c, queue in waiting.items() if queue and alive - (left[c] == 1) >= 2]
+        if not free:
+            break
+        category = min(free, key=lambda c: (used[c], waiting[c][0][0]))  # many categories, so that pairs vary
+        hold(waiting[category].popleft()[1])
+        used[category] += 1
+    return held_out
+
+
+def check_split(plan: Sequence[dict]) -> None:
+    """Raise if any subject stands in more than one split: a leak is our bug, never a warning."""
+    seen: dict[str, str] = {}
+    for row in plan:
+        for subject in (row["subject_0_id"], row["subject_1_id"]):
+            if seen.setdefault(subject, row["split"]) != row["split"]:
+                raise RuntimeError(f"subject {subject!r} is in train and in test")
+
+
+class _Drawer:
+    """Draws pairs and relations of one split, always among those drawn least so far."""
+
+    def __init__(self, categories: dict[str, str], relations: Sequence[str]):
+        self.subjects = list(categories)
+        codes = {c: k for k, c in enumerate(dict.fromkeys(categories.values()))}
+        self.category = np.array([codes[c] for c in categories.values()], int)
+        self.drawn = np.zeros(len(self.subjects), int)
+        self.relations = list(relations)
+        self.related = np.zeros(len(self.relations), int)
+
+    def draw(self, rng: np.random.Generator) -> tuple[list[str], str]:
+        first = _least(self.drawn, np.ones(len(self.drawn), bool), rng)
+        second = _least(self.drawn, self.category != self.category[first], rng)
+        relation = _least(self.related, np.ones(len(self.related), bool), rng)
+        self.drawn[[first, second]] += 1
+        self.related[relation] += 1
+        pair = [self.subjects[first], self.subjects[second]]
+        return (pair[::-1] if rng.random() < 0.5 else pair), self.relations[relation]
+
+
+def _least(counts: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> int:
+    """An index of the smallest allowed count [N], at random among equals."""
+    equals = np.flatnonzero(allowed & (counts == counts[allowed].min()))
+    return int(equals[rng.integers(len(equals))])
+
+
+def _plan_row(
+    index: int, split: str, chosen: Sequence[dict], relation: str, jitter: float, rng: np.random.Generator
+) -> dict:
+    entry = relation_data()["relations"][relation]
+    order = [1, 0] if entry["swap"] else [0, 1]
+    boxes = draw_boxes(
+        entry["layout"],
+        [chosen[i]["width"] / chosen[i]["height"] for i in order],
+        [height_of(chosen[i]["category"]) for i in order],
+        jitter,
+        rng,
+    )
+    row: dict = {"index": index, "split": split, "seed": int(rng.integers(2**31))}
+    for i, reference in enumerate(chosen):
+        row[f"reference_{i}_id"] = reference["reference_id"]
+        row[f"reference_{i}_name"] = reference["name"]
+        row[f"reference_{i}_category"] = reference["category"]
+        row[f"subject_{i}_id"] = reference["subject_id"]
+        row[f"box_{i}"] = list(boxes[order[i]])
+    row["relation"] = relation
+    row["layout"] = entry["layout"]
+    row["prompt"] = entry["template"].format(a=chosen[0]["name"], b=chosen[1]["name"])
+    return {"sample_id": fingerprint(**row), **row}
+
+
+def height_of(category: str) -> float:
+    """Height of a subject of this category, as a fraction of its slot's height."""
+    words = f" {category.lower()} "
+    heights = relation_data()["heights"]
+    return next((h for name, h in heights.items() if f" {name} " in words), relation_data()["default_height"])
+
+
+def draw_boxes(
+    layout: str, aspects: Sequence[float], heights: Sequence[float], jitter: float, rng: np.random.Generator
+) -> tuple[Box, Box]:
+    """Two boxes on the grid, in the order of the layout's slots, mirrored every other time.
+
+    ``aspects`` are width / height of the cut-outs, ``heights`` fractions of the slots' heights. Boxes that
+    are too small or cover each other too much are drawn again, at last the slots themselves are taken.
+    """
+    entry = relation_data()["layouts"][layout]
+    mirrored = rng.random() < 0.5
+    placed = [_place(s, a, h) for s, a, h in zip(entry["slots"], aspects, heights, strict=True)]
+    if entry["overlap"] is not None:
+        placed = _close(placed, layout, entry["overlap"])
+    for attempt in range(ATTEMPTS + 1):
+        if attempt < ATTEMPTS:
+            moved = np.array(placed) + rng.uniform(-jitter, jitter, (2, 4))
+        else:
+            moved = np.array(entry["slots"])
+        if mirrored:
+            moved = np.stack([1 - moved[:, 2], moved[:, 1], 1 - moved[:, 0], moved[:, 3]], 1)
+        a, b = (_snap(box) for box in moved)
+        if boxes_fit(a, b):
+            return a, b
+    raise RuntimeError(f"layout {layout!r}: its own slots break the rules for boxes; mend relations.yaml")
+
+
+def _place(slot: Sequence[float], aspect: float, height: float) -> list[float]:
+    """A box of the cut-out's shape in its slot: centred, at its bottom, at most a quarter wider than it."""
+    left, top, right, bottom = slot
+    aspect = min(1.6, max(0.6, aspect))
+    tall = min((bottom - top) * height, 1.25 * (right - left) / aspect)
+    middle, half = (left + right) / 2, tall * aspect / 2
+    return [middle - half, bottom - tall, middle + half, bottom]
+
+
+def _close(boxes: Sequence[Sequence[float]], layout: str, overlap: float) -> list[list[float]]:
+    """Move boxes until they overlap: sideways towards each other, or (carry) the upper one onto the lower."""
+    first, second = (list(box) for box in boxes)
+    if layout == "carry":
+        tall = second[3] - second[1]
+        bottom = max(first[1] + overlap * tall, 0.05 + tall)
+        second[1], second[3] = bottom - tall, bottom
+    else:
+        narrow = min(first[2] - first[0], second[2] - second[0])
+        gap = max(0.0, second[0] - first[2] + overlap * narrow)
+        for edge in (0, 2):
+            first[edge] += gap / 2
+            second[edge] -= gap / 2
+    return [first, second]
+
+
+def _snap(box: Sequence[float]) -> Box:
+    left, top, right, bottom = (round(min(0.98, max(0.02, float(edge))) * GRID) / GRID for edge in box)
+    return left, top, right, bottom
+
+
+def boxes_fit(a: Box, b: Box) -> bool:
+    """Whether both boxes are large enough and neither hides too much of the other."""
+    if min(a[2] - a[0], a[3] - a[1], b[2] - b[0], b[3] - b[1]) < MIN_SIDE:
+        return False
+    shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return shared / min(areas) <= 1 - MIN_UNCOVERED and shared / (sum(areas) - shared) <= MAX_IOU

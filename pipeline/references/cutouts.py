@@ -1,0 +1,319 @@
+"""Reference pictures made into cut-outs: by their own alpha, a label map, or GrabCut."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from pydantic import Discriminator, Field, Tag
+
+from data_schemas.errors import UserError
+from data_schemas.io import pictures
+from data_schemas.io.text import one_line
+from pipeline.core.stage import SampleError, StageConfig, any_of, describe_error
+from pipeline.matting.grabcut import run_grabcut
+from pipeline.references import pools
+from pipeline.references.files import census
+from pipeline.references.packaged import package_file, packaged
+from pipeline.references.pools import Box, PoolConfig, Reader, Source
+
+VERSION = 3
+WORKING_SIDE = 384
+"""Longest side, in pixels, at which GrabCut looks at a subject."""
+
+MIN_SHARE = 0.01
+"""A cut-out that covers less than this share of its part of the picture counts as empty."""
+
+MIN_SIDE = 8
+"""A subject whose longer side is shorter than this, in pixels of its file, counts as empty."""
+
+MIN_THICKNESS = 2
+"""A subject whose shorter side is shorter than this, in pixels of its file or of its stored cut-out, shows nothing."""
+
+EDGE = 0.8
+"""Softness of a matte's edge: sigma, in pixels."""
+
+
+def _kind(pool: Any) -> str:
+    return "name" if isinstance(pool, str) else "pools"
+
+
+OneName = Annotated[str, Field(min_length=1), Tag("name")]
+SeveralPools = Annotated[list[PoolConfig], Field(min_length=1), Tag("pools")]
+
+
+class ReferencesConfig(StageConfig):
+    """Where the reference pictures come from and how large their cut-outs are kept.
+
+    All cut-outs of a run are one part, made in one go: some 70 KB and 30 ms each at size 256, so that ``limit`` of a
+    large pool is worth setting for a first look.
+    """
+
+    pool: Annotated[OneName | SeveralPools, Discriminator(_kind)] = Field(
+        "packaged",
+        description="'packaged', a folder, a preset such as relationbench, or a list of pools",
+        json_schema_extra=any_of,
+    )
+    size: int = Field(256, ge=32, le=2048, description="Longest side of a stored cut-out, in pixels")
+
+    def pools(self) -> list[PoolConfig]:
+        """The pools, whichever way they are written."""
+        return [PoolConfig.model_validate(self.pool)] if isinstance(self.pool, str) else self.pool
+
+
+def list_pool(config: ReferencesConfig) -> list[Source]:
+    """Every picture to be used, pool after pool. Reads the files for their digests, decodes nothing."""
+    taken = [s for pool in config.pools() for s in pools.take(pools.list_pool(pool), pool.limit)]
+    return pools.tell_apart(taken)
+
+
+def skipped(config: ReferencesConfig) -> list[str]:
+    """One line for every pool in whose folder files of other kinds lie beside those that are read."""
+    counted = [(pool.source, pools.skipped(pool)) for pool in config.pools()]
+    return [
+        f"references.pool {source}: files of kinds that are not read, skipped: {census(kinds)}"
+        for source, kinds in counted
+        if kinds
+    ]
+
+
+def make_references(
+    sources: Sequence[Source], config: ReferencesConfig
+) -> tuple[list[dict], dict[str, dict[str, bytes]], dict[str, float]]:
+    """Rows, cut-outs (id -> "cutout.png" -> bytes) and seconds (by id); a bad picture costs only its own row."""
+    rows: list[dict] = []
+    members: dict[str, dict[str, bytes]] = {}
+    seconds: dict[str, float] = {}
+    reader = Reader()
+    for source in sources:
+        began = time.perf_counter()
+        try:
+            row, members[source.reference_id] = make_reference(source, config, reader)
+        except Exception as error:
+            code, message = describe_error(error)
+            row = _row(source, "error", error_code=code, error_message=one_line(message))
+        rows.append(row)
+        seconds[source.reference_id] = round(time.perf_counter() - began, 4)
+    rows = mark_duplicates(rows)
+    usable = {row["reference_id"] for row in rows if row["status"] == "ok"}
+    return rows, {reference_id: files for reference_id, files in members.items() if reference_id in usable}, seconds
+
+
+def mark_duplicates(rows: Sequence[dict]) -> list[dict]:
+    """The rows, each usable one that shows the same as an earlier one made an error ``duplicate`` naming the first.
+
+    The same: the same pixels once decoded, whatever file they come from, with the same mask and box. A row that is
+    marked already is looked at again, so that parts that were marked each by itself can be marked together.
+    """
+    first: dict[tuple, str] = {}
+    marked = []
+    for row in rows:
+        if row["status"] == "ok" or row["error_code"] == "duplicate":
+            key = (row["pixels_sha256"], row["box"] and tuple(row["box"]))
+            if key in first:
+                message = f"{row['source']}: the same picture as {first[key]}; remove one"
+                nothing = dict.fromkeys(("width", "height", "area_share"))
+                row = row | nothing | {"status": "error", "error_code": "duplicate", "error_message": message}
+            else:
+                first[key] = row["source"]
+        marked.append(row)
+    return marked
+
+
+def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> tuple[dict, dict[str, bytes]]:
+    """The row of one picture, and its cut-out, longest side ``config.size``: "cutout.png" is RGBA, "white.png" RGB."""
+    picture = pictures.decode(reader.read(source.place, source.source), source.source)
+    labels = None
+    if source.mask is not None:
+        where = f"{source.source}: mask"
+        labels = _selected(read_labels(reader.read(source.mask, where), where), source, picture.size)
+    digest = pixels_digest(picture, labels)
+    if labels is None:
+        cutout = cut_out(picture, source.box, source.inside, source.outside)
+    else:
+        cutout = picture.convert("RGB")
+        cutout.putalpha(Image.fromarray(_soften(labels)))
+    _check_subject(cutout, source, config.size)
+    ys, xs = np.nonzero(np.asarray(cutout.getchannel("A")) > 8)
+    cutout = cutout.crop((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
+    scale = config.size / max(cutout.size)
+    width, height = (max(1, round(side * scale)) for side in cutout.size)
+    cutout = cutout.resize((width, height), Image.Resampling.LANCZOS)
+    share = float(np.asarray(cutout.getchannel("A")).mean() / 255)
+    row = _row(source, "ok", width=width, height=height, area_share=share, pixels_sha256=digest)
+    flat = pictures.on_white(cutout)  # what a model is shown; made once here and not for every shard
+    return row, {"cutout.png": pictures.encode_png(cutout), "white.png": pictures.encode_png(flat)}
+
+
+def _check_subject(cutout: Image.Image, source: Source, size: int) -> None:
+    """SampleError unless the solid part of a cut-out is large enough to show something at ``size`` pixels."""
+    solid = np.asarray(cutout.getchannel("A")) > 127
+    shorter, longer = sorted(np.ptp(np.nonzero(solid), axis=1) + 1) if solid.any() else (0, 0)
+    if solid.mean() < MIN_SHARE or longer < MIN_SIDE:
+        message = "no subject could be cut out; make its background transparent or choose another picture"
+        raise SampleError("empty_cutout", f"{source.source}: {message}")
+    thickness = min(shorter, round(shorter * size / longer))
+    if thickness < MIN_THICKNESS:
+        message = (
+            f"its subject is {longer} pixels long and {shorter} wide, {max(1, thickness)} pixel wide at size {size}"
+        )
+        raise SampleError("thin_subject", f"{source.source}: {message}; choose another picture")
+
+
+def pixels_digest(picture: Image.Image, labels: np.ndarray | None = None) -> str:
+    """SHA-256 of a picture as one sees it, with the subject's mask [H, W] of 0 and 1 if it has one.
+
+    The same for every lossless way to store it: colours under wholly transparent pixels do not count.
+    """
+    pixels = np.array(picture.convert("RGBA"))
+    pixels[pixels[..., 3] == 0] = 0
+    digest = hashlib.sha256(f"{picture.width} x {picture.height} ".encode())
+    digest.update(pixels.data)
+    if labels is not None:
+        digest.update(labels.data)
+    return digest.hexdigest()
+
+
+def read_labels(data: bytes, source: str) -> np.ndarray:
+    """The label map [H, W] in a picture: values of a grey one, indices of a palette, the largest channel of colours.
+
+    It is drawn over the picture as one sees it, so it is not turned, whatever its own EXIF data say.
+    """
+    stored = pictures.decode_as_stored(data, source)
+    if stored.mode in ("P", "L") or stored.mode.startswith("I"):
+        return np.asarray(stored)
+    return np.asarray(stored.convert("RGB")).max(2)
+
+
+def _selected(labels: np.ndarray, source: Source, size: tuple[int, int]) -> np.ndarray:
+    """1 where the label map [H, W] is one of ``source.labels`` (None: is not 0), else 0, uint8."""
+    if labels.shape != size[::-1]:
+        height, width = labels.shape
+        message = f"the mask has {width} x {height} pixels, the picture {size[0]} x {size[1]}"
+        raise SampleError("bad_mask", f"{source.source}: {message}; mend or remove it")
+    solid = labels != 0 if source.labels is None else np.isin(labels, source.labels)
+    return solid.astype(np.uint8)
+
+
+def _row(source: Source, status: str, **values: object) -> dict:
+    return {
+        "reference_id": source.reference_id,
+        "status": status,
+        "error_code": None,
+        "error_message": None,
+        "subject_id": source.subject_id,
+        "name": source.name,
+        "category": source.category,
+        "source": source.source,
+        "source_sha256": source.sha256,
+        "box": None if source.box is None else list(source.box),
+        "width": None,
+        "height": None,
+        "area_share": None,
+        "pixels_sha256": None,
+        **values,
+    }
+
+
+def cut_out(
+    picture: Image.Image, box: Box | None, inside: Sequence[Box] = (), outside: Sequence[Box] = ()
+) -> Image.Image:
+    """The subject inside ``box`` as RGBA of the box's size: by the picture's own alpha, else by GrabCut."""
+    area = _pixels(box or (0.0, 0.0, 1.0, 1.0), picture.size)
+    if picture.mode == "RGBA":
+        crop = picture.crop(area)
+        if (np.asarray(crop.getchannel("A")) < 128).mean() >= 0.005:  # fewer clear pixels: rounded corners
+            return crop
+    picture = picture.convert("RGB")
+    if box is None:  # the outermost rows and columns are taken for background
+        box, around = (0.02, 0.02, 0.98, 0.98), area
+    else:  # what lies around the box is known to be background
+        around = _pixels((box[0] - 0.1, box[1] - 0.1, box[2] + 0.1, box[3] + 0.1), picture.size)
+    scale = min(1.0, WORKING_SIDE / max(around[2] - around[0], around[3] - around[1]))
+    size = [max(1, round((around[i + 2] - around[i]) * scale)) for i in range(2)]
+    small = np.asarray(picture.crop(around).resize(size, Image.Resampling.BOX))
+
+    labels = np.full(small.shape[:2], cv2.GC_BGD, np.uint8)
+    marks = [(box, cv2.GC_PR_FGD), *((b, cv2.GC_FGD) for b in inside), *((b, cv2.GC_BGD) for b in outside)]
+    for part, label in marks:
+        edges = _pixels(part, picture.size)
+        left, top, right, bottom = (max(0, round((edges[i] - around[i % 2]) * scale)) for i in range(4))
+        labels[top:bottom, left:right] = label
+    matte = Image.fromarray(grabcut_matte(small, labels))
+    matte = matte.resize((around[2] - around[0], around[3] - around[1]), Image.Resampling.BILINEAR)
+    crop = picture.crop(area)
+    x, y = area[0] - around[0], area[1] - around[1]
+    crop.putalpha(matte.crop((x, y, x + crop.width, y + crop.height)))
+    return crop
+
+
+def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box of fractions in whole pixels of a picture of this size; at least one pixel, none outside."""
+    width, height = size
+    left, right = (min(width, max(0, round(edge * width))) for edge in box[::2])
+    top, bottom = (min(height, max(0, round(edge * height))) for edge in box[1::2])
+    left, top = min(left, width - 1), min(top, height - 1)
+    return left, top, max(left + 1, right), max(top + 1, bottom)
+
+
+def grabcut_matte(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Matte [H, W] uint8 (0..255) of an RGB picture [H, W, 3] uint8, from GrabCut labels [H, W] uint8.
+
+    Pieces below a fifth of the largest are dropped, pinholes filled, the edge softened by a pixel. The same
+    picture gives the same matte: OpenCV's random numbers are seeded first.
+    """
+    if not (labels == cv2.GC_BGD).any() or not np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).any():
+        return np.zeros(labels.shape, np.uint8)  # GrabCut needs some of both
+    mask = run_grabcut(pixels, labels, 5)
+    mask = _drop_small(mask, 0.2)
+    mask = 1 - _drop_small(1 - mask, 0.0, 0.004 * mask.size)
+    return _soften(mask)
+
+
+def _soften(mask: np.ndarray) -> np.ndarray:
+    """Matte [H, W] uint8 of a mask [H, W] of 0 and 1, its edge softened by a pixel."""
+    return cv2.GaussianBlur(mask * np.uint8(255), (0, 0), EDGE)
+
+
+def _drop_small(mask: np.ndarray, share: float, pixels: float = 0.0) -> np.ndarray:
+    """The mask [H, W] of 0 and 1 without pieces below ``share`` of the largest one or below ``pixels``."""
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    areas = stats[:, cv2.CC_STAT_AREA].astype(float)
+    areas[0] = 0.0
+    keep = (areas > 0) & (areas >= share * areas.max()) & (areas >= pixels)
+    return keep[pieces].astype(np.uint8)
+
+
+def check_pool(rows: Sequence[dict]) -> None:
+    """Raise UserError unless the pool can be paired: usable references of at least two categories."""
+    usable = [r for r in rows if r["status"] == "ok"]
+    failed = Counter(r["error_code"] for r in rows if r["status"] != "ok")
+    reasons = ", ".join(f"{code} {n}" for code, n in sorted(failed.items())) or "none"
+    told = f"{len(usable)} of {len(rows)} pictures usable; failed: {reasons}"
+    if not usable:
+        example = next((f" (first: {r['error_message']})" for r in rows), "")
+        raise UserError(f"reference pool: no usable picture, {told}{example}; replace them")
+    categories = sorted({r["category"] for r in usable})
+    if len(categories) < 2:
+        raise UserError(
+            f"reference pool: only one category, {categories[0]!r} ({told}), but a sample pairs two; "
+            "put pictures of another category into a sub-folder of their own"
+        )
+
+
+@cache
+def load_backgrounds() -> tuple[tuple[str, Image.Image], ...]:
+    """(name, RGB picture) of each packaged background, photographs without a subject. Do not modify."""
+    found = []
+    for entry in packaged()["backgrounds"]:
+        path = package_file(entry["package"], entry["file"])
+        picture = pictures.decode(path.read_bytes(), path.name).convert("RGB")
+        found.append((entry["name"], picture.crop(_pixels(entry["box"], picture.size))))
+    return tuple(found)

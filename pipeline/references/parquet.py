@@ -1,0 +1,260 @@
+"""Pictures inside Parquet files: which columns hold them, what their rows are, and their bytes, a few rows at a time.
+
+A column of pictures is what Hugging Face writes, a struct of ``bytes`` and ``path``, or plain binary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas.errors import UserError
+from data_schemas.io import pictures
+from data_schemas.io.files import check_file
+from data_schemas.io.text import decoded, one_line
+
+ROWS_AT_ONCE = 16
+BUFFER = 1 << 20
+"""Bytes read from a file at once, so that a large row group is never in memory as a whole."""
+
+MAX_ROWS = 1_000_000
+UNPACKED, EXPANSION = 64_000_000, 20
+"""Bytes to which a column may unpack whatever its file's size, and how often its file's size beyond that: pictures are
+compressed already, so what unpacks to more is made to fill the memory."""
+
+CATEGORY_COLUMNS = ("category", "label", "class")
+NAME_COLUMNS = ("name",)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that are read; None where there is none."""
+
+    image: str
+    mask: str | None
+    category: str | None
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row without its pixels. ``path`` is the file the picture was made from, if the column says so."""
+
+    number: int
+    sha256: str
+    mask_sha256: str
+    path: str
+    category: str
+    name: str
+
+
+def column_names(path: Path) -> list[str]:
+    return list(_open(path).schema_arrow.names)
+
+
+def find_columns(path: Path, image: str | None, mask: str | None, category: str | None, name: str | None) -> Columns:
+    """The columns of these names; None finds the first of pictures, and category and name by their usual names."""
+    schema = _open(path).schema_arrow
+    there = ", ".join(schema.names) or "none"
+    with_pictures = [f.name for f in schema if _holds_pictures(f.type)]
+    for wanted, is_picture in ((image, True), (mask, True), (category, False), (name, False)):
+        if wanted is not None and wanted not in schema.names:
+            raise UserError(f"{path}: there is no column {wanted!r}; there is: {there}")
+        if wanted is not None and is_picture and wanted not in with_pictures:
+            kind = schema.field(wanted).type
+            raise UserError(f"{path}: column {wanted!r} holds {kind}, not pictures; there is: {there}")
+    image = image or next((p for p in with_pictures if p != mask), None)
+    if image is None:
+        raise UserError(f"{path}: no column holds pictures (struct of bytes and path, or binary); there is: {there}")
+    texts = [f.name for f in schema if _is_text(f.type)]
+    category = category or next((c for c in CATEGORY_COLUMNS if c in texts), None)
+    return Columns(image, mask, category, name or next((c for c in NAME_COLUMNS if c in texts), None))
+
+
+def list_rows(path: Path, columns: Columns) -> tuple[Row, ...]:
+    """Every row with the digests of its pictures. The file is read again only if its size or time has changed."""
+    found = path.stat()
+    return _list_rows(path, found.st_size, found.st_mtime_ns, columns)
+
+
+@lru_cache(maxsize=256)
+def _list_rows(path: Path, size: int, changed: int, columns: Columns) -> tuple[Row, ...]:
+    file = _open(path)
+    labels = _class_names(file.schema_arrow)
+    used = [c for c in (columns.image, columns.mask, columns.category, columns.name) if c is not None]
+
+    def text(batch: pa.RecordBatch, column: str | None, i: int) -> str:
+        value = None if column is None else _value(batch.column(column)[i])
+        names = labels.get(column or "")
+        if names is not None and isinstance(value, int) and 0 <= value < len(names):
+            value = names[value]
+        if isinstance(value, float):
+            return "" if math.isnan(value) else f"{value:g}"
+        return "" if value is None else str(value)
+
+    rows: list[Row] = []
+    unpacked, limit = 0, _limit(path)
+    for batch in _batches(file, path, used, None):
+        for i in range(batch.num_rows):
+            data, made_from = _picture(batch, columns.image, i)
+            mask = _picture(batch, columns.mask, i)[0] if columns.mask else None
+            unpacked += sum(cell.size for cell in (data, mask) if cell is not None)
+            if unpacked > 2 * limit:
+                raise UserError(
+                    f"{path}: its pictures unpack to more than {2 * limit} bytes; write it without compression"
+                )
+            row = Row(
+                len(rows), _digest(data), _digest(mask), made_from,
+                text(batch, columns.category, i), text(batch, columns.name, i),
+            )  # fmt: skip
+            rows.append(row)
+    return tuple(rows)
+
+
+class PictureColumn:
+    """One column of pictures of one file, read forwards; an earlier row starts its row group again."""
+
+    def __init__(self, path: Path, column: str):
+        self._path, self._column = path, column
+        self._file = _open(path)
+        self._groups = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
+        self._first = self._end = 0  # first row of the batch at hand, and of the next row group
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batch: pa.RecordBatch | None = None
+
+    def at(self, number: int) -> bytes | None:
+        """The bytes in row ``number``, None if the cell is empty."""
+        if self._batch is None or not self._first <= number < self._end:
+            self._enter(number)
+        assert self._batch is not None
+        while number >= self._first + self._batch.num_rows:
+            self._first += self._batch.num_rows
+            self._batch = next(self._batches)
+        data, _ = _picture(self._batch, self._column, number - self._first)
+        return None if data is None else data.to_pybytes()
+
+    def _enter(self, number: int) -> None:
+        group = first = 0
+        while number >= first + self._groups[group]:
+            first += self._groups[group]
+            group += 1
+        self._first, self._end = first, first + self._groups[group]
+        self._batches = _batches(self._file, self._path, [self._column], [group])
+        self._batch = next(self._batches)
+
+    def close(self) -> None:
+        self._batches, self._batch = iter(()), None
+        self._file.close()
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    check_file(path, "give a Parquet file")
+    try:
+        return pq.ParquetFile(path, buffer_size=BUFFER)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _limit(path: Path) -> int:
+    """Bytes to which a column of this file may unpack."""
+    return max(UNPACKED, EXPANSION * path.stat().st_size)
+
+
+def _batches(
+    file: pq.ParquetFile, path: Path, columns: Sequence[str], groups: list[int] | None
+) -> Iterator[pa.RecordBatch]:
+    """A few rows at a time, one if they may be large; sizes are checked in the file's metadata before any is read."""
+    largest = _check_sizes(file.metadata, path, columns, groups)
+    rows = ROWS_AT_ONCE if largest * ROWS_AT_ONCE <= pictures.MAX_BYTES else 1
+    try:
+        yield from file.iter_batches(rows, row_groups=groups, columns=list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_sizes(metadata: pq.FileMetaData, path: Path, columns: Sequence[str], groups: Sequence[int] | None) -> int:
+    """Bytes of the largest column chunk once unpacked; UserError if it is too large for its file, or too many rows."""
+    if metadata.num_rows > MAX_ROWS:
+        raise UserError(f"{path}: {metadata.num_rows} rows, more than {MAX_ROWS}; split it")
+    limit, largest = _limit(path), 0
+    for group in range(metadata.num_row_groups) if groups is None else groups:
+        for k in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(k)
+            if not any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
+                continue
+            largest = max(largest, chunk.total_uncompressed_size)
+            if largest > limit:
+                raise UserError(
+                    f"{path}: column {chunk.path_in_schema!r} unpacks to {largest} bytes, more than {limit}; write it "
+                    "without compression"
+                )
+    return largest
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not a Parquet file that can be read ({one_line(error, 200)}); get it again")
+
+
+def _picture(batch: pa.RecordBatch, column: str, i: int) -> tuple[pa.Buffer | None, str]:
+    """(bytes, path) of one cell, without a copy of the bytes."""
+    cell = _plain(batch.column(column)[i])
+    if not pa.types.is_struct(cell.type):
+        return cell.as_buffer(), ""
+    if not cell.is_valid:
+        return None, ""
+    path = _value(cell["path"]) if cell.type.get_field_index("path") >= 0 else None
+    return _plain(cell["bytes"]).as_buffer(), path if isinstance(path, str) else ""
+
+
+def _plain(cell: pa.Scalar) -> pa.Scalar:
+    """A cell of a dictionary (pandas' Categorical) as what it stands for."""
+    return cell.value if pa.types.is_dictionary(cell.type) else cell
+
+
+def _value(cell: pa.Scalar) -> Any:
+    """A cell as Python has it; text that is not UTF-8, which nothing keeps out of a file, as it can be read."""
+    cell = _plain(cell)
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return decoded(cell.as_buffer().to_pybytes())
+
+
+def _digest(data: pa.Buffer | None) -> str:
+    return "" if data is None else hashlib.sha256(data).hexdigest()
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column says what is in a picture: text, or numbers and truths that stand for it."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(kind) for is_kind in (*texts, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean))
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the classes by column, where Hugging Face's metadata gives them to a column of numbers."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {column: list(map(str, f["names"])) for column, f in features.items() if f.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}

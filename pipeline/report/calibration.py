@@ -1,0 +1,360 @@
+"""Calibration: what each threshold of a scored stage would keep, beside a floor of wrong references.
+
+The floor (spec/curation.md, "what others measured"): the same pictures with the same mattes, scored by the same
+stage against references of other subjects. A score is worth what lies between the two. Nothing of the run is changed;
+``<run>/calibration/<stage>/`` gets a page, the scores, and thresholds that the config can name.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas.errors import UserError
+from data_schemas.io.storage import url_to_fs
+from data_schemas.schema import Column, TableSchema
+from data_schemas.settings import suggest
+from data_schemas.tables import SAMPLE_ID
+from pipeline.config import CurationConfig
+from pipeline.core.parts import Part, write_atomically
+from pipeline.core.rules import resolve_rules
+from pipeline.core.stage import Rule, Sample, Stage
+from pipeline.curate import stage_inputs
+from pipeline.dataset.publish import PictureReader
+from pipeline.report import calibration_page
+from pipeline.run import PartJob, Run, need_part, pool_digest
+
+QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+CANDIDATES = (1, 5, 10, 25, 50, 75, 90)
+"""Quantiles, in percent, that are shown, and those that are tried as thresholds (of an upper bound: 100 less)."""
+
+WRONG = [f"{kind}_{i}_{what}" for i in range(2) for kind, what in
+         (("reference", "id"), ("reference", "name"), ("reference", "category"), ("subject", "id"))]  # fmt: skip
+"""Columns of the plan that a floor sample has from another sample."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One threshold and what it would keep: samples by this rule alone, by all rules; the share of the floor."""
+
+    threshold: float
+    alone: int
+    together: int
+    floor_share: float
+
+
+@dataclass(frozen=True)
+class RuleFigures:
+    """What the run says of one rule, which carries the threshold of the config.
+
+    ``scores`` by sample id and ``floor`` hold finite numbers only. ``auc``: how often a sample is further on the
+    passing side than a floor sample (0.5 is chance); NaN where the floor says nothing. ``suggested``: the threshold
+    with the largest difference between the share of samples and the share of the floor that pass (Youden's J).
+    """
+
+    rule: Rule
+    scores: pd.Series
+    floor: np.ndarray
+    auc: float
+    suggested: float | None
+    note: str
+    candidates: tuple[Candidate, ...]
+
+    def quantiles(self) -> dict[int, float]:
+        return dict(zip(QUANTILES, np.quantile(self.scores, [q / 100 for q in QUANTILES]).tolist(), strict=True))
+
+    def at(self, threshold: float) -> Candidate:
+        return next(c for c in self.candidates if c.threshold == threshold)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything that is written about one stage of a run.
+
+    ``table`` has the columns of ``table_schema``; ``judged_by`` names the stages whose rules "all rules" means.
+    """
+
+    run: Run
+    stage: Stage
+    model: str
+    samples: int
+    judged_by: list[str]
+    table: pd.DataFrame
+    figures: list[RuleFigures]
+
+    @property
+    def floor_samples(self) -> int:
+        return int((self.table.kind == "floor").sum())
+
+    def separation(self) -> dict[str, float]:
+        """AUC of samples against the floor for every score of the stage, also those that no rule reads."""
+        run, floor = (self.table[self.table.kind == kind] for kind in ("run", "floor"))
+        return {
+            column.name: area_under_curve(
+                run[column.name].dropna().to_numpy(), floor[column.name].dropna().to_numpy(), "min"
+            )
+            for column in score_columns(self.stage)
+        }
+
+
+def calibrate(config: CurationConfig, stage: str, floor_samples: int = 64) -> dict[str, str]:
+    """Measure a stage of a run, print the table, write page, scores and thresholds; returns their places by name.
+
+    The parts of the stage that exist are used. UserError if there are none, if the stage is not one that scores and
+    has rules, or if fewer than two samples have scores.
+    """
+    found = measure(config, stage, floor_samples)
+    print(text_table(found))
+    folder = f"{config.run_url}/calibration/{stage}"
+    fs, root = url_to_fs(folder)
+    scores = io.BytesIO()
+    pq.write_table(table_schema(found.stage).table(found.table.to_dict("records")), scores, compression="zstd")
+    reader = PictureReader(found.run, pool_digest(found.run))
+    files = {
+        "scores.parquet": scores.getvalue(),
+        "thresholds.yaml": thresholds_text(found).encode(),
+        "index.html": calibration_page.render(found, reader.picture, f"{folder}/thresholds.yaml").encode(),
+    }
+    for name, data in files.items():
+        write_atomically(fs, f"{root}/{name}", data)
+    places = {"calibration": "index.html", "scores": "scores.parquet", "thresholds": "thresholds.yaml"}
+    return {what: f"{folder}/{name}" for what, name in places.items()}
+
+
+def measure(config: CurationConfig, stage_name: str, floor_samples: int = 64) -> Calibration:
+    """The figures of ``calibrate``, without writing anything."""
+    run = Run.of(config)
+    scored = {stage.name: stage for stage in run.stages()}
+    if stage_name not in scored or not scored[stage_name].rules:
+        known = [name for name, stage in scored.items() if stage.rules]
+        raise UserError(f"calibrate {stage_name}: no stage with rules has this name; {suggest(stage_name, known)}")
+    stage = scored[stage_name]
+    parts = {p: part for p in run.parts() if (part := run.store(stage_name).read(p)) is not None}
+    if not parts:
+        raise UserError(f"{config.run_url}: stage {stage_name} has no finished part; run the curation first")
+    frames = {stage_name: _frame(list(parts.values()))} | _other_frames(run, stage_name, list(parts))
+    own = frames[stage_name]
+    rows = _plan_rows(run, list(parts))
+    plan = pd.DataFrame(rows).set_index("sample_id")[["reference_0_id", "reference_1_id"]]
+    names = [column.name for column in score_columns(stage)]
+    seen = own[own.status == "ok"].join(plan, on="sample_id").assign(kind="run")
+    floor = pd.DataFrame(floor_rows(run, stage, list(parts), rows, set(seen.sample_id), floor_samples))
+    columns = ["sample_id", "kind", "reference_0_id", "reference_1_id", *names]
+    table = pd.concat([seen[columns], floor.reindex(columns=columns)], ignore_index=True)
+    table[names] = table[names].astype(float)
+    rules = [(n, r) for n, r in resolve_rules(run.stages(), config.decide.all_thresholds()) if n in frames]
+    figures = [rule_figures(rule, table, frames, rules) for name, rule in rules if name == stage_name]
+    return Calibration(run, stage, own.model.iloc[0], len(own), list(frames), table, figures)
+
+
+def _frame(parts: Sequence[Part]) -> pd.DataFrame:
+    return pa.concat_tables([part.table.replace_schema_metadata() for part in parts]).to_pandas()
+
+
+def _other_frames(run: Run, but: str, parts: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The rows of the other stages with rules, as far as they have come with these parts."""
+    frames = {}
+    for stage in run.stages():
+        if stage.rules and stage.name != but:
+            found = [part for p in parts if (part := run.store(stage.name).read(p)) is not None]
+            if len(found) == len(parts):
+                frames[stage.name] = _frame(found)
+    return frames
+
+
+def _plan_rows(run: Run, parts: Sequence[str]) -> list[dict]:
+    return [row for part in parts for row in need_part(run, "plan", part).rows()]
+
+
+def score_columns(stage: Stage) -> list[Column]:
+    """The columns of a stage that are numbers."""
+    return [c for c in stage.columns if pa.types.is_floating(c.type) or pa.types.is_integer(c.type)]
+
+
+def table_schema(stage: Stage) -> TableSchema:
+    """scores.parquet: a row for each sample of the run, then one for each floor sample."""
+    kind = Column("kind", pa.string(), "run, or floor: scored against wrong references.", "code",
+                  one_of=("run", "floor"))  # fmt: skip
+    references = (Column(f"reference_{i}_id", pa.string(), "Reference it was scored against.", "id") for i in range(2))
+    scores = (replace(c, type=pa.float64(), nullable=True) for c in score_columns(stage))
+    return TableSchema("calibration", 1, (SAMPLE_ID, kind, *references, *scores))
+
+
+# The floor
+
+
+def floor_rows(
+    run: Run, stage: Stage, parts: Sequence[str], plan: Sequence[dict], usable: set[str], count: int
+) -> list[dict]:
+    """Scores of up to ``count`` samples against wrong references, from whole parts spread over the run.
+
+    Samples that the stage fails on are left out, and those for which every other sample shares a subject.
+    """
+    pool = pool_digest(run)
+    place = {row["sample_id"]: k for k, row in enumerate(plan)}
+    rows: list[dict] = []
+    chosen = spread_evenly(parts, math.ceil(count / run.config.part_size))
+    for k, part in enumerate(chosen):
+        inputs = stage_inputs(PartJob(run, stage.name, part, "", pool), stage.reads)
+        samples = [s for s in inputs.samples()[0] if s.sample_id in usable]
+        wanted = math.ceil((count - len(rows)) / (len(chosen) - k))
+        wrong = [wrong_sample(s, plan, place[s.sample_id]) for s in spread_evenly(samples, wanted)]
+        made, _, _ = stage.run([s for s in wrong if s is not None], {})
+        plans = {s.sample_id: s.plan for s in wrong if s is not None}
+        rows += [
+            {**row, "kind": "floor", **{key: plans[row["sample_id"]][key] for key in WRONG}}
+            for row in made
+            if row["status"] == "ok"
+        ]
+    return rows
+
+
+def wrong_sample(sample: Sample, plan: Sequence[dict], place: int) -> Sample | None:
+    """The sample with the references of another that has neither of its subjects; None if there is no such one.
+
+    The search begins half the plan away, so that every sample has another donor, and always the same.
+    """
+    own = {sample.plan["subject_0_id"], sample.plan["subject_1_id"]}
+    for step in range(len(plan)):
+        donor = plan[(place + len(plan) // 2 + step) % len(plan)]
+        if not own & {donor["subject_0_id"], donor["subject_1_id"]}:
+            wrong = {**sample.plan, **{key: donor[key] for key in WRONG}}
+            return replace(sample, rows={**sample.rows, "plan": wrong}, saved={})
+    return None
+
+
+def spread_evenly(things: Sequence[T], count: int) -> list[T]:
+    """``count`` of the things at even distances, first and last among them; all if there are no more."""
+    places = np.linspace(0, len(things) - 1, min(count, len(things))).round().astype(int)
+    return [things[k] for k in places.tolist()]
+
+
+# Figures
+
+
+def rule_figures(
+    rule: Rule, table: pd.DataFrame, frames: Mapping[str, pd.DataFrame], rules: Sequence[tuple[str, Rule]]
+) -> RuleFigures:
+    """``table`` of scores, ``frames`` of the stages' rows by name, all ``rules`` with the config's thresholds."""
+    scores, floor = (
+        rows.set_index("sample_id")[rule.column].dropna() for rows in (table[table.kind == k] for k in ("run", "floor"))
+    )
+    if len(scores) < 2:
+        raise UserError(f"calibrate: {len(scores)} samples have a {rule.column}, at least 2 are needed; make more")
+    auc, suggested, note = separate(scores, floor, rule)
+    whole = np.logical_and.reduce([(frame.status == "ok").to_numpy() for frame in frames.values()])
+    others = [passing(r, frames[name][r.column]) for name, r in rules if r != rule]
+    rest = np.logical_and.reduce([whole, *others])
+    own = next(frame for name, frame in frames.items() if (name, rule) in rules)
+
+    def candidate(threshold: float) -> Candidate:
+        tried = replace(rule, threshold=threshold)
+        kept = passing(tried, own[rule.column])
+        share = float(passing(tried, floor).mean()) if len(floor) else math.nan
+        return Candidate(threshold, int(kept.sum()), int((kept & rest).sum()), share)
+
+    levels = [q / 100 if rule.bound == "min" else 1 - q / 100 for q in CANDIDATES]
+    tried = {round(float(np.quantile(scores, level)), 3) for level in levels} | {rule.threshold}
+    tried |= {suggested} if suggested is not None else set()
+    return RuleFigures(
+        rule, scores, floor.to_numpy(), auc, suggested, note, tuple(candidate(t) for t in sorted(tried))
+    )  # fmt: skip
+
+
+def passing(rule: Rule, scores: pd.Series) -> np.ndarray:
+    """Which scores pass the rule; a missing one does not."""
+    values = scores.to_numpy(dtype=float, na_value=np.nan)
+    return values >= rule.threshold if rule.bound == "min" else values <= rule.threshold
+
+
+def area_under_curve(scores: np.ndarray, floor: np.ndarray, bound: str) -> float:
+    """Share of (sample, floor) pairs of which the sample is further on the passing side; a tie counts half."""
+    if not len(scores) or not len(floor):
+        return math.nan
+    ordered = np.sort(floor)
+    below = (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / 2
+    share = float(below.mean() / len(floor))
+    return share if bound == "min" else 1 - share
+
+
+def separate(scores: pd.Series, floor: pd.Series, rule: Rule) -> tuple[float, float | None, str]:
+    """(AUC, suggested threshold, what is to be said of it) for scores and floor by sample id."""
+    if floor.empty:
+        return math.nan, None, "There is no floor to compare with."
+    if np.array_equal(scores.reindex(floor.index).to_numpy(), floor.to_numpy()):
+        return math.nan, None, "Wrong references leave this score as it is, so the floor says nothing about it."
+    auc = area_under_curve(scores.to_numpy(), floor.to_numpy(), rule.bound)
+    if auc <= 0.5:
+        return auc, None, "Wrong references pass this rule at least as well as right ones: the floor cannot place it."
+    best = youden(scores.to_numpy(), floor.to_numpy(), rule.bound)
+    return auc, best, "The suggestion is where samples and floor are furthest apart (Youden's J)."
+
+
+def youden(scores: np.ndarray, floor: np.ndarray, bound: str) -> float:
+    """The threshold, to four digits, that maximises the share of scores that pass less the share of the floor's.
+
+    It lies midway between two neighbouring values; of equally good places, in the widest gap.
+    """
+    values = np.unique(np.concatenate([scores, floor]))
+    between, gaps = (values[1:] + values[:-1]) / 2, np.diff(values)
+    below = [np.searchsorted(np.sort(x), between) / len(x) for x in (scores, floor)]  # no value equals a midpoint
+    gain = below[1] - below[0] if bound == "min" else below[0] - below[1]
+    best = np.flatnonzero(gain >= gain.max() - 1e-12)
+    return round(float(between[best[gaps[best].argmax()]]), 4)
+
+
+# Text
+
+
+def text_table(found: Calibration) -> str:
+    """The figures for a terminal."""
+    head = f"{found.stage.name}: {found.samples} samples, floor of {found.floor_samples}"
+    lines = [head, "", f"{'score':<20} {'needs':>9} {'alone':>7} {'all':>7} {'floor':>7}"]
+    for figures in found.figures:
+        sign = ">=" if figures.rule.bound == "min" else "<="
+        auc = f", AUC {figures.auc:.3f}" if math.isfinite(figures.auc) else ""
+        lines.append(f"{figures.rule.column} ({figures.rule.reason}){auc}")
+        for c in figures.candidates:
+            marks = [
+                m for m, t in (("now", figures.rule.threshold), ("suggested", figures.suggested)) if t == c.threshold
+            ]
+            shares = (c.alone / found.samples, c.together / found.samples, c.floor_share)
+            numbers = " ".join(f"{100 * s:>6.1f}%" if math.isfinite(s) else f"{'-':>7}" for s in shares)
+            lines.append(f"{'':<20} {sign} {c.threshold:>6.4g} {numbers}  {', '.join(marks)}".rstrip())
+    return "\n".join(lines)
+
+
+def thresholds_text(found: Calibration) -> str:
+    """thresholds.yaml: the suggestions where there are any, else what is in force; other stages' are kept."""
+    config = found.run.config
+    lines = [
+        f"# Thresholds of stage {found.stage.name}, from {found.samples} samples of run {config.name} and a floor of",
+        f"# {found.floor_samples} with wrong references. The config names this file as decide.thresholds_file.",
+        "thresholds:",
+    ]
+    own = {figures.rule.reason for figures in found.figures}
+    for reason, threshold in sorted(config.decide.all_thresholds().items()):
+        if reason not in own:
+            lines += ["  # of another stage, as configured", f"  {reason}: {threshold!r}"]
+    for figures in found.figures:
+        rule, value = figures.rule, figures.suggested
+        chosen = figures.at(rule.threshold if value is None else value)
+        origin = "as it was" if value is None else f"suggested, was {rule.threshold:g}"
+        sign = ">=" if rule.bound == "min" else "<="
+        floor = f", passes {100 * chosen.floor_share:.0f} % of the floor" if len(figures.floor) else ""
+        lines += [
+            f"  # {rule.column} {sign} {chosen.threshold:g} ({origin}): keeps {chosen.alone} of {found.samples} alone, "
+            f"{chosen.together} with all rules{floor}",
+            f"  {rule.reason}: {chosen.threshold!r}",
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,112 @@
+"""The page of a calibration: one HTML file, whole in itself, in the manner of the report (pipeline/report.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from pipeline.report.charts import bound_text, contrast
+from pipeline.report.page import count_text, data_uri, number_text, share_text
+
+if TYPE_CHECKING:
+    from pipeline.report.calibration import Calibration, RuleFigures
+
+SHOWN = 48
+"""Samples on a rule's board."""
+
+TARGET_SIDE, REFERENCE_SIDE = 200, 96
+"""Longest sides of the embedded pictures, in pixels."""
+
+Uri = Callable[[str, str, int], str | None]
+
+
+def render(found: Calibration, picture: Callable[[str, str], Image.Image | None], thresholds: str) -> str:
+    """The page as text; ``picture`` is PictureReader.picture, ``thresholds`` where the thresholds file will be."""
+
+    @cache  # a sample is on several boards
+    def uri(sample_id: str, name: str, side: int) -> str | None:
+        shown = picture(sample_id, name)
+        return None if shown is None else data_uri(shown, side)
+
+    source = resources.files("pipeline.report").joinpath("calibration.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(count=count_text, number=number_text, share=share_text)
+    medians = found.table.groupby("kind")[list(found.separation())].median()
+    return environment.from_string(source).render(
+        run=found.run.config.name,
+        stage=found.stage.name,
+        model=found.model,
+        samples=found.samples,
+        scored=int((found.table.kind == "run").sum()),
+        floor=found.floor_samples,
+        kept=found.figures[0].at(found.figures[0].rule.threshold).together,
+        judged_by=", ".join(found.judged_by),
+        rules=[rule_view(figures, found.samples, uri) for figures in found.figures],
+        separation=[
+            {"column": column, "auc": auc, **{kind: medians[column].get(kind, np.nan) for kind in ("run", "floor")}}
+            for column, auc in found.separation().items()
+        ],
+        thresholds=thresholds,
+    )
+
+
+def rule_view(figures: RuleFigures, samples: int, uri: Uri) -> dict[str, Any]:
+    """One rule: chart, figures, tables, board."""
+    rule = figures.rule
+    bounds = [(rule.bound, rule.threshold, f"now {bound_text(rule.bound, rule.threshold)}")]
+    if figures.suggested is not None and figures.suggested != rule.threshold:
+        bounds.append((rule.bound, figures.suggested, f"suggested {figures.suggested:g}"))
+    svg = contrast(figures.scores.tolist(), figures.floor.tolist(), bounds, f"{rule.column}-{rule.bound}")
+    rows = [
+        {
+            "threshold": f"{c.threshold:.4g}",
+            "alone": c.alone,
+            "alone_share": c.alone / samples,
+            "together": c.together,
+            "together_share": c.together / samples,
+            "floor_share": c.floor_share,
+            "now": c.threshold == rule.threshold,
+            "suggested": c.threshold == figures.suggested,
+        }
+        for c in figures.candidates
+    ]
+    return {
+        "reason": rule.reason,
+        "column": rule.column,
+        "sign": "≥" if rule.bound == "min" else "≤",
+        "meaning": rule.meaning,
+        "note": figures.note,
+        "svg": Markup(svg) if svg else None,
+        "auc": figures.auc,
+        "now": next(row for row in rows if row["now"]),
+        "suggested": next((row for row in rows if row["suggested"]), None),
+        "rows": rows,
+        "quantiles": figures.quantiles(),
+        "board": board(figures, uri),
+    }
+
+
+def board(figures: RuleFigures, uri: Uri) -> list[dict[str, Any]]:
+    """Samples from the lowest to the highest score, at even distances by rank."""
+    ordered = figures.scores.sort_values(kind="stable")
+    places = np.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).round().astype(int).tolist()
+    rule = figures.rule
+    return [
+        {
+            "sample_id": sample_id,
+            "score": f"{score:.3f}",
+            "passes": score >= rule.threshold if rule.bound == "min" else score <= rule.threshold,
+            "target": uri(sample_id, "target", TARGET_SIDE),
+            "references": [uri(sample_id, f"reference_{i}", REFERENCE_SIDE) for i in range(2)],
+        }
+        for sample_id, score in ((str(ordered.index[k]), float(ordered.iloc[k])) for k in places)
+    ]

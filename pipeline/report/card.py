@@ -1,0 +1,261 @@
+"""The dataset card: README.md beside the shards, as the Hugging Face hub reads it.
+
+Plain values in, Markdown out; the same values give the same text. No path of the machine that made the data set is in
+it: what is published says where pictures came from, not where they lay.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path, PurePath
+from typing import Any
+
+import jinja2
+import yaml
+
+from data_schemas.errors import UserError
+from data_schemas.io.documents import parse_yaml
+from data_schemas.io.files import read_file
+from data_schemas.io.text import decoded, label
+from data_schemas.tables import SPLITS
+from pipeline.core.stage import Rule
+from pipeline.references.cutouts import ReferencesConfig
+from pipeline.references.files import census
+from pipeline.references.packaged import packaged
+from pipeline.references.pools import PoolConfig, list_pool, pool_folder, presets, skipped, take, tell_apart
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+NOTE_BYTES = 20_000
+"""How much of a pool's own README.md or LICENSE is looked at to find its licence."""
+MAX_NOTE = 1_000_000
+"""A larger one is not opened."""
+
+
+@dataclass(frozen=True)
+class Licence:
+    """``licence`` as it is stated, or "unknown"; ``of`` says of what, and whom to credit."""
+
+    licence: str
+    of: str
+
+
+@dataclass(frozen=True)
+class PoolFacts:
+    """What the card says of a pool.
+
+    ``found`` pictures were there (None for pictures that are no references), ``used`` of them were taken, ``usable``
+    became cut-outs, ``failed`` counts the others by error code; ``published`` is how many its makers say there are.
+    ``skipped`` counts the files in its folder that are of no kind that is read, as one reads it out.
+    """
+
+    name: str
+    licences: tuple[Licence, ...]
+    found: int | None = None
+    used: int = 0
+    usable: int = 0
+    categories: int = 0
+    failed: tuple[tuple[str, int], ...] = ()
+    published: int | None = None
+    homepage: str = ""
+    citation: str = ""
+    skipped: str = ""
+
+    @property
+    def failed_text(self) -> str:
+        return ", ".join(f"{code} {n}" for code, n in self.failed) or "none"
+
+
+def pool_facts(config: ReferencesConfig, rows: Iterable[Mapping[str, Any]], backgrounds: bool) -> list[PoolFacts]:
+    """Facts of every pool from the rows of the references table; with ``backgrounds`` also of the packaged ones."""
+    by_id = {row["reference_id"]: row for row in rows}
+    listed = [list_pool(pool) for pool in config.pools()]
+    taken = [take(found, pool.limit) for pool, found in zip(config.pools(), listed, strict=True)]
+    told = tell_apart([source for used in taken for source in used])
+    if any(source.reference_id not in by_id for source in told):
+        raise UserError("references.pool: its pictures have changed since the run; run the curation again")
+    facts = []
+    for pool, found, chosen in zip(config.pools(), listed, taken, strict=True):
+        used, told = told[: len(chosen)], told[len(chosen) :]
+        own = [by_id[source.reference_id] for source in used]
+        said = _preset_of(pool)
+        facts.append(PoolFacts(
+            name=said.get("title") or _title(pool),
+            licences=_licences(pool, said, [source.source for source in used]),
+            found=len(found),
+            used=len(used),
+            usable=sum(row["status"] == "ok" for row in own),
+            categories=len({row["category"] for row in own if row["status"] == "ok"}),
+            failed=tuple(sorted(Counter(row["error_code"] for row in own if row["status"] != "ok").items())),
+            published=said.get("pictures"),
+            homepage=said.get("homepage", ""),
+            citation=said.get("citation", ""),
+            skipped=census(others) if (others := skipped(pool)) else "",
+        ))  # fmt: skip
+    if backgrounds:
+        pictures = [f"{entry['package']}/{entry['file']}" for entry in packaged()["backgrounds"]]
+        facts.append(PoolFacts("packaged backgrounds", _packaged_licences(pictures)))
+    return facts
+
+
+def dataset_card(
+    *,
+    metrics: Mapping[str, Any],
+    config: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+    models: Mapping[str, str],
+    rules: Sequence[tuple[str, Rule]],
+    pools: Sequence[PoolFacts],
+    relations: Mapping[str, int],
+) -> str:
+    """README.md of a data set: YAML front matter of the hub, then Markdown.
+
+    ``metrics`` is what pipeline.results.metrics_of gives, ``config`` the dump of a CurationConfig; ``fingerprints`` and
+    ``models`` (Stage.model_name) go by stage; ``rules`` have the thresholds that were used; ``relations`` counts the
+    kept samples of each.
+    """
+    funnel, splits = metrics["funnel"], metrics["splits"]
+    present = [split for split in SPLITS if splits.get(split)]
+    return _front_matter(metrics["name"], funnel["kept"], present, pools) + _template().render(
+        name=metrics["name"],
+        seed=config["seed"],
+        kept=funnel["kept"],
+        funnel=funnel,
+        counts=[
+            *((what, funnel[what]) for what in ("planned", "made", "kept")),
+            *((f"kept for {split}", splits.get(split, 0)) for split in SPLITS),
+            *((what, funnel[what]) for what in ("rejected", "undecided", "errors")),
+        ],
+        reasons=sorted(funnel["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0])),
+        planted=metrics.get("planted"),
+        stages=[
+            {
+                "name": stage,
+                "backend": _backend(config.get(stage)),
+                "model": re.sub(r"(^|(?<=, ))[~/]\S*/", "", models.get(stage, "none")),
+                "fingerprint": fingerprint,
+            }
+            for stage, fingerprint in fingerprints.items()
+        ],
+        rules=[
+            {"stage": stage, "column": r.column, "sign": ">=" if r.bound == "min" else "<=",
+             "threshold": f"{r.threshold:g}", "reason": r.reason, "meaning": r.meaning}
+            for stage, r in rules
+        ],
+        pools=pools,
+        relations=sorted(relations.items(), key=lambda item: (-item[1], item[0])),
+        first_split=present[0] if present else "train",
+        limits=_limits(metrics, config, pools),
+    )  # fmt: skip
+
+
+def _front_matter(name: str, kept: int, splits: Sequence[str], pools: Sequence[PoolFacts]) -> str:
+    stated = {licence.licence.lower() for pool in pools for licence in pool.licences}
+    one = stated.pop() if len(stated) == 1 else ""
+    values: dict[str, Any] = {"pretty_name": name, "language": ["en"]}
+    values |= {"license": one} if re.fullmatch(r"[a-z0-9.-]+", one) else {"license": "other", "license_name": "mixed"}
+    values["task_categories"] = ["text-to-image"]
+    values["size_categories"] = [next((size for limit, size in SIZES if kept < limit), "n>1M")]
+    values["tags"] = ["webdataset", "multi-subject", "instructar"]
+    files_of = [{"split": split, "path": f"{split}-*.tar"} for split in splits]
+    if files_of:  # the hub refuses a config of no files
+        values["configs"] = [{"config_name": "default", "data_files": files_of}]
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def _limits(metrics: Mapping[str, Any], config: Mapping[str, Any], pools: Sequence[PoolFacts]) -> list[str]:
+    limits = ["Samples were judged by models and thresholds; what these cannot see is still in it."]
+    if _backend(config.get("synthesis")) == "collage":
+        limits.append(
+            "Targets are collages of the references on photographs: a relation shows in where the subjects stand, "
+            "not in how they hold themselves."
+        )
+    planted = metrics.get("planted")
+    if planted and planted["planted"] > planted["caught"]:
+        limits.append(
+            f"{planted['planted'] - planted['caught']} samples with a planted fault passed the filters and are in the "
+            "shards; `planted_fault` in the manifest names them."
+        )
+    if metrics["funnel"]["undecided"]:
+        limits.append(f"{metrics['funnel']['undecided']} samples were left undecided and are not in the shards.")
+    if any(licence.licence == "unknown" for pool in pools for licence in pool.licences):
+        limits.append("Some pictures come without a stated licence.")
+    limits.append("No subject is in train and in test; a background can be in both.")
+    return limits
+
+
+def _backend(settings: object) -> str:
+    """Name of the backend in a stage's settings; a user's own stage is named by ``use``."""
+    if not isinstance(settings, Mapping):
+        return ""
+    return str(settings.get("backend") or settings.get("use") or "")
+
+
+def _title(pool: PoolConfig) -> str:
+    if pool.source == "packaged":
+        return "packaged photographs"
+    return pool.hub_id or Path(pool.source).expanduser().resolve().name
+
+
+def _preset_of(pool: PoolConfig) -> dict[str, Any]:
+    """What pools.yaml says of this pool, by its preset or its place on the hub; empty for any other."""
+    if pool.preset is not None:
+        return presets()[pool.preset]
+    return next((p for p in presets().values() if p["read"]["source"] == pool.source), {})
+
+
+def _licences(pool: PoolConfig, said: Mapping[str, Any], used: Sequence[str]) -> tuple[Licence, ...]:
+    if pool.source == "packaged":
+        return _packaged_licences(used)
+    return (Licence(_stated_licence(pool_folder(pool)) or said.get("licence", "unknown"), "all pictures"),)
+
+
+def _packaged_licences(used: Iterable[str]) -> tuple[Licence, ...]:
+    """Each licence once, with the photographs under it and their makers."""
+    stated = packaged()["licences"]
+    of: dict[str, list[str]] = {}
+    for file in sorted(set(used)):
+        of.setdefault(stated[file]["licence"], []).append(f"{PurePath(file).name}: {stated[file]['credit']}")
+    return tuple(Licence(licence, "; ".join(of[licence])) for licence in sorted(of))
+
+
+def _stated_licence(place: Path) -> str:
+    """What the pool itself states: ``license`` in the front matter of its README.md, else its LICENSE's first line."""
+    folder = place if place.is_dir() else place.parent
+    found = re.match(r"---\n(.*?)\n---", _start_of(folder / "README.md"), re.DOTALL)
+    if found:
+        try:
+            values = parse_yaml(found[1], "README.md")
+        except UserError:  # what is wrong with somebody's notes never costs a run its report
+            values = None
+        if isinstance(values, dict) and isinstance(values.get("license"), str) and label(values["license"]):
+            return label(values["license"])
+    texts = (_start_of(folder / name) for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"))
+    lines = (label(line.strip("# \t")) for text in texts for line in text.splitlines())
+    return next((line for line in lines if line), "")
+
+
+def _start_of(path: Path) -> str:
+    try:
+        return decoded(read_file(path, "", MAX_NOTE)[:NOTE_BYTES]).replace("\r\n", "\n")
+    except UserError:  # none, a pipe, no permission
+        return ""
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["text"] = _text
+    return environment.from_string((files("pipeline.report") / "card.md.jinja").read_text())
+
+
+def _text(value: object) -> str:
+    """A value as one line of Markdown that cannot end a table's cell or start a tag."""
+    line = " ".join(str(value).split())
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", html.escape(line, quote=False))

@@ -1,0 +1,251 @@
+"""What a finished curation is worth: metrics computed from its tables, and the report that shows them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data_schemas.errors import UserError
+from data_schemas.io import pictures
+from data_schemas.io.documents import parse_json
+from data_schemas.io.storage import url_to_fs
+from data_schemas.io.text import one_line
+from pipeline.config import CurationConfig
+from pipeline.core.parts import read_facts, write_atomically
+from pipeline.core.rules import resolve_rules
+from pipeline.curate import CurationResult
+from pipeline.dataset.publish import PictureReader, make_manifest, shard_digests
+from pipeline.report.card import dataset_card, pool_facts
+from pipeline.report.page import ReportData, RuleLine, Training, data_uri, write_report
+from pipeline.run import Run, pool_digest, pool_rows
+from pipeline.synthesis.collage import CollageConfig
+
+
+def read_manifest(result: CurationResult) -> pd.DataFrame:
+    with fsspec.open(result.manifest_url, "rb") as file:
+        return pq.read_table(file).to_pandas()
+
+
+def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]:
+    """Funnel, splits, the filters' precision and recall on planted faults, and each stage's cost."""
+    return {
+        "name": result.run.config.name,
+        "funnel": funnel(manifest, result.run),
+        "splits": {s: int(n) for s, n in manifest[manifest.decision == "kept"].split.value_counts().items()},
+        "planted": planted(manifest),
+        "matting_true_iou": _mean(manifest[manifest.planted_fault == "none"].true_iou),
+        "stages": {
+            stage: {
+                "seconds": round(sum(s.seconds for s in summaries), 3),
+                "parts": len(summaries),
+                "cached_parts": sum(s.cached for s in summaries),
+            }
+            for stage, summaries in result.summaries.items()
+        },
+    }
+
+
+def funnel(manifest: pd.DataFrame, run: Run) -> dict[str, Any]:
+    """How many were planned, made, lost to errors, rejected by which reason (a sample can have several), kept."""
+    decisions = manifest.decision.value_counts()
+    rejected = manifest[manifest.decision == "rejected"]
+    return {
+        "planned": len(manifest),
+        "made": int(manifest.planted_fault.notna().sum()),
+        "errors": int(decisions.get("error", 0)),
+        "undecided": int(decisions.get("undecided", 0)),
+        "rejected": int(decisions.get("rejected", 0)),
+        "kept": int(decisions.get("kept", 0)),
+        "rejected_by_reason": {str(k): int(n) for k, n in rejected.reasons.explode().value_counts().items()},
+        "reference_errors": _reference_errors(run),
+    }
+
+
+def _reference_errors(run: Run) -> int:
+    return sum(row["status"] == "error" for row in pool_rows(run))
+
+
+def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
+    """How well the filters find planted faults: caught means not kept. None if no fault was planted."""
+    made = manifest[manifest.planted_fault.notna()]
+    faulty, clean = made[made.planted_fault != "none"], made[made.planted_fault == "none"]
+    if faulty.empty:
+        return None
+    lost = made[made.decision != "kept"]
+    caught = faulty[faulty.decision != "kept"]
+    return {
+        "planted": len(faulty),
+        "caught": len(caught),
+        "recall": round(len(caught) / len(faulty), 4),
+        "precision": round(len(caught) / len(lost), 4) if len(lost) else None,
+        "clean": len(clean),
+        "clean_kept_share": round(float((clean.decision == "kept").mean()), 4) if len(clean) else None,
+        "by_fault": {
+            str(fault): {"planted": len(rows), "caught": int((rows.decision != "kept").sum())}
+            for fault, rows in faulty.groupby("planted_fault")
+        },
+    }
+
+
+def write_results(result: CurationResult) -> dict[str, str]:
+    """Write metrics.json, the dataset card and the report; returns what a user looks for, by name: under "kept" the
+    outcome in words, then places. There are shards of those splits alone of which a sample was kept."""
+    config, manifest = result.run.config, read_manifest(result)
+    fs, root = url_to_fs(config.run_url)
+    metrics = metrics_of(result, manifest)
+    before = read_facts(fs, f"{root}/metrics.json")
+    write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2).encode())
+    fs, shards = url_to_fs(result.dataset_url)
+    write_atomically(fs, f"{shards}/README.md", card_of(result, manifest, metrics).encode())
+    names = {"train": "shards", "test": "test_shards"}
+    return {
+        "kept": outcome(metrics["funnel"], before and before.get("funnel")),
+        "report": _write_report(result.run, manifest, metrics),
+        "metrics": f"{config.run_url}/metrics.json",
+        "manifest": result.manifest_url,
+        **{names[s]: f"{result.dataset_url}/{s}-*.tar" for s in names if metrics["splits"].get(s)},
+    }
+
+
+def outcome(funnel: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """What became of the samples in one line; ``before`` is the funnel of the run's last curation."""
+    was = None if before is None else before.get("kept")
+    compared = "" if was is None else " (as before)" if was == funnel["kept"] else f" (was {was})"
+    told = [f"{funnel['kept']} of {funnel['planned']}{compared}"]
+    if funnel["rejected"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in funnel["rejected_by_reason"].items())
+        told.append(f"rejected {funnel['rejected']}: {reasons}")
+    told += [f"{what} {funnel[what]}" for what in ("undecided", "errors") if funnel[what]]
+    return "; ".join(told)
+
+
+def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
+    """The dataset card of a finished run."""
+    run, config = result.run, result.run.config
+    return dataset_card(
+        metrics=metrics,
+        config=config.model_dump(mode="json"),
+        fingerprints=dict(run.fingerprints),
+        models={stage.name: stage.model_name() for stage in run.stages()},
+        rules=resolve_rules(run.stages(), config.decide.all_thresholds()),
+        pools=pool_facts(
+            config.references,
+            pool_rows(run),
+            backgrounds=isinstance(config.synthesis, CollageConfig),
+        ),
+        relations={str(k): int(n) for k, n in manifest[manifest.decision == "kept"].relation.value_counts().items()},
+    )
+
+
+def report_run(config: CurationConfig) -> str:
+    """Write the report of a finished run from its files, with the training in it if there is one; returns its URL."""
+    run = Run.of(config)
+    fs, root = url_to_fs(config.run_url)
+    metrics = read_facts(fs, f"{root}/metrics.json")
+    if metrics is None:
+        raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first")
+    return _write_report(run, pq.read_table(io.BytesIO(make_manifest(run))).to_pandas(), metrics)
+
+
+def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
+    config = run.config
+    rules = [
+        RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
+        for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
+    ]
+    reader = PictureReader(run, pool_digest(run))
+    trained = [digest for name, digest in shard_digests(run).items() if name.startswith("train-")]
+    data = ReportData(
+        config.name, manifest, rules, metrics, reader.picture, config.model_dump(mode="json"),
+        read_training(f"{config.run_url}/training", trained),
+    )  # fmt: skip
+    return write_report(data, f"{config.run_url}/report/index.html")
+
+
+def read_training(folder: str, shards: Collection[str | None] = ()) -> Training | None:
+    """What the trainer (metrics.jsonl) and the evaluator (evaluation/) left, if anything; of the model alone.
+
+    ``shards`` are the digests of the training shards of the dataset beside it. What cannot be read is left out.
+    """
+    fs, root = url_to_fs(folder)
+    if not fs.exists(f"{root}/metrics.jsonl"):
+        return None
+    log = list(_rows(fs.cat_file(f"{root}/metrics.jsonl").decode(errors="replace")))
+    evaluation, drawn = {}, f"{root}/samples"
+    methods = (read_facts(fs, f"{root}/evaluation/metrics.json") or {}).get("methods", {})
+    name = next((name for name, method in methods.items() if "model" in method), None)
+    if name is not None:
+        evaluation, drawn = _headline(methods[name]["figures"]), f"{root}/evaluation/{name}/samples"
+    trained_on = (read_facts(fs, f"{root}/summary.json") or {}).get("shards", {})
+    of_other_shards = bool(trained_on and shards and set(trained_on.values()) != set(shards))
+    return Training(log, evaluation, _drawn(fs, drawn), of_other_shards)
+
+
+def _rows(text: str) -> Iterator[dict[str, Any]]:
+    """The objects of JSON lines; the last line may be half written."""
+    for line in text.splitlines():
+        try:
+            row = parse_json(line, "a line")
+        except UserError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _drawn(fs: fsspec.AbstractFileSystem, folder: str) -> list[tuple[str, Image.Image]]:
+    """(sample id, picture) of what was drawn into a folder."""
+    try:
+        entries = parse_json(fs.cat_file(f"{folder}/samples.json").decode(), folder)
+        return [(e["sample_id"], pictures.decode(fs.cat_file(f"{folder}/{e['file']}"), e["file"])) for e in entries]
+    except (FileNotFoundError, UserError):
+        return []
+
+
+def _headline(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures without what is too much for the page: each subject alone, and what the tokenizer alone loses."""
+    return {k: v for k, v in figures.items() if not re.match(r"round_trip|subject_\d|similarity_\d", k)}
+
+
+def funnel_rows(result: CurationResult, manifest: pd.DataFrame) -> list[dict[str, Any]]:
+    """The funnel as rows of a table."""
+    numbers = funnel(manifest, result.run)
+    reasons = numbers.pop("rejected_by_reason")
+    rows = [{"what": what, "samples": count} for what, count in numbers.items()]
+    return rows + [{"what": f"rejected: {reason}", "samples": count} for reason, count in reasons.items()]
+
+
+def picture_table(result: CurationResult, manifest: pd.DataFrame, count: int = 4, side: int = 160) -> str:
+    """Markdown with some kept and some rejected targets, pictures inlined: what was asked for, and the reasons."""
+    reader = PictureReader(result.run, result.pool_digest)
+    lines = []
+    for decision in ("kept", "rejected"):
+        rows = manifest[manifest.decision == decision]
+        lines += [
+            f"## {decision}: {len(rows)} of {len(manifest)}",
+            "",
+            "| picture | prompt | reasons |",
+            "|---|---|---|",
+        ]
+        for sample_id, prompt, reasons in rows.head(count)[["sample_id", "prompt", "reasons"]].itertuples(index=False):
+            picture = reader.picture(sample_id, "target")
+            shown = f"![{sample_id}]({data_uri(picture, side)})" if picture else "no picture"
+            lines.append(f"| {shown} | {_as_text(prompt)} | {', '.join(map(_as_text, reasons)) or 'none'} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _as_text(words: str) -> str:
+    """Words in Markdown that mean nothing but themselves: prompts hold the names of a user's files."""
+    return re.sub(r"([\\`*_\[\]<>|#!~&])", r"\\\1", one_line(words))
+
+
+def _mean(values: pd.Series) -> float | None:
+    return round(float(values.mean()), 4) if values.notna().any() else None

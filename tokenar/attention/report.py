@@ -1,0 +1,186 @@
+"""The command tokenar-attention: attention maps of the samples of shards, as arrays and as figures."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_schemas.errors import UserError
+from data_schemas.shards import ShardSample, file_name
+from tokenar.attention import figures
+from tokenar.attention.maps import AttentionMaps, checked_boxes, identity, measure, target_regions
+from tokenar.data.samples import collate, encode_sample, read_samples
+from tokenar.device import own_device
+from tokenar.evaluate.pictures import noted, read_drawn, remove_earlier, unlisted
+from tokenar.model.folder import Model, load_model, write_atomically
+from tokenar.model.positions import Layout
+from tokenar.progress import Progress
+
+SHOWN = 4
+"""Layers in the heat maps unless they are named: the first, the last, and between them."""
+
+
+@dataclass
+class Seen:
+    """What is kept of one sample: mass [L, G, S] by names, and its identity shares [L]; see attention_maps."""
+
+    sample_id: str
+    regions: list[str]
+    segments: list[str]
+    mass: np.ndarray
+    identity: np.ndarray | None
+    identity_copies: np.ndarray | None
+
+
+def write_maps(
+    model: str | Path,
+    shards: str,
+    out: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    heads: bool = False,
+    predictions: str | Path | None = None,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """See where a model looks in every sample of the shards; return what is written to ``out/attention.json``.
+
+    The target is the sample's true picture, or ``<sample_id>.png`` of ``predictions``. ``out`` gets
+    ``samples/<sample_id>.safetensors`` (AttentionMaps.save; with ``heads`` for every head), beside it
+    ``.sources.png`` and ``.picture.png`` (heat maps of ``layers``) and ``.mass.png``, and the means over the samples
+    in attention.json and attention.png. Raises UserError for a model, shards, layers or folders that cannot be used.
+    """
+    loaded, drawn = load_model(model), None if predictions is None else Path(predictions)
+    shown = _shown(layers, loaded.net.config.layers)
+    if drawn is not None and not drawn.is_dir():
+        raise UserError(f"{drawn}: no such folder; give the folder that tokenar-sample wrote")
+    loaded.net.to(own_device())
+    samples, folder = list(read_samples(shards, limit)), Path(out) / "samples"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
+    sample_ids = [item.sample_id for item in samples]
+    if drawn is not None and (lost := unlisted(drawn, sample_ids)):
+        raise UserError(f"{drawn}: no prediction {lost[0]}.png of the last call; draw it with tokenar-sample")
+    _drop_earlier(Path(out), sample_ids)
+    found = []
+    with Progress("attention", len(samples), every=10, show=not quiet) as bar:
+        for item in samples:
+            if drawn is not None:
+                item = replace(item, target=read_drawn(drawn / f"{file_name(item.sample_id)}.png"))
+            found.append(_sample(item, loaded, folder, shown, heads, index=drawn is None))
+            bar.advance()
+    about = {"model": str(model), "shards": shards, "predictions": None if drawn is None else str(drawn)}
+    return _summary(found, about, Path(out))
+
+
+def _drop_earlier(out: Path, sample_ids: Sequence[str]) -> None:
+    """Remove what an earlier call left: its means, and its files of samples that are not measured now."""
+    before = {str(entry.get("sample_id")) for entry in noted(out / "attention.json", "per_sample")} - set(sample_ids)
+    endings = ("safetensors", "sources.png", "picture.png", "mass.png")
+    remove_earlier(out / "samples", [f"{sample_id}.{ending}" for sample_id in before for ending in endings])
+    remove_earlier(out, ["attention.json"])
+
+
+def _shown(layers: Sequence[int] | None, count: int) -> list[int]:
+    if layers is None:
+        return sorted({round(i * (count - 1) / (SHOWN - 1)) for i in range(SHOWN)})
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise UserError(f"layer {layer}: the model has layers 0 to {count - 1}; give --layers some of these")
+    return list(layers)
+
+
+def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int], heads: bool, index: bool) -> Seen:
+    """Measure one sample and write its files."""
+    net, count = model.net, len(item.references)
+    encoded = encode_sample(item, model.tokenizer, model.text, net.config.max_references)
+    batch = collate([encoded]).to(net.norm.weight.device)
+    boxes, layout = checked_boxes(item.info, count, item.sample_id), net.layout(count)
+    # Drawn tokens followed what the model saw when it drew them; some models then have no index embedding.
+    maps = measure(net, batch, boxes, heads=heads, index=index or net.config.index_at_inference)
+    stem = folder / file_name(item.sample_id)
+    maps.save(stem.with_name(f"{stem.name}.safetensors"), {"sample_id": item.sample_id, "prompt": item.prompt})
+    averaged = maps.averaged()
+    _draw(stem, averaged, item, target_regions(layout, boxes), layout, shown)
+    shares = [identity(averaged, kind) for kind in ("reference", "copy of reference")]
+    of_references, of_copies = (None if share is None else share.numpy() for share in shares)
+    return Seen(item.sample_id, maps.regions, maps.segments, averaged.mass.numpy(), of_references, of_copies)
+
+
+def _draw(
+    stem: Path, maps: AttentionMaps, item: ShardSample, regions: Mapping[str, torch.Tensor], layout: Layout,
+    shown: Sequence[int],
+) -> None:  # fmt: skip
+    """The three figures of one sample."""
+    grid = layout.config.grid
+    sources = {f"reference {i}": picture for i, picture in enumerate(item.references)}
+    sources |= {"background": item.background}
+    parts = [name for name in maps.regions if name != "picture" or "subject 0" not in maps.regions]
+    icons = {}
+    for name in parts:
+        copied, cells = sources.get(name.removeprefix("copy of ")), regions[name][-grid * grid :].view(grid, grid)
+        icons[name] = copied or figures.highlight(item.target, cells.numpy())
+    chosen = maps.maps[:, [maps.regions.index(name) for name in parts]].numpy()
+
+    def write(name: str, draw: Any, *given: Any) -> None:
+        write_atomically(stem.with_name(f"{stem.name}.{name}.png"), lambda path: draw(path, *given))
+
+    write("sources", figures.source_maps, chosen, icons, sources, shown)
+    write("picture", figures.picture_maps, maps.looks[:, -1].numpy(), maps.segments, item.target, shown)
+    title = textwrap.shorten(item.prompt, 100)
+    write("mass", figures.mass_chart, maps.mass.numpy(), maps.regions, maps.segments, title)
+
+
+def _summary(found: Sequence[Seen], about: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Means over the samples, to attention.json and attention.png.
+
+    A region's mean is over the samples that have it; what a sample has no such segment of, it gives no attention.
+    """
+    regions, segments = _names([s.regions for s in found]), _names([s.segments for s in found])
+    totals = np.zeros((len(found[0].mass), len(regions), len(segments)))
+    counts = np.zeros(len(regions), dtype=int)
+    for seen in found:
+        rows = [regions.index(name) for name in seen.regions]
+        columns = [segments.index(name) for name in seen.segments]
+        totals[:, np.array(rows)[:, None], columns] += seen.mass
+        counts[rows] += 1
+    mass = totals / counts[:, None]
+    result: dict[str, Any] = dict(about) | {"samples": len(found), "layers": len(mass)}
+    for key in ("identity", "identity_copies"):
+        shares = [share for seen in found if (share := getattr(seen, key)) is not None]
+        by_layer = np.mean(shares, axis=0) if shares else None
+        result[key] = None if by_layer is None else float(by_layer.mean())
+        result[f"{key}_by_layer"] = None if by_layer is None else by_layer.tolist()
+    chances = [1 / sum(name.startswith("reference ") for name in s.segments) for s in found if s.identity is not None]
+    result["identity_chance"] = float(np.mean(chances)) if chances else None
+    result["mass"] = {
+        region: {"samples": int(counts[row])}
+        | {segment: mass[:, row, column].tolist() for column, segment in enumerate(segments)}
+        for row, region in enumerate(regions)
+    }
+    result["per_sample"] = [
+        {"sample_id": s.sample_id, "identity": None if s.identity is None else float(s.identity.mean())} for s in found
+    ]
+    title = f"mean of {len(found)} samples"
+    write_atomically(
+        out / "attention.png",
+        lambda path: figures.mass_chart(path, mass.astype(np.float32), regions, segments, title),
+    )
+    content = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(out / "attention.json", lambda path: path.write_text(content))
+    return result
+
+
+def _names(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Every name once; the longest list has the order."""
+    longest = max(lists, key=len)
+    return list(dict.fromkeys([*longest, *(name for names in lists for name in names)]))

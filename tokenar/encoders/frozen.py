@@ -1,0 +1,65 @@
+"""What the frozen encoders share: loading a published model strictly, and telling its weights from others."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
+from tokenar.weight_files import check_finite
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Nothing is downloaded while a model loads, and no code of a model's own is run."""
+
+
+def fingerprint(network: nn.Module, *facts: str) -> str:
+    """SHA-256 over ``facts`` and every tensor of the state dict: name, type, shape and bytes."""
+    digest = hashlib.sha256("\n".join(facts).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def transformers() -> Any:
+    """The package, or a UserError that says how to get it: a machine without weights does without it."""
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise UserError("T5 and DINOv2 need transformers; install it with: pip install 'instructar[paper]'") from error
+    return transformers
+
+
+def load_pretrained(kind: Any, purpose: str, source: str, revision: str, dtype: torch.dtype) -> Any:
+    """A model of the transformers class ``kind`` in evaluation mode, without gradients.
+
+    ``source`` is a folder or a Hugging Face id whose files are on this machine already, with safetensors. UserError
+    naming ``purpose`` if it is not there or does not hold every weight.
+    """
+    try:
+        config = transformers().AutoConfig.from_pretrained(source, revision=revision, **LOCAL)
+        if not isinstance(config, kind.config_class):
+            raise ValueError(f"it is a {config.model_type}, not a {kind.config_class.model_type}")
+        network, report = kind.from_pretrained(
+            source, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
+        )
+    except Exception as error:  # a foreign folder fails in many ways: OSError, KeyError, SafetensorError, RuntimeError
+        raise cannot_load(purpose, source, error) from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{purpose}: {source} lacks {len(missing)} weights of {kind.__name__} ({missing[0]}); fetch it again"
+        )
+    check_finite(network.state_dict(), f"{purpose}: {source}", "fetch it again")
+    return network.eval().requires_grad_(False)
+
+
+def cannot_load(purpose: str, source: str, error: Exception) -> UserError:
+    """One line for whatever transformers raised."""
+    reason = one_line(error, 300) or type(error).__name__
+    return UserError(
+        f"{purpose}: {source} cannot be loaded ({reason}); fetch it first, or name the folder that holds it"
+    )

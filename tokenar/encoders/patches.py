@@ -1,0 +1,129 @@
+"""Pictures to tokens and back: the interface, and a patch codebook that a CPU fits in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+
+from data_schemas.errors import UserError
+from data_schemas.io.documents import parse_json
+from data_schemas.io.files import check_file
+from data_schemas.io.text import one_line
+from tokenar.encoders.config import TokenizerConfig
+from tokenar.weight_files import check_finite
+
+MAX_FIT_PATCHES = 200_000
+
+
+class ImageTokenizer(Protocol):
+    """What the trainer and the sampler ask of a tokenizer. B pictures of S x S pixels, N = grid x grid tokens."""
+
+    image_size: int
+    grid: int
+    vocabulary: int
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[B, 3, S, S] float in [-1, 1] -> [B, N] int64, in raster order."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """[B, N] int64 -> [B, 3, S, S] float in [-1, 1]."""
+        ...
+
+
+def picture_tensor(picture: Image.Image, size: int) -> Tensor:
+    """An RGB picture as [3, size, size] float in [-1, 1], resized whatever its shape (spec section 7).
+
+    Reduction averages over areas (bicubic with antialias), as Pillow's resize does.
+    """
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def tensor_picture(pixels: Tensor) -> Image.Image:
+    """[3, S, S] float in [-1, 1] -> an RGB picture; values outside are clamped."""
+    scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(scaled.permute(1, 2, 0).numpy())
+
+
+class PatchCodebook:
+    """Every patch of ``patch`` x ``patch`` pixels becomes the number of the nearest of V mean patches.
+
+    ``codes`` [V, 3 * patch * patch] float32 in [-1, 1], ordered from dark to bright so that the same data give the
+    same numbers.
+    """
+
+    def __init__(self, config: TokenizerConfig, codes: Tensor):
+        self.config = config
+        self.image_size, self.vocabulary = config.image_size, config.vocabulary
+        self.grid = config.image_size // config.patch
+        self.codes = codes
+
+    @classmethod
+    def fit(cls, config: TokenizerConfig, pictures: Tensor) -> PatchCodebook:
+        """Fit on [B, 3, S, S] pictures; at most 200 000 patches, drawn with the seed, are looked at."""
+        patches = _patches(pictures, config.patch).flatten(0, 1).numpy()
+        patches = np.unique(patches, axis=0)  # flat white and black patches would outweigh everything else
+        if len(patches) < config.vocabulary:
+            raise UserError(
+                f"the pictures hold {len(patches)} different patches, fewer than the vocabulary of "
+                f"{config.vocabulary}; give more pictures or set tokenizer.vocabulary lower"
+            )
+        if len(patches) > MAX_FIT_PATCHES:
+            chosen = np.random.default_rng(config.seed).choice(len(patches), MAX_FIT_PATCHES, replace=False)
+            patches = patches[np.sort(chosen)]
+        means = MiniBatchKMeans(config.vocabulary, batch_size=4096, n_init=1, max_iter=8, random_state=config.seed)
+        with threadpool_limits(1):  # sums then do not depend on the number of cores, and no core waits for another
+            means.fit(patches)
+        codes = means.cluster_centers_.astype(np.float32)
+        order = np.lexsort((*codes.T[::-1], codes.mean(axis=1).round(4)))
+        return cls(config, torch.from_numpy(codes[order]).contiguous())
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, N] int64."""
+        half = (self.codes**2).sum(1) / 2
+        return torch.cat(
+            [(half - _patches(part, self.config.patch) @ self.codes.T).argmin(-1) for part in pictures.split(64)]
+        )
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """[B, N] -> [B, 3, S, S]."""
+        patches = self.codes[codes].transpose(1, 2)
+        side = self.config.patch
+        return torch.nn.functional.fold(patches, (self.image_size, self.image_size), side, stride=side)
+
+    def save(self, path: Path) -> None:
+        """Write the codes and the configuration as one safetensors file."""
+        save_file({"codes": self.codes}, path, {"patch_codebook": self.config.model_dump_json()})
+
+    @classmethod
+    def load(cls, path: Path) -> PatchCodebook:
+        """Read what ``save`` wrote; UserError if the file is missing or damaged."""
+        check_file(path, advice := "train or copy the model again")
+        try:
+            with safe_open(path, "pt") as file:
+                config = TokenizerConfig.model_validate(parse_json(file.metadata()["patch_codebook"], str(path)))
+                codes = file.get_tensor("codes")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not a whole tokenizer file ({one_line(error, 200)}); {advice}") from error
+        if codes.shape != (config.vocabulary, 3 * config.patch**2) or codes.dtype != torch.float32:
+            raise UserError(
+                f"{path}: codes of shape {tuple(codes.shape)} do not fit the file's configuration; {advice}"
+            )
+        check_finite({"codes": codes}, path, advice)
+        return cls(config, codes)
+
+
+def _patches(pictures: Tensor, side: int) -> Tensor:
+    """[B, 3, S, S] -> [B, N, 3 * side * side], raster order."""
+    return torch.nn.functional.unfold(pictures, side, stride=side).transpose(1, 2)

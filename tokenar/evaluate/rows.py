@@ -1,0 +1,170 @@
+"""One drawn picture against its sample: a row of figures. docs/evaluation.md defines every one of them.
+
+R references; parts are the whole picture, its background, and each subject.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.nn import functional as F
+
+from data_schemas.io.pictures import square_on_white
+from data_schemas.shards import ShardSample
+from tokenar.data import samples
+from tokenar.encoders.patches import picture_tensor, tensor_picture
+from tokenar.evaluate import metrics
+from tokenar.evaluate.cache import CachedFeatures
+from tokenar.evaluate.config import EvalConfig
+from tokenar.evaluate.encoders import Encoders, one_thread
+from tokenar.evaluate.metrics import Features, Pixels
+from tokenar.evaluate.pictures import Truth, as_pixels, fit
+from tokenar.model.folder import Model
+
+Row = dict[str, float | None]
+
+
+class Scorer:
+    """Scores pictures with the encoders and definitions of an evaluation."""
+
+    def __init__(self, config: EvalConfig, encoders: Encoders, features: CachedFeatures):
+        self.config, self.encoders, self.features = config, encoders, features
+
+    def row(self, truth: Truth, drawn: Image.Image, other: Image.Image) -> Row:
+        """All figures of a drawn picture of the truth's size; ``other`` is another sample's reference, RGBA.
+
+        A figure that does not exist for this sample (an empty part, no boxes) is None.
+        """
+        row = self.pixel_figures(truth, as_pixels(drawn))
+        row |= self._likeness(truth, drawn)
+        row |= _mean_of_subjects(row, len(truth.subjects))
+        row |= self._identity(truth, drawn, other)
+        return {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
+
+    def pixel_figures(self, truth: Truth, pixels: Pixels) -> Row:
+        """Pixels and edges of every part; LPIPS if there is one; the drawn foreground's mask."""
+        true, tolerance, lpips = truth.pixels, self.config.edge_tolerance, self.encoders.lpips
+        row: Row = {}
+        for part, mask in {"whole": None, **truth.parts()}.items():
+            shown = pixels if mask is None else metrics.composite(pixels, true, mask)
+            row[f"{part}_mse"] = metrics.mse(shown, true, mask)
+            row[f"{part}_psnr"] = metrics.psnr(shown, true, mask)
+            row[f"{part}_ssim"] = metrics.ssim(shown, true, mask)
+            row[f"{part}_edge_f1"] = metrics.edge_f1(shown, true, tolerance, mask)
+            if lpips is not None:
+                row[f"{part}_lpips"] = lpips(shown, true, mask)
+        background = as_pixels(truth.background)
+        row["mask_f1"] = metrics.mask_f1(pixels, background, truth.foreground, self.config.mask_threshold)
+        return row
+
+    def _likeness(self, truth: Truth, drawn: Image.Image) -> Row:
+        """Cosines: whole and background against the true ones, each subject against its reference; the prompt's."""
+        shown = [drawn, truth.without_subjects(drawn)]
+        wanted = [truth.target, truth.without_subjects(truth.target)]
+        names = ["whole", "background"]
+        for number, reference in enumerate(truth.references()[: len(truth.subjects)]):
+            shown.append(truth.view(drawn, number))
+            wanted.append(reference)
+            names.append(f"subject_{number}")
+        row: Row = {}
+        for figure, encoder in self.encoders.of_pictures().items():
+            pairs = zip(self.features.of(encoder, shown), self.features.of(encoder, wanted), strict=True)
+            row |= {f"{name}_{figure}": metrics.cosine(*pair) for name, pair in zip(names, pairs, strict=True)}
+        if clip := self.encoders.clip:
+            text, (picture,) = self.features.text(clip, truth.item.prompt), self.features.of(clip, [drawn])
+            row["whole_clip_t"] = metrics.cosine(picture, text)
+        return row
+
+    def _identity(self, truth: Truth, drawn: Image.Image, other: Image.Image) -> Row:
+        """Each subject against each reference, the curation's identity stage on the drawn picture.
+
+        ``identity``: the smallest over the subjects of the similarity to the own reference; ``identity_target`` the
+        same for the true picture (a model can hardly do better), ``identity_wrong`` for the drawn picture against
+        another subject's reference (what likeness is worth nothing). With two references also the matrix, the swap
+        margin, and whether the two are swapped.
+        """
+        count = len(truth.subjects)
+        if not count:
+            return {"identity": None, "identity_target": None, "identity_wrong": None}
+        references = [*truth.references(), square_on_white(other.convert("RGBA"), self.config.padding)]
+        encoded = self.features.of(self.encoders.identity, references)
+        table, true = (self._similarities(truth, picture, encoded) for picture in (drawn, truth.target))
+        wrong = [table[i, (i + 1) % count if count > 1 else count] for i in range(count)]
+        row: Row = {
+            "identity": float(min(table[i, i] for i in range(count))),
+            "identity_target": float(min(true[i, i] for i in range(count))),
+            "identity_wrong": float(min(wrong)),
+        }
+        if count == 2:
+            margin = metrics.swap_margin(table[:2, :2])
+            row |= {f"similarity_{i}_{j}": float(table[i, j]) for i in range(2) for j in range(2)}
+            row |= {"swap_margin": margin, "swapped": float(margin < self.config.swap_margin)}
+        return row
+
+    def _similarities(self, truth: Truth, picture: Image.Image, references: Features) -> np.ndarray:
+        """[R, len(references)]: of each subject's better view, as it is or mirrored, with each reference."""
+        views = [truth.view(picture, i) for i in range(len(truth.subjects))]
+        both = self.features.of(self.encoders.identity, [*views, *map(ImageOps.mirror, views)])
+        found = (both.astype(np.float64) @ references.astype(np.float64).T).clip(-1, 1)
+        return np.maximum(found[: len(views)], found[len(views) :])
+
+    def inception_keys(self, truth: Truth, drawn: Image.Image) -> dict[str, list[list[str]]]:
+        """[drawn, true] keys of Inception's features by part, for FID and KID over all samples."""
+        if self.encoders.inception is None:
+            return {}
+        pairs = {
+            "whole": [(drawn, truth.target)],
+            "background": [(truth.without_subjects(drawn), truth.without_subjects(truth.target))],
+            "subjects": [(truth.view(drawn, i), truth.view(truth.target, i)) for i in range(len(truth.subjects))],
+        }
+        return {
+            part: [self.features.keys(self.encoders.inception, pair) for pair in found] for part, found in pairs.items()
+        }
+
+
+def _mean_of_subjects(row: Mapping[str, float | None], count: int) -> Row:
+    """``subjects_<figure>``: the mean over a sample's subjects of each of their figures."""
+    figures = [name.removeprefix("subject_0_") for name in row if name.startswith("subject_0_")]
+    return {f"subjects_{figure}": mean(row[f"subject_{i}_{figure}"] for i in range(count)) for figure in figures}
+
+
+def mean(values: Any) -> float | None:
+    """Of those that are there and finite; None if none is."""
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    return float(np.mean(found)) if found else None
+
+
+def model_figures(item: ShardSample, truth: Truth, model: Model, scorer: Scorer) -> Row:
+    """What only a model has: what its tokenizer alone loses (``round_trip_*``), and its losses."""
+    pixels = picture_tensor(item.target, model.tokenizer.image_size)[None]
+    device = model.net.norm.weight.device
+    with torch.inference_mode(), one_thread(device):
+        decoded = model.tokenizer.decode(model.tokenizer.encode(pixels))[0].cpu()
+        losses = _losses(item, model)
+    shown = as_pixels(fit(tensor_picture(decoded), truth.side))
+    figures = scorer.pixel_figures(truth, shown)
+    figures |= _mean_of_subjects(figures, len(truth.subjects))
+    kept = ("whole", "background", "subjects")
+    return {f"round_trip_{name}": v for name, v in figures.items() if name.split("_")[0] in kept} | losses
+
+
+def _losses(item: ShardSample, model: Model) -> Row:
+    """Cross entropy of the true tokens in nats a token: all scored ones, and the picture's."""
+    encoded = samples.encode_sample(item, model.tokenizer, model.text, model.net.config.max_references)
+    batch = samples.collate([encoded]).to(model.net.norm.weight.device)
+    wanted = model.net.target_tokens(batch.sources, batch.picture)[0]
+    logits = model.net(batch.sources, batch.text, batch.picture, text_mask=batch.text_mask)[0]
+    losses = F.cross_entropy(logits, wanted, reduction="none")
+    return {"loss": losses.mean().item(), "loss_target": losses[-batch.picture.shape[1] :].mean().item()}
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Mean of every figure over the rows that have one; the swap rate is the mean of ``swapped``."""
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, str))
+    means = {name: mean(row.get(name) for row in rows) for name in names if name != "references"}
+    return means | {"swap_rate": means.pop("swapped", None)}

@@ -1,0 +1,83 @@
+"""Where an evaluation's weights come from: a path on this machine, or a published name that is downloaded once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
+from tokenar.weight_files import check_finite, read_content
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+Backbone = Literal["alex", "vgg", "squeeze"]
+
+
+def need(package: str, figures: str) -> None:
+    """UserError that says how to get a package that only these figures need, if it is not installed."""
+    if find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise UserError(f"{figures}: {name} is not installed; install it with: pip install 'instructar[paper]'")
+
+
+def folder_of(option: str, source: str, patterns: Sequence[str]) -> Path:
+    """The folder, or the one file, that ``source`` names: a path, or a Hugging Face id, of which ``patterns`` are
+    fetched if they are not on this machine. UserError naming the option."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if not HUB_ID.fullmatch(source):
+        raise _cannot_be_had(option, source, "no such file or folder")
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(patterns)))
+    except Exception as error:  # no network, no such id, a licence not accepted: each has a class of its own
+        raise _cannot_be_had(option, source, error) from error
+
+
+def read_weights(option: str, source: str, url: str | None) -> dict[str, Tensor]:
+    """A plain state dict from a file (.safetensors, or .pth without pickled code) or, with ``url``, from there."""
+    if url is not None:
+        try:
+            found = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, weights_only=True)
+        except Exception as error:  # no network, or not what it was
+            raise _cannot_be_had(option, source, error) from error
+    else:
+        try:
+            found = read_content(Path(source).expanduser(), "name a file of plain weights")
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise _cannot_be_had(option, source, "not a file of plain weights")
+    check_finite(found, f"{option}: {source}", "fetch it again")
+    return found
+
+
+def lpips_backbone(source: str) -> tuple[Backbone, dict[str, Tensor]]:
+    """Which of LPIPS's backbones the weights are of, and the weights under torchvision's names."""
+    from torchvision import models
+
+    published = {
+        "alex": models.AlexNet_Weights.DEFAULT, "vgg": models.VGG16_Weights.DEFAULT,
+        "squeeze": models.SqueezeNet1_1_Weights.DEFAULT,
+    }  # fmt: skip
+    url = published[source].url if source in published else None
+    weights = read_weights("lpips", source, url)
+    if "features.3.squeeze.weight" in weights:
+        return "squeeze", weights
+    if "features.28.weight" in weights:
+        return "vgg", weights
+    if "features.10.weight" in weights:
+        return "alex", weights
+    raise _cannot_be_had("lpips", source, "not torchvision's AlexNet, VGG16 or SqueezeNet 1.1")
+
+
+def _cannot_be_had(option: str, source: str, reason: object) -> UserError:
+    line = one_line(reason, 100) or type(reason).__name__
+    return UserError(f"{option}: {source} cannot be had ({line})")

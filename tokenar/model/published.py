@@ -1,0 +1,166 @@
+"""Weights from elsewhere: LlamaGen's and TokenAR's checkpoints, and model folders of the Hugging Face hub.
+
+A checkpoint must fit the model key by key. The only keys that may be missing are those that a text-to-image model
+cannot have (``NEW_KEYS``); they keep their initial values. Nothing is unpickled but tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data_schemas.errors import UserError
+from data_schemas.io.files import replacing
+from data_schemas.settings import first_mistake
+from tokenar.model.config import SIZES, ModelConfig
+from tokenar.weight_files import check_finite, read_content
+
+NEW_KEYS = frozenset({
+    "img_uncond_embedding", "ref_index_embeddings.weight", "instruct_token_embeddings.weight", "alignment.weight",
+    "alignment.bias",
+})  # fmt: skip
+"""What training from LlamaGen's t2i checkpoint starts afresh (spec/tokenar.md section 5)."""
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_LEFT_BY_SAMPLING = re.compile(r"layers\.\d+\.attention\.kv_cache\.")
+_CARD = """---
+{{ card_data }}
+---
+
+# TokenAR
+
+An autoregressive transformer over image tokens: it draws a picture from reference pictures of its subjects, a
+background and a text. `config.json` holds the settings, `model.safetensors` the weights.
+
+```python
+from tokenar.model import TokenAR
+
+net = TokenAR.from_pretrained("this folder or repository")
+```
+
+Code: {{ repo_url }}
+"""
+
+
+def load_published(net: nn.Module, path: str | Path) -> list[str]:
+    """Fill a TokenAR from a checkpoint file and return the keys that the file lacks, which stay as they were.
+
+    ``.safetensors``, or what torch.save wrote: weights under "model", "module" or "state_dict", or alone. Raises
+    UserError for a file that is no checkpoint, and naming the first key that differs, with both shapes.
+    """
+    return fill(net, read_weights(Path(path)), str(path), NEW_KEYS)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint file by name, on the CPU. UserError for a file without any, or with NaN in one."""
+    content = read_content(path, "download the checkpoint again, or give the published file")
+    if isinstance(content, dict):
+        held = (content[name] for name in ("model", "module", "state_dict") if isinstance(content.get(name), dict))
+        weights = next(held, content)
+        if weights and all(isinstance(value, Tensor) for value in weights.values()):
+            check_finite(weights, path, "give a checkpoint from before the training went wrong")
+            return weights
+    raise UserError(f"{path}: no weights under 'model', 'module' or 'state_dict'; give the published .pt file")
+
+
+def fill(
+    net: nn.Module, weights: Mapping[str, Tensor], source: str, may_be_new: frozenset[str] = frozenset()
+) -> list[str]:
+    """Copy ``weights`` into ``net``; return the keys of ``may_be_new`` that they lack. ``source`` is for messages.
+
+    Left aside are the caches that sampling leaves in released checkpoints, and an alignment layer that the model does
+    not have. Raises UserError naming the first other key that differs.
+    """
+    check_fit(net, weights, source, may_be_new)
+    own = net.state_dict()
+    net.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+    return [name for name in own if name not in weights]
+
+
+def check_fit(
+    net: nn.Module, weights: Mapping[str, Tensor], source: str, may_be_new: frozenset[str] = frozenset()
+) -> None:
+    """UserError naming the first key in which ``weights`` differ from those of ``net``, as ``fill`` says."""
+    own, advice = net.state_dict(), f"use the model it was made for{_size(weights)}"
+    for name, value in own.items():
+        if name not in weights:
+            if name not in may_be_new:
+                raise UserError(f"{source}: {name} {list(value.shape)} is missing; {advice}")
+        elif weights[name].shape != value.shape:
+            shapes = f"{list(weights[name].shape)}, in this model {list(value.shape)}"
+            raise UserError(f"{source}: {name} is {shapes}; {advice}")
+    for name in weights:
+        unused = name.startswith("alignment.") and "alignment.weight" not in own
+        if name not in own and not unused and not _LEFT_BY_SAMPLING.match(name):
+            raise UserError(f"{source}: {name} is not a key of this model; {advice}")
+
+
+def _size(weights: Mapping[str, Tensor]) -> str:
+    """The size in brackets where width and number of layers are those of a published size."""
+    layers = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
+    width = weights["norm.weight"].shape[0] if "norm.weight" in weights else 0
+    known = [name for name, (depth, _, wide) in SIZES.items() if (depth, wide) == (layers, width)]
+    return f" (size {known[0]})" if known else ""
+
+
+class PublishedModel(
+    ModelHubMixin,
+    library_name="tokenar",
+    pipeline_tag="image-to-image",
+    repo_url="https://github.com/lyrig/TokenAR",
+    model_card_template=_CARD,
+):
+    """save_pretrained, from_pretrained and push_to_hub of the hub's library, strict and with our configuration.
+
+    A folder holds config.json (ModelConfig), model.safetensors and README.md.
+    """
+
+    config: ModelConfig
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        assert isinstance(self, nn.Module)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        (save_directory / _CONFIG).unlink(missing_ok=True)  # it comes last: settings never stand beside other weights
+        with replacing(save_directory / _WEIGHTS) as path:
+            save_file(weights, path)
+        with replacing(save_directory / _CONFIG) as path:
+            path.write_text(self.config.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """The model of a local folder or a hub repository, in evaluation mode; options as for hf_hub_download.
+
+        Raises UserError where there is none, or where configuration and weights do not fit.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except (HfHubHTTPError, HFValidationError, OSError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{pretrained_model_name_or_path}: no model to load ({reason}); give a folder that save_pretrained "
+                "wrote or a repository of the hub"
+            ) from error
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any) -> Any:
+        if config is None:
+            raise UserError(f"{model_id}: no {_CONFIG} there; give a folder that save_pretrained wrote")
+        try:
+            checked = ModelConfig.model_validate(config)
+        except ValidationError as error:
+            raise UserError(f"{model_id}: {_CONFIG}: {first_mistake(error)}; save or download it again") from error
+        folder = Path(model_id)
+        path = folder / _WEIGHTS if folder.is_dir() else hf_hub_download(model_id, _WEIGHTS, **options)
+        net = cls(checked)
+        assert isinstance(net, nn.Module)
+        fill(net, read_weights(Path(path)), str(path))
+        return net.eval()

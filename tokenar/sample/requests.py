@@ -1,0 +1,177 @@
+"""What to draw pictures for: the samples of shards, folders as the published program reads them, or a JSON list.
+
+    folder/              one sample, or a folder of such folders
+        ref/*.png            references, in the order of their names; any kind of picture
+        background.png       any kind of picture
+        description.txt
+
+    list.json            [{"references": ["cat.png", "cup.png"], "background": "table.png", "prompt": "a cat beside a
+                           cup", "id": "cat_cup", "seed": 7}, ...]; id and seed may be left out; files are looked for
+                           beside the list
+
+Transparent parts of pictures become white, as in the shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from data_schemas.errors import UserError
+from data_schemas.io import pictures
+from data_schemas.io.documents import MAX_BYTES as MAX_LIST
+from data_schemas.io.files import read_file
+from data_schemas.io.text import decoded, from_path
+from data_schemas.settings import MAX_SEED, first_mistake
+from data_schemas.shards import check_distinct, decode_sample, expand_shards, read_distinct, sample_ids
+
+MAX_PROMPT = 1_000_000
+"""Bytes of a description.txt."""
+
+
+@dataclass
+class Request:
+    """Pictures and words to draw one picture from; references and background are RGB."""
+
+    sample_id: str
+    prompt: str
+    references: list[Image.Image]
+    background: Image.Image
+    seed: int | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pictures, the first 16 digits."""
+        digest = hashlib.sha256()
+        for picture in (*self.references, self.background):
+            digest.update(f"{picture.size} ".encode() + picture.tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests by number: their ids, and how to read those that are wanted, in order."""
+
+    sample_ids: list[str]
+    read: Callable[[Callable[[int], bool]], Iterator[tuple[int, Request]]]
+
+
+class Entry(BaseModel):
+    """One entry of a JSON list."""
+
+    model_config = ConfigDict(extra="forbid")
+    references: list[str] = Field(min_length=1)
+    background: str
+    prompt: str
+    id: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+
+
+def from_shards(pattern: str, limit: int | None = None) -> Requests:
+    """The samples of every shard that ``pattern`` names, in stored order."""
+    urls = expand_shards(pattern)
+    ids = list(islice(_distinct_ids(urls), limit))
+    if not ids:
+        raise UserError(f"{pattern}: the shards hold no sample; make them again")
+
+    def read(wanted: Callable[[int], bool]) -> Iterator[tuple[int, Request]]:
+        for number, (_, (url, sample_id, members)) in enumerate(zip(ids, read_distinct(urls), strict=False)):
+            if wanted(number):
+                sample = decode_sample(sample_id, members, url)
+                yield number, Request(sample_id, sample.prompt, sample.references, sample.background)
+
+    return Requests(ids, read)
+
+
+def _distinct_ids(urls: list[str]) -> Iterator[str]:
+    shard_of: dict[str, str] = {}
+    for url in urls:
+        for sample_id in sample_ids(url):
+            check_distinct(sample_id, url, shard_of)
+            yield sample_id
+
+
+def from_folder(path: str | Path, limit: int | None = None) -> Requests:
+    """The sample in a folder, or those in its folders by name."""
+    root = Path(path)
+    if not _is_folder(root):
+        raise UserError(f"{root}: no such folder; give one with ref/, background.png and description.txt")
+    folders = [root] if _is_folder(root / "ref") else [p for p in _listed(root) if _is_folder(p / "ref")]
+    if not folders:
+        raise UserError(f"{root}: neither it nor a folder in it has a folder ref with the references; add one")
+    return _from_files([(_name(folder), partial(_folder, folder)) for folder in folders[:limit]], str(root))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give another folder") from error
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without hidden files."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); change its permissions") from error
+
+
+def _name(folder: Path) -> str:
+    return from_path(folder.resolve().name)
+
+
+def _folder(folder: Path) -> Request:
+    files = [p for p in _listed(folder / "ref") if p.suffix.lower() in pictures.SUFFIXES]
+    if not files:
+        kinds = ", ".join(pictures.SUFFIXES)
+        raise UserError(f"{folder / 'ref'}: no reference there; put 1 or more pictures in it ({kinds})")
+    there = [p for p in _listed(folder) if p.stem == "background" and p.suffix.lower() in pictures.SUFFIXES]
+    background = min(there, key=lambda p: pictures.SUFFIXES.index(p.suffix.lower()), default=None)
+    if background is None:
+        raise UserError(f"{folder}: no background.png; add the scene to draw into (a plain white picture is one too)")
+    prompt = decoded(read_file(folder / "description.txt", "add the prompt", MAX_PROMPT)).strip()
+    return Request(_name(folder), prompt, [_picture(file) for file in files], _picture(background))
+
+
+def from_list(path: str | Path, limit: int | None = None) -> Requests:
+    """The entries of a JSON list."""
+    file = Path(path)
+    try:
+        entries = TypeAdapter(list[Entry]).validate_json(decoded(read_file(file, "give a JSON list", MAX_LIST)))
+    except ValidationError as error:
+        raise UserError(f"{file}: entry {first_mistake(error)}") from error
+    if not entries:
+        raise UserError(f"{file}: the list is empty; add an entry with references, background and prompt")
+    names = [entry.id or f"{number:05d}" for number, entry in enumerate(entries)][:limit]
+
+    def request(name: str, entry: Entry) -> Request:
+        references = [_picture(file.parent / reference) for reference in entry.references]
+        return Request(name, entry.prompt, references, _picture(file.parent / entry.background), entry.seed)
+
+    asked = [(name, partial(request, name, entry)) for name, entry in zip(names, entries, strict=False)]
+    return _from_files(asked, str(file))
+
+
+def _from_files(entries: Sequence[tuple[str, Callable[[], Request]]], where: str) -> Requests:
+    names = [name for name, _ in entries]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise UserError(f"{where}: the id {twice!r} stands there twice; give every entry its own")
+
+    def read(wanted: Callable[[int], bool]) -> Iterator[tuple[int, Request]]:
+        return ((number, open_it()) for number, (_, open_it) in enumerate(entries) if wanted(number))
+
+    return Requests(names, read)
+
+
+def _picture(path: Path) -> Image.Image:
+    data = read_file(path, "give the picture's file", pictures.MAX_BYTES)
+    return pictures.on_white(pictures.decode(data, str(path)))

@@ -1,0 +1,265 @@
+"""What a training run reads: samples encoded now from raw shards, or beforehand by tokenar-encode."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from data_schemas.errors import UserError
+from data_schemas.shards import expand_shards
+from tokenar.config import TrainConfig
+from tokenar.data.encoded_shards import EncodedShards, Source, is_encoded, pad_text
+from tokenar.data.samples import Encoded, InMemory, Resized, Samples, as_float, encode_resized, read_resized, variations
+from tokenar.encoders.config import T5Config, VqConfig
+from tokenar.encoders.patches import ImageTokenizer, PatchCodebook
+from tokenar.encoders.teacher import Teacher
+from tokenar.encoders.text import HashedWords, T5Encoder, TextEncoder
+from tokenar.encoders.vq import VqTokenizer, load_network
+from tokenar.model.folder import write_atomically
+from tokenar.processes import Workers
+from tokenar.progress import Progress, tell
+
+ENCODED_AT_ONCE = 16
+"""Samples whose pictures are decoded to floats at once, about 4 MB a picture of 512 pixels."""
+
+
+@dataclass
+class Inputs:
+    """Training and validation samples, and the tokenizer that draws pictures if it is here.
+
+    ``digest`` and ``encoders`` tell these samples, and what encoded them, from others. ``sources`` are the raw shards
+    of the training samples.
+    """
+
+    train: Samples
+    val: Samples | None
+    tokenizer: PatchCodebook | VqTokenizer | None
+    digest: str
+    encoders: dict[str, str | None]
+    sources: list[Source]
+
+
+class FromShards:
+    """The samples of encoded shards, read one by one."""
+
+    def __init__(self, shards: EncodedShards, text_tokens: int):
+        self.shards, self.text_tokens = shards, text_tokens
+        self.references, self.sample_ids = shards.references, shards.sample_ids
+
+    def read(self, number: int, epoch: int | None = None) -> Encoded:
+        """Sample ``number``, the same in every epoch; UserError naming the shard if it vanished or is damaged."""
+        sample = self.shards.read(number)
+        text, mask = pad_text([sample.text], self.text_tokens)
+        return Encoded(sample.sample_id, "", sample.codes[:-1], text[0], sample.codes[-1], mask[0], sample.teacher)
+
+
+def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
+    """Read or open everything. ``fitted`` is where the run keeps a tokenizer that is fitted on its own pictures.
+
+    UserError for shards that do not go with the settings or with each other.
+    """
+    patterns = [config.shards, *([config.val_shards] if config.val_shards else [])]
+    kinds = {is_encoded(url): url for pattern in patterns for url in expand_shards(pattern)}
+    if len(kinds) == 2:
+        raise UserError(f"{kinds[False]} is a raw shard and {kinds[True]} an encoded one; give shards of one kind")
+    if True in kinds:
+        inputs = _open_encoded(config, group)
+    elif isinstance(config.tokenizer, VqConfig):
+        inputs = _encode_all(config, group)
+    else:
+        inputs = _encode_with_codebook(config, group, fitted, resumed)
+    most = config.model.max_references
+    for samples in (inputs.train, inputs.val):
+        if samples and max(samples.references) > most:
+            raise UserError(
+                f"sample {samples.sample_ids[samples.references.index(max(samples.references))]}: "
+                f"{max(samples.references)} references, the model takes up to {most}; set model.max_references higher"
+            )
+    return inputs
+
+
+# Raw shards
+
+
+def _digest(*sets: list[Resized]) -> str:
+    """Tells these samples from others, by what is drawn and said in them: ids stay when a dataset is made anew."""
+    digest = hashlib.sha256()
+    for sample in chain(*sets):
+        digest.update(f"{sample.sample_id} {sample.prompt} {list(sample.pixels.shape)} ".encode())
+        digest.update(sample.pixels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
+    """Everything in memory; the first process fits the codebook."""
+    assert not isinstance(config.tokenizer, VqConfig)
+    train_set, val_set = _read_raw(config, group)
+    copied = f" and {config.variations} varied copies of each" if config.variations else ""
+    tell(f"preparing {len(train_set)} samples{copied}", group.first)
+    varied = variations(train_set, config.variations, config.unit, config.seed)
+    if group.first and not resumed:
+        pixels = torch.cat([sample.pixels for copy in varied[:2] for sample in copy])
+        tell(f"fitting a codebook of {config.tokenizer.vocabulary} patches to {len(pixels)} pictures")
+        write_atomically(fitted, PatchCodebook.fit(config.tokenizer, as_float(pixels)).save)
+    group.wait()
+    tokenizer = PatchCodebook.load(fitted)
+    text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
+    with _encoding([*varied, val_set], group) as bar:
+        copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
+    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), {}, _sources(config))
+
+
+def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
+    """Everything in memory with the frozen encoders: for small runs."""
+    train_set, val_set = _read_raw(config, group)
+    tokenizer = _vq_tokenizer(config, group)
+    if tokenizer is None:
+        raise UserError(
+            f"{config.shards}: holds no codes, and there is no encoder to make them; set tokenizer_weights, or run "
+            "tokenar-encode on the shards and give what it makes"
+        )
+    text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
+
+    varied = variations(train_set, config.variations, config.unit, config.seed)
+    with _encoding([*varied, val_set], group) as bar:
+        copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
+    encoders: dict[str, str | None] = {"tokenizer": tokenizer.fingerprint}
+    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), encoders, _sources(config))
+
+
+def _encoding(sets: Sequence[Sequence[Resized]], group: Workers) -> Progress:
+    total = sum(map(len, sets))
+    return Progress("encode samples", total, every=-(-total // 5), show=group.first)
+
+
+def _encoded(
+    copies: Sequence[Sequence[Resized]],
+    val_set: Sequence[Resized],
+    tokenizer: ImageTokenizer,
+    text: TextEncoder,
+    teacher: Teacher | None,
+    bar: Progress,
+) -> tuple[InMemory, InMemory | None]:
+    """Training samples in their copies, and validation samples, a few at a time."""
+
+    def encode(samples: Sequence[Resized]) -> list[Encoded]:
+        found = []
+        for start in range(0, len(samples), ENCODED_AT_ONCE):
+            found += encode_resized(samples[start : start + ENCODED_AT_ONCE], tokenizer, text, teacher)
+            bar.advance(by=len(found) - start)
+        return found
+
+    return InMemory([encode(copy) for copy in copies]), InMemory([encode(val_set)]) if val_set else None
+
+
+def _read_raw(config: TrainConfig, group: Workers) -> tuple[list[Resized], list[Resized]]:
+    tell(f"reading {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)
+    size, most = config.image_size, config.model.max_references
+    val_set = read_resized(config.val_shards, size, most) if config.val_shards else []
+    return read_resized(config.shards, size, most), val_set
+
+
+def _sources(config: TrainConfig) -> list[Source]:
+    return [Source.of(url) for url in expand_shards(config.shards)]
+
+
+def _vq_tokenizer(config: TrainConfig, group: Workers) -> VqTokenizer | None:
+    if config.tokenizer_weights is None:
+        return None
+    assert isinstance(config.tokenizer, VqConfig)
+    return VqTokenizer(load_network(config.tokenizer_weights, config.tokenizer), config.image_size, group.device)
+
+
+def _text_encoder(config: TrainConfig, device: torch.device | str) -> TextEncoder:
+    if not isinstance(config.text, T5Config):
+        return HashedWords(config.text)
+    encoder = T5Encoder(config.text, device)
+    if encoder.width != config.model.text_width:
+        raise UserError(f"text.model gives features of width {encoder.width}; set model.text_width so")
+    return encoder
+
+
+def _teacher(config: TrainConfig, device: torch.device | str) -> Teacher | None:
+    return Teacher(config.teacher, device) if config.teacher else None
+
+
+# Encoded shards
+
+
+def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
+    if not isinstance(config.tokenizer, VqConfig) or not isinstance(config.text, T5Config):
+        raise UserError(
+            f"{config.shards}: encoded shards hold the codes of a VQ tokenizer and features of a T5; set tokenizer and "
+            "text so, as the presets released and tokenar_xl do, or give raw shards"
+        )
+    if config.variations:
+        raise UserError(f"{config.shards}: encoded pictures cannot be varied; set variations 0 or give raw shards")
+    tell(f"opening {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)
+    train = EncodedShards(config.shards)
+    val = EncodedShards(config.val_shards) if config.val_shards else None
+    if val:
+        val.expect(**train.encoders.model_dump())
+    _check_shapes(config, train)
+    tokenizer = _vq_tokenizer(config, group)
+    if group.first:
+        tell("comparing the shards' encoders with this run's")
+        _check_encoders(config, train, tokenizer)
+    group.wait()
+    tokens = config.model.text_tokens
+    return Inputs(
+        FromShards(train, tokens), FromShards(val, tokens) if val else None, tokenizer, train.digest(),
+        train.encoders.model_dump(), train.sources,
+    )  # fmt: skip
+
+
+def _check_shapes(config: TrainConfig, shards: EncodedShards) -> None:
+    model, shapes = config.model, shards.shapes
+    for name in ("image_tokens", "vocabulary", "text_tokens", "text_width"):
+        if getattr(model, name) != getattr(shapes, name):
+            raise UserError(
+                f"{config.shards}: encoded with {name} {getattr(shapes, name)}, the model has {getattr(model, name)}; "
+                "give the shards' settings or encode them again"
+            )
+    if config.teacher and shapes.teacher is None:
+        raise UserError(f"{config.shards}: encoded without a teacher; encode them with one or set teacher to null")
+    padded = shards.encoders.text.endswith("+padding")
+    if padded != (model.text_padding == "attended"):
+        raise UserError(
+            f"{config.shards}: encoded {'with' if padded else 'without'} the captions' padding, which the model "
+            f"{'masks' if padded else 'reads'}; encode them {'without' if padded else 'with'} --keep-padding or set "
+            f"model.text_padding to {'attended' if padded else 'masked'}"
+        )
+
+
+def _check_encoders(config: TrainConfig, shards: EncodedShards, tokenizer: VqTokenizer | None) -> None:
+    """Refuse shards of other encoders. One whose weights are not on this machine cannot be compared; that is told.
+
+    They are read on the CPU: a GPU has no room for a T5-XL that is only hashed.
+    """
+    padding = "+padding" if shards.encoders.text.endswith("+padding") else ""
+
+    def text() -> str:
+        return _text_encoder(config, "cpu").fingerprint + padding  # type: ignore[attr-defined]
+
+    def teacher() -> str:
+        return Teacher(config.teacher, "cpu").fingerprint if config.teacher else ""
+
+    shards.expect(
+        tokenizer=tokenizer.fingerprint if tokenizer else None,
+        text=_if_here("text encoder", text),
+        teacher=_if_here("teacher", teacher) if config.teacher else None,
+    )
+
+
+def _if_here(name: str, fingerprint: Callable[[], str]) -> str | None:
+    try:
+        return fingerprint()
+    except UserError as error:
+        print(f"{name} not compared with the shards': {error}", file=sys.stderr, flush=True)
+        return None

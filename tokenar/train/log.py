@@ -1,0 +1,182 @@
+"""What a run tells while it goes: rows to files and services, speed, use of the hardware, a trace on request."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from data_schemas.errors import UserError
+from data_schemas.io.documents import parse_json
+from data_schemas.io.files import check_file
+from tokenar.config import TrainConfig
+from tokenar.model.folder import write_atomically
+from tokenar.model.transformer import TokenAR
+from tokenar.processes import Workers
+
+BF16_PEAKS = {
+    "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+    "H800": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+"""Dense bfloat16 FLOP/s by the vendor's data sheets, by what a device's name contains; more particular names first."""
+TRAINING_PASSES = 3
+"""A step costs three forward passes: one forward, and for the backward two. What is computed again is not counted."""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that a device can reach: from the data sheet, or by the best of a few matrix products."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        known = next((peak for part, peak in BF16_PEAKS.items() if part in name), None)
+        if known is not None:
+            return known
+    return _measured_flops(device, dtype, side=8192 if device.type == "cuda" else 1024)
+
+
+def _measured_flops(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    a, b = torch.ones(2, side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        begun = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * side**3 / best
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory that was ever in use, in 1e9 bytes: tensors on a GPU; all of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class Speed:
+    """Counts between two rows of the log; one process's share of the hardware, everybody's samples."""
+
+    def __init__(self, net: TokenAR, config: TrainConfig, group: Workers):
+        self.net, self.group = net, group
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        self.peak = peak_flops(group.device, dtype) * group.world
+        self._start(0.0)
+
+    def _start(self, waited: float) -> None:
+        self.begun, self.waited = time.monotonic(), waited
+        self.samples = self.tokens = self.flops = 0
+
+    def count(self, samples: int, scored_tokens: int, references: int) -> None:
+        """A step's whole batch."""
+        self.samples += samples
+        self.tokens += scored_tokens
+        self.flops += TRAINING_PASSES * self.net.flops(references) * samples
+
+    def row(self, waited: float) -> dict[str, float]:
+        """What was reached since the last row; ``waited`` is the time spent waiting for data so far, in seconds.
+
+        tokens_per_s are scored tokens, mfu is the share of the hardware's FLOP/s that the model's own needs.
+        """
+        seconds = time.monotonic() - self.begun
+        found = {
+            "samples_per_s": self.samples / seconds, "tokens_per_s": self.tokens / seconds,
+            "mfu": self.flops / seconds / self.peak, "data_wait": (waited - self.waited) / seconds,
+            "memory_gb": memory_gb(self.group.device),
+        }  # fmt: skip
+        self._start(waited)
+        return found
+
+
+class Log:
+    """Rows of one run: ``out/metrics.jsonl``, TensorBoard and, if asked for, Weights & Biases; first process only.
+
+    ``step`` is where the run goes on: rows that a stopped run wrote after its last checkpoint are dropped.
+    """
+
+    def __init__(self, config: TrainConfig, step: int, progress: Callable[[dict[str, Any]], None] | None):
+        out = Path(config.out)
+        self.path, self.progress = out / "metrics.jsonl", progress
+        rows = _rows(self.path) if step and self.path.exists() else []
+        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+        write_atomically(self.path, lambda path: path.write_text(kept))
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step or None)
+        self.wandb = _wandb(config, step) if config.wandb else None
+
+    def record(self, row: dict[str, Any]) -> None:
+        """One row of numbers; "step" says where."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+        for key, value in numbers.items():
+            self.board.add_scalar(key, value, row["step"])
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=row["step"])
+        if self.progress is not None:
+            self.progress(row)
+
+    def picture(self, step: int, picture: Image.Image) -> None:
+        """A picture of step ``step``."""
+        self.board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is still held."""
+        self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last one that was cut short by a full disk or a kill is left out."""
+    rows = []
+    with open(check_file(path, "start again with --overwrite"), errors="replace") as file:
+        for line in file:
+            with suppress(UserError):
+                row = parse_json(line, str(path))
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
+    return rows
+
+
+def wandb_module() -> Any:
+    """Weights & Biases; UserError if it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise UserError("wandb is not installed; pip install wandb, or leave --wandb away") from error
+
+
+def _wandb(config: TrainConfig, step: int) -> Any:
+    wandb = wandb_module()
+    out = Path(config.out)
+    kept = out / "wandb-id.txt"
+    if not (step and kept.exists()):
+        kept.write_text(wandb.util.generate_id())
+    name, settings = "-".join(out.resolve().parts[-2:]), config.model_dump(mode="json")
+    return wandb.init(project="tokenar", name=name, id=kept.read_text(), resume="allow", dir=out, config=settings)
+
+
+@contextmanager
+def profiler(config: TrainConfig, group: Workers) -> Iterator[Callable[[], None]]:
+    """Call what comes out after every step: with ``config.profile`` the 3rd to 5th are traced to ``out/profile``."""
+    if not (config.profile and group.first):
+        yield lambda: None
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if group.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(
+        activities=activities,
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1),
+        on_trace_ready=torch.profiler.tensorboard_trace_handler(str(Path(config.out) / "profile")),
+    ) as trace:
+        yield trace.step
