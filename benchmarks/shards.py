@@ -21,7 +21,7 @@ import webdataset as wds
 from data_schemas.shards import read_members
 from pipeline.config import CurationConfig
 from pipeline.curate import curate, make_part
-from pipeline.run import PartJob
+from pipeline.jobs import PartJob
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -26,7 +26,8 @@ import torch
 from pipeline.config import CurationConfig
 from pipeline.core.stage import Sample, Stage
 from pipeline.curate import curate, stage_inputs
-from pipeline.run import PartJob, Run, need_part
+from pipeline.jobs import PartJob, need_part
+from pipeline.run import Run
 
 ROUNDS = 3
 STAGES = ("synthesis", "matting", "semantics", "identity")

@@ -23,9 +23,9 @@ from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from data_schemas.errors import UserError
+from pipeline.core.progress import StageProgress
 from pipeline.curate import Engine, PartSummary, make_part, thread_engine
-from pipeline.progress import Progress
-from pipeline.run import PartJob
+from pipeline.jobs import PartJob
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,7 +98,7 @@ def _is_transient(state: Any) -> bool:
     return False
 
 
-def prefect_engine(jobs: Sequence[PartJob], progress: Progress) -> list[PartSummary]:
+def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress) -> list[PartSummary]:
     """Make the parts of one stage as Prefect tasks, ``config.workers`` at a time; results in the jobs' order."""
     if not jobs:
         return []

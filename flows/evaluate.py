@@ -13,7 +13,7 @@ from data_schemas.io import pictures
 from flows.engine import tells_mistakes, under_prefect
 from tokenar.config import SampleConfig
 from tokenar.evaluate.config import EvalConfig
-from tokenar.evaluate.run import evaluate
+from tokenar.evaluate.run import evaluate_models
 
 
 @flow(name="evaluate-tokenar", log_prints=True)
@@ -32,7 +32,7 @@ def evaluate_tokenar(
     ``models`` are model folders, each a row of the table under the name of its run; ``predictions`` maps the names of
     other methods to folders of their pictures, ``<sample_id>.png``. What an earlier run made is kept.
     """
-    result = evaluate(
+    result = evaluate_models(
         shards, out, models=models, predictions=predictions, config=config, sampling=sampling, limit=limit
     )  # fmt: skip
     for note in result["notes"]:

@@ -16,10 +16,10 @@ from data_schemas.shards import expand_shards
 from flows.engine import here, tells_mistakes, under_prefect
 from flows.evaluate import evaluate_tokenar
 from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
-from tokenar.data.encode import EncodeConfig, encode
+from tokenar.data.encode import EncodeConfig, encode_shards
 from tokenar.data.encoded_shards import is_encoded
 from tokenar.encoders.config import T5Config, VqConfig
-from tokenar.train.loop import RUN_FILES, train
+from tokenar.train.loop import RUN_FILES, train_model
 
 
 @flow(name="train-tokenar", log_prints=True)
@@ -56,7 +56,7 @@ def train_tokenar(
         config = with_changes(config, **encoded)
     if not (resume or overwrite):
         resume, overwrite = _found(Path(out))
-    summary = here(train_model)(config, processes, resume, overwrite)
+    summary = here(train_task)(config, processes, resume, overwrite)
     if under_prefect():
         create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
     if val_shards and "model" in summary:
@@ -85,22 +85,22 @@ def _encoded(config: TrainConfig, shards: str, name: str, processes: int) -> str
         image_size=config.image_size, text=config.text, teacher=config.teacher,
         keep_padding=config.model.text_padding == "attended",
     )  # fmt: skip
-    here(encode_shards)(wanted, processes)
+    here(encode_task)(wanted, processes)
     return f"{folder}/*.tar"
 
 
 @task(task_run_name="encode {config.out}")
-def encode_shards(config: EncodeConfig, processes: int) -> None:
+def encode_task(config: EncodeConfig, processes: int) -> None:
     if processes == 1:
-        encode(config)
+        encode_shards(config)
     else:
         _torchrun(processes, "encode", config.model_dump_json(), Path(config.out).with_suffix(".json"))
 
 
 @task(task_run_name="train {config.out}")
-def train_model(config: TrainConfig, processes: int, resume: bool, overwrite: bool) -> dict[str, Any]:
+def train_task(config: TrainConfig, processes: int, resume: bool, overwrite: bool) -> dict[str, Any]:
     if processes == 1:
-        return train(config, resume=resume, overwrite=overwrite)
+        return train_model(config, resume=resume, overwrite=overwrite)
     options = ["--resume"] * resume + ["--overwrite"] * overwrite
     out = Path(config.out)
     _torchrun(processes, "train", config.model_dump_json(), out.with_name(f"{out.name}-settings.json"), *options)

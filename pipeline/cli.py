@@ -144,7 +144,7 @@ def calibrate_command(
 ) -> None:
     """Show what each threshold of a stage would keep; writes a page, the scores, and a thresholds file."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
-    from pipeline.report.calibration import calibrate
+    from pipeline.report.calibration_page import calibrate
 
     _show(calibrate(settings, stage, floor_samples))
 
@@ -156,7 +156,7 @@ def models_check(
     """Which models a config needs: there or missing, how large, under which licence, and whether they fit the GPU."""
     settings = _config(profile, config, overrides)
     from pipeline import models
-    from pipeline.run import build_stages
+    from pipeline.backends import build_stages
 
     found = models.check(build_stages(settings))
     for line in models.table(found):
@@ -172,7 +172,7 @@ def models_fetch(
     """Download the models that a config needs and this machine lacks."""
     settings = _config(profile, config, overrides)
     from pipeline import models
-    from pipeline.run import build_stages
+    from pipeline.backends import build_stages
 
     problems = []
     for found in models.check(build_stages(settings)):

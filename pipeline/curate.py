@@ -21,27 +21,19 @@ from data_schemas.io import files
 from data_schemas.io.storage import reaching
 from data_schemas.settings import suggest
 from pipeline import models, remembered
+from pipeline.backends import build_stages
 from pipeline.config import CurationConfig
 from pipeline.core import review
 from pipeline.core.parts import Part, PartStore, join_digests
+from pipeline.core.progress import StageProgress
 from pipeline.core.review import Reviews
 from pipeline.core.rules import decide, resolve_rules
 from pipeline.core.stage import Inputs
 from pipeline.dataset import publish
+from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, pool_rows
 from pipeline.planning import planning
-from pipeline.progress import Progress
 from pipeline.references import cutouts, pools
-from pipeline.run import (
-    POOL_PART,
-    PartJob,
-    Run,
-    build_stages,
-    cutout_reader,
-    need_part,
-    pool_digest,
-    pool_rows,
-    pool_sources,
-)
+from pipeline.run import POOL_PART, Run, pool_sources
 
 
 @dataclass(frozen=True)
@@ -139,10 +131,10 @@ def _summary(job: PartJob, part: Part, cached: bool) -> PartSummary:
     return PartSummary(job.stage, job.part, part.digest, cached, dict(counts), round(seconds, 3))
 
 
-Engine = Callable[[Sequence[PartJob], Progress], list[PartSummary]]
+Engine = Callable[[Sequence[PartJob], StageProgress], list[PartSummary]]
 
 
-def thread_engine(jobs: Sequence[PartJob], progress: Progress) -> list[PartSummary]:
+def thread_engine(jobs: Sequence[PartJob], progress: StageProgress) -> list[PartSummary]:
     """Make the parts of one stage in threads; results in the order of the jobs.
 
     After an error, or when the user interrupts, no further part is begun; those at work are finished and kept.
@@ -223,7 +215,7 @@ def curate(
 
     def step(stage: str, made_from: Mapping[str, str], shared: str) -> None:
         jobs = [PartJob(run, stage, p, m, shared, stage in forced, retry_errors) for p, m in made_from.items()]
-        with Progress(stage, len(jobs)) as progress:
+        with StageProgress(stage, len(jobs)) as progress:
             summaries[stage] = engine(jobs, progress)
         digests.update({(stage, s.part): s.digest for s in summaries[stage]})
 

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_schemas.io.storage import url_to_fs
+from data_schemas.io.storage import read_facts, url_to_fs, write_file
 from pipeline.config import CurationConfig
-from pipeline.core.parts import read_facts, write_atomically
 
 FILE = "settings.json"
 NOT_COMPARED = ("workers",)
@@ -19,7 +18,7 @@ def remember(config: CurationConfig) -> None:
     """Keep the settings in the run's folder."""
     fs, root = url_to_fs(config.run_url)
     text = json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True)
-    write_atomically(fs, f"{root}/{FILE}", text.encode())
+    write_file(fs, f"{root}/{FILE}", text.encode())
 
 
 def remembered(config: CurationConfig) -> dict[str, Any] | None:

@@ -31,15 +31,15 @@ from data_schemas.io import pictures
 from pipeline import cli as curation
 from pipeline.config import CurationConfig
 from pipeline.curate import curate
+from pipeline.jobs import pool_rows
 from pipeline.references.cutouts import ReferencesConfig, make_references
 from pipeline.references.cutouts import list_pool as list_pools
 from pipeline.references.packaged import package_file
 from pipeline.references.pools import PoolConfig, list_pool
-from pipeline.run import pool_rows
 from tokenar.data.encode import EncodeConfig
 from tokenar.encoders.config import T5Config
 from tokenar.sample.requests import from_folder, from_list
-from tokenar.train.loop import train
+from tokenar.train.loop import train_model
 
 FOLDER = Path(os.environ.get("FIELD", Path(__file__).parents[2] / "shared/field"))
 
@@ -172,7 +172,7 @@ def asked_for(folder: Path, reference: Path) -> Image.Image:
 
 def tiny_model(folder: Path) -> Path:
     write_shard(folder / "shards/train-0.tar", [make_sample(k, side=32) for k in range(4)])
-    train(tiny_config(folder / "shards", folder / "run", val_shards=None, steps=2, variations=0))
+    train_model(tiny_config(folder / "shards", folder / "run", val_shards=None, steps=2, variations=0))
     return folder / "run/model"
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import read_json
+from data_schemas.io.files import write_atomically
 from tokenar.config import SampleConfig, TrainConfig, with_changes
-from tokenar.evaluate.run import evaluate
-from tokenar.model.folder import write_atomically
-from tokenar.train.loop import train
+from tokenar.evaluate.run import evaluate_models
+from tokenar.train.loop import train_model
 
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {
@@ -81,10 +81,10 @@ def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict
         found = read_json(done)
         if found["asked"] == asked:
             return found["figures"]
-    summary = train(config, overwrite=True)
+    summary = train_model(config, overwrite=True)
     if not summary["finished"]:
         raise UserError(f"{config.out}: stopped; the same command goes on from the runs that are whole")
-    result = evaluate(
+    result = evaluate_models(
         str(config.val_shards), f"{config.out}/evaluation", models={"model": summary["model"]}, sampling=sampling,
         limit=limit, quiet=True,
     )  # fmt: skip

@@ -88,9 +88,9 @@ def encode_command(
         if missing := [f"--{name}" for name in ("shards", "out", "vq") if name not in values]:
             raise UserError(f"{', '.join(missing)} missing; say what to encode, with what, and where to")
         settings = EncodeConfig.parse(values, "settings")
-    from tokenar.data.encode import encode  # torch is slow to import; --help and mistakes need not wait for it
+    from tokenar.data.encode import encode_shards
 
-    done = encode(settings, overwrite=overwrite)
+    done = encode_shards(settings, overwrite=overwrite)
     _tell(f"{settings.out}: {done['encoded']} shards encoded, {done['there']} there already")
 
 
@@ -149,9 +149,9 @@ def train(
         run_sweep(run_config, seeds, say=typer.echo)
         typer.echo(f"{run_config.out}: ablation.md, ablation.png, ablation.json")
         return
-    from tokenar.train.loop import train as run
+    from tokenar.train.loop import train_model
 
-    summary = run(run_config, resume=resume, overwrite=overwrite)
+    summary = train_model(run_config, resume=resume, overwrite=overwrite)
     if not summary["finished"]:
         say(f"stopped after step {summary['steps']}, saved; continue with the same command and --resume")
         raise typer.Exit(128 + (summary["signal"] or 0))
@@ -228,11 +228,11 @@ def sample(
     }  # fmt: skip
     config = SampleConfig.parse(values, "settings")
     from tokenar.sample import requests
-    from tokenar.sample.sampler import sample as run
+    from tokenar.sample.sampler import sample_pictures
 
     places = {requests.from_shards: shards, requests.from_folder: folder, requests.from_list: list_}
     ((read, place),) = [(read, place) for read, place in places.items() if place is not None]
-    drawn = run(model, read(place, limit), out, config, seeds=seeds, preview=preview)
+    drawn = sample_pictures(model, read(place, limit), out, config, seeds=seeds, preview=preview)
     _tell(f"{len(drawn)} picture{'' if len(drawn) == 1 else 's'}: {out}")
 
 
@@ -277,9 +277,9 @@ def evaluate(
         sampling[name.removeprefix("sampling__")] = changes.pop(name)
     measured = EvalConfig.parse(start | changes, "settings")
     drawn = SampleConfig.parse(sampling, "sampling")
-    from tokenar.evaluate.run import evaluate as run
+    from tokenar.evaluate.run import evaluate_models
 
-    run(
+    evaluate_models(
         shards, out, models=_named(model or []), predictions=_named(predictions or []), config=measured,
         sampling=drawn, limit=limit,
     )  # fmt: skip

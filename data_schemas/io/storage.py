@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO, Any
 
 import fsspec
 from fsspec.core import split_protocol
+from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
+from data_schemas.io.documents import parse_json
+from data_schemas.io.files import replacing
 from data_schemas.io.text import one_line
 
 MEGABYTE = 1 << 20
@@ -56,6 +62,36 @@ def file_sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
         while block := file.read(MEGABYTE):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_stream(fs: fsspec.AbstractFileSystem, path: str, write: Callable[[IO[bytes]], Any]) -> Any:
+    """Let ``write`` fill a file that takes its name only when it is whole; returns what ``write`` returns."""
+    if isinstance(fs, LocalFileSystem):
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            result = write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        return result
+    with tempfile.NamedTemporaryFile() as file:  # object stores publish an object only once it is whole
+        result = write(file)
+        file.flush()
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        fs.put_file(file.name, path)
+    return result
+
+
+def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write so that a killed process leaves no half file under ``path``."""
+    write_stream(fs, path, lambda file: file.write(data))
+
+
+def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """The JSON object in a file that a run keeps for information; None if it is not there or no longer readable."""
+    try:
+        found = parse_json(fs.cat_file(path).decode(), path)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def shown(url: object) -> str:

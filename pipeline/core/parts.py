@@ -15,21 +15,17 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
-from data_schemas.io import files
-from data_schemas.io.documents import parse_json
-from data_schemas.io.storage import file_sha256, url_to_fs
+from data_schemas.io.storage import file_sha256, read_facts, url_to_fs, write_file, write_stream
 from data_schemas.schema import TableSchema, validate
 
 Members = Mapping[str, Mapping[str, bytes]]
@@ -170,7 +166,7 @@ class PartStore:
             self._write_notes(part, notes)
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True)
-        write_atomically(self.fs, self.path(part, "parquet"), buffer.getvalue())
+        write_file(self.fs, self.path(part, "parquet"), buffer.getvalue())
         whole = self.read(part, made_from)
         if whole is None:
             raise OSError(f"{self.url(part, 'parquet')}: written, but does not read back whole; check the disk")
@@ -181,7 +177,7 @@ class PartStore:
         return read_facts(self.fs, self.path(part, "notes.json")) or {}
 
     def _write_notes(self, part: str, notes: Mapping[str, object]) -> None:
-        write_atomically(self.fs, self.path(part, "notes.json"), json.dumps(notes, sort_keys=True).encode())
+        write_file(self.fs, self.path(part, "notes.json"), json.dumps(notes, sort_keys=True).encode())
 
     def distrust(self, part: str) -> None:
         """Have the tar compared with its digest the next time that the part is read."""
@@ -262,36 +258,6 @@ class _Hashed:
 
     def tell(self) -> int:
         return self.written
-
-
-def write_stream(fs: fsspec.AbstractFileSystem, path: str, write: Callable[[IO[bytes]], Any]) -> Any:
-    """Let ``write`` fill a file that takes its name only when it is whole; returns what ``write`` returns."""
-    if isinstance(fs, LocalFileSystem):
-        with files.replacing(path) as temporary, open(temporary, "wb") as file:
-            result = write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        return result
-    with tempfile.NamedTemporaryFile() as file:  # object stores publish an object only once it is whole
-        result = write(file)
-        file.flush()
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        fs.put_file(file.name, path)
-    return result
-
-
-def write_atomically(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write so that a killed process leaves no half file under ``path``."""
-    write_stream(fs, path, lambda file: file.write(data))
-
-
-def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """The JSON object in a file that a run keeps for information; None if it is not there or no longer readable."""
-    try:
-        found = parse_json(fs.cat_file(path).decode(), path)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def part_names(count: int, prefix: str = "part") -> list[str]:

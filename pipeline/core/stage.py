@@ -25,9 +25,8 @@ from data_schemas.io.text import stored_line
 from data_schemas.schema import Column, TableSchema, validate
 from data_schemas.settings import Settings
 from data_schemas.tables import verdict_schema
-from pipeline import models
 from pipeline.core.parts import DamagedPart, Part, PartPictures, fingerprint
-from pipeline.models import Weights
+from pipeline.core.weights import Weights, identity
 
 
 def form_title(model: type) -> str:
@@ -157,7 +156,7 @@ class Stage(ABC):
 
     def model_name(self) -> str:
         """Model and revision, or the method: what a row says it was made by."""
-        return ", ".join(f"{w.name}@{models.identity(w)[:16]}" for w in self.weights()) or self.model
+        return ", ".join(f"{w.name}@{identity(w)[:16]}" for w in self.weights()) or self.model
 
     @cached_property
     def _made_by(self) -> str:

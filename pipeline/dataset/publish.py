@@ -24,17 +24,11 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from data_schemas.io import files, pictures
-from data_schemas.io.storage import file_sha256
-from pipeline.core.parts import (
-    Part,
-    PartPictures,
-    PartStore,
-    content_digest,
-    join_digests,
-    write_atomically,
-)
+from data_schemas.io.storage import file_sha256, write_file
+from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
 from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
-from pipeline.run import PartJob, Run, cutout_reader, need_part, pool_digest, read_all
+from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, read_all
+from pipeline.run import Run
 
 
 def shard_plan(run: Run) -> dict[str, list[dict]]:
@@ -130,10 +124,10 @@ def publish(run: Run) -> str:
         fs.makedirs(building, exist_ok=True)
         for name in shards:
             _share(fs, store.path(name, "tar"), f"{building}/{name}.tar")
-        write_atomically(fs, f"{building}/manifest.parquet", data)
+        write_file(fs, f"{building}/manifest.parquet", data)
         if building != root:
             _take_name(building, root)
-    write_atomically(fs, f"{root}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
+    write_file(fs, f"{root}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
     if not isinstance(fs, LocalFileSystem):
         return fs.unstrip_protocol(root)
     link = f"{run.config.run_url}/dataset"

@@ -15,11 +15,10 @@ from PIL import Image, ImageOps
 from pydantic import Field
 
 from data_schemas.tables import IDENTITY
-from pipeline import models
 from pipeline.core.stage import BatchStage, Rule, Sample, StageConfig
+from pipeline.core.weights import ONE_FILE, Weights, locate
 from pipeline.device import Device, Precision, device_of, dtype_of
 from pipeline.identity import encoders
-from pipeline.models import Weights
 
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 VIEWS = 5
@@ -111,13 +110,13 @@ class TimmIdentity(Comparison):
 
     def weights(self) -> tuple[Weights, ...]:
         gigabytes, memory = (0.35, 0.5) if self.encoder_name == DINOV2 else (0.0, 0.0)
-        source, files = self.config.source or f"timm/{self.encoder_name}", ("model.safetensors",)
+        source, files = self.config.source or f"timm/{self.encoder_name}", (ONE_FILE,)
         revision = self.config.revision
         return (Weights("identity encoder", source, files, revision, self.licence, gigabytes, memory),)
 
     def load_encoder(self) -> encoders.Encoder:
         (weights,) = self.weights()
-        path = models.locate(weights)
+        path = locate(weights)
         return encoders.TimmEncoder(
             self.encoder_name,
             path if path.is_file() else path / "model.safetensors",

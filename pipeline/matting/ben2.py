@@ -10,13 +10,11 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from pipeline import models
 from pipeline.core.stage import Sample
+from pipeline.core.weights import ONE_FILE, Weights, locate
 from pipeline.device import Device, Precision, device_of
 from pipeline.matting.matting import Matting, MattingConfig
-from pipeline.models import Weights
 
-FILE = "model.safetensors"
 NO_SUBJECT, FLAT = 0.1, 1e-3
 """A matte whose maximum is below the first, or whose range is below the second, is not stretched."""
 
@@ -58,7 +56,7 @@ class Ben2(Matting):
 
     def weights(self) -> tuple[Weights, ...]:
         c = self.config
-        return (Weights("BEN2", c.source, (FILE,), c.revision, licence="MIT", gigabytes=0.38, memory=4),)
+        return (Weights("BEN2", c.source, (ONE_FILE,), c.revision, licence="MIT", gigabytes=0.38, memory=4),)
 
     def setup(self) -> None:
         from pipeline.matting import ben2_inference, ben2_network  # slow to import, and few commands matte
@@ -67,8 +65,8 @@ class Ben2(Matting):
         self.dtype = ben2_inference.precision_of(self.config.precision, self.device)
         ours = self.config.implementation == "network"
         load = ben2_network.load_network if ours else ben2_inference.load_package
-        path = models.locate(self.weights()[0])
-        self.network = ben2_inference.one_at_a_time(load(path / FILE if path.is_dir() else path, self.device))
+        path = locate(self.weights()[0])
+        self.network = ben2_inference.one_at_a_time(load(path / ONE_FILE if path.is_dir() else path, self.device))
 
     def mattes(self, samples: Sequence[Sample], targets: Sequence[Image.Image]) -> list[np.ndarray]:
         from pipeline.matting.ben2_inference import matte

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.backends import cudnn
 
 from data_schemas.errors import UserError
+from pipeline.core.weights import ONE_FILE
 from pipeline.device import Precision, dtype_of, exact_float32
-from pipeline.matting.ben2 import FILE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -97,7 +97,7 @@ def load_package(path: Path, device: torch.device) -> Network:
             network = _package_network(package, path).eval().to(device)
         except (KeyError, RuntimeError, ValueError, OSError, pickle.UnpicklingError, safetensors.SafetensorError) as e:
             reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
-            raise UserError(f"{path}: the package ben2 cannot load it ({reason}); name {FILE} of BEN2") from e
+            raise UserError(f"{path}: the package ben2 cannot load it ({reason}); name {ONE_FILE} of BEN2") from e
     forward = inspect.unwrap(type(network).forward)
 
     def fenced(pictures: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def load_package(path: Path, device: torch.device) -> Network:
 
 
 def _package_network(package: Any, path: Path) -> Any:
-    if path.name == FILE:
+    if path.name == ONE_FILE:
         return package.BEN_Base.from_pretrained(str(path.parent), strict=True)  # not strict, any file would do
     network = package.BEN_Base()
     if path.suffix == ".safetensors":

@@ -7,7 +7,6 @@ stage against references of other subjects. A score is worth what lies between t
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +15,18 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_schemas.errors import UserError
-from data_schemas.io.storage import url_to_fs
 from data_schemas.schema import Column, TableSchema
 from data_schemas.settings import suggest
 from data_schemas.tables import SAMPLE_ID
 from pipeline.config import CurationConfig
-from pipeline.core.parts import Part, write_atomically
+from pipeline.core.parts import Part
 from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Rule, Sample, Stage
 from pipeline.curate import stage_inputs
-from pipeline.dataset.publish import PictureReader
-from pipeline.report import calibration_page
-from pipeline.run import PartJob, Run, need_part, pool_digest
+from pipeline.jobs import PartJob, need_part, pool_digest
+from pipeline.run import Run
 
 QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 CANDIDATES = (1, 5, 10, 25, 50, 75, 90)
@@ -105,30 +101,6 @@ class Calibration:
             )
             for column in score_columns(self.stage)
         }
-
-
-def calibrate(config: CurationConfig, stage: str, floor_samples: int = 64) -> dict[str, str]:
-    """Measure a stage of a run, print the table, write page, scores and thresholds; returns their places by name.
-
-    The parts of the stage that exist are used. UserError if there are none, if the stage is not one that scores and
-    has rules, or if fewer than two samples have scores.
-    """
-    found = measure(config, stage, floor_samples)
-    print(text_table(found))
-    folder = f"{config.run_url}/calibration/{stage}"
-    fs, root = url_to_fs(folder)
-    scores = io.BytesIO()
-    pq.write_table(table_schema(found.stage).table(found.table.to_dict("records")), scores, compression="zstd")
-    reader = PictureReader(found.run, pool_digest(found.run))
-    files = {
-        "scores.parquet": scores.getvalue(),
-        "thresholds.yaml": thresholds_text(found).encode(),
-        "index.html": calibration_page.render(found, reader.picture, f"{folder}/thresholds.yaml").encode(),
-    }
-    for name, data in files.items():
-        write_atomically(fs, f"{root}/{name}", data)
-    places = {"calibration": "index.html", "scores": "scores.parquet", "thresholds": "thresholds.yaml"}
-    return {what: f"{folder}/{name}" for what, name in places.items()}
 
 
 def measure(config: CurationConfig, stage_name: str, floor_samples: int = 64) -> Calibration:

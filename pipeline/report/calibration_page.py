@@ -1,22 +1,26 @@
-"""The page of a calibration: one HTML file, whole in itself, in the manner of the report (pipeline/report.py)."""
+"""What a calibration leaves: scores, thresholds, and a page that is one HTML file, whole in itself like the report."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow.parquet as pq
 from markupsafe import Markup
 from PIL import Image
 
+from data_schemas.io.storage import url_to_fs, write_file
+from pipeline.config import CurationConfig
+from pipeline.dataset.publish import PictureReader
+from pipeline.jobs import pool_digest
+from pipeline.report.calibration import Calibration, RuleFigures, measure, table_schema, text_table, thresholds_text
 from pipeline.report.charts import bound_text, contrast
 from pipeline.report.page import count_text, data_uri, number_text, share_text
-
-if TYPE_CHECKING:
-    from pipeline.report.calibration import Calibration, RuleFigures
 
 SHOWN = 48
 """Samples on a rule's board."""
@@ -25,6 +29,30 @@ TARGET_SIDE, REFERENCE_SIDE = 200, 96
 """Longest sides of the embedded pictures, in pixels."""
 
 Uri = Callable[[str, str, int], str | None]
+
+
+def calibrate(config: CurationConfig, stage: str, floor_samples: int = 64) -> dict[str, str]:
+    """Measure a stage of a run, print the table, write page, scores and thresholds; returns their places by name.
+
+    The parts of the stage that exist are used. UserError if there are none, if the stage is not one that scores and
+    has rules, or if fewer than two samples have scores.
+    """
+    found = measure(config, stage, floor_samples)
+    print(text_table(found))
+    folder = f"{config.run_url}/calibration/{stage}"
+    fs, root = url_to_fs(folder)
+    scores = io.BytesIO()
+    pq.write_table(table_schema(found.stage).table(found.table.to_dict("records")), scores, compression="zstd")
+    reader = PictureReader(found.run, pool_digest(found.run))
+    files = {
+        "scores.parquet": scores.getvalue(),
+        "thresholds.yaml": thresholds_text(found).encode(),
+        "index.html": render(found, reader.picture, f"{folder}/thresholds.yaml").encode(),
+    }
+    for name, data in files.items():
+        write_file(fs, f"{root}/{name}", data)
+    places = {"calibration": "index.html", "scores": "scores.parquet", "thresholds": "thresholds.yaml"}
+    return {what: f"{folder}/{name}" for what, name in places.items()}
 
 
 def render(found: Calibration, picture: Callable[[str, str], Image.Image | None], thresholds: str) -> str:

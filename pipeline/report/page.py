@@ -22,8 +22,7 @@ import yaml
 from markupsafe import Markup
 from PIL import Image
 
-from data_schemas.io.storage import url_to_fs
-from pipeline.core.parts import write_atomically
+from data_schemas.io.storage import url_to_fs, write_file
 from pipeline.report.charts import bound_text, histogram, number, training_curve
 
 FUNNEL = ("planned", "made", "kept", "rejected", "undecided", "errors")
@@ -82,7 +81,7 @@ class ReportData:
 def write_report(data: ReportData, path: str) -> str:
     """Write the page to ``path`` (any fsspec URL) through a temporary name, and return ``path``."""
     fs, target = url_to_fs(path)
-    write_atomically(fs, target, render(data).encode())
+    write_file(fs, target, render(data).encode())
     return path
 
 

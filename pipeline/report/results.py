@@ -16,16 +16,16 @@ from PIL import Image
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.documents import parse_json
-from data_schemas.io.storage import url_to_fs
+from data_schemas.io.storage import read_facts, url_to_fs, write_file
 from data_schemas.io.text import one_line
 from pipeline.config import CurationConfig
-from pipeline.core.parts import read_facts, write_atomically
 from pipeline.core.rules import resolve_rules
 from pipeline.curate import CurationResult
 from pipeline.dataset.publish import PictureReader, make_manifest, shard_digests
+from pipeline.jobs import pool_digest, pool_rows
 from pipeline.report.card import dataset_card, pool_facts
 from pipeline.report.page import ReportData, RuleLine, Training, data_uri, write_report
-from pipeline.run import Run, pool_digest, pool_rows
+from pipeline.run import Run
 from pipeline.synthesis.collage import CollageConfig
 
 
@@ -102,9 +102,9 @@ def write_results(result: CurationResult) -> dict[str, str]:
     fs, root = url_to_fs(config.run_url)
     metrics = metrics_of(result, manifest)
     before = read_facts(fs, f"{root}/metrics.json")
-    write_atomically(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2).encode())
+    write_file(fs, f"{root}/metrics.json", json.dumps(metrics, indent=2).encode())
     fs, shards = url_to_fs(result.dataset_url)
-    write_atomically(fs, f"{shards}/README.md", card_of(result, manifest, metrics).encode())
+    write_file(fs, f"{shards}/README.md", card_of(result, manifest, metrics).encode())
     names = {"train": "shards", "test": "test_shards"}
     return {
         "kept": outcome(metrics["funnel"], before and before.get("funnel")),

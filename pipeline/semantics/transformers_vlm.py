@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from data_schemas.errors import UserError
-from pipeline import models
+from pipeline.core.weights import Weights, locate
 from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
-from pipeline.models import Weights
 from pipeline.semantics.judge import Answer, JudgeConfig, Request, VlmJudge
 from pipeline.semantics.together import Together
 
@@ -61,7 +60,7 @@ class TransformersJudge(VlmJudge):
     def setup(self) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        path = models.locate(self.weights()[0])
+        path = locate(self.weights()[0])
         device, dtype = device_of(self.config.device), dtype_of(self.config.precision)
         load: Any = AutoModelForImageTextToText.from_pretrained
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

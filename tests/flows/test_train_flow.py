@@ -13,7 +13,7 @@ from flows.evaluate import evaluate_tokenar
 from flows.train import train_tokenar
 from pipeline.report.results import read_training
 from tokenar.config import with_changes
-from tokenar.train.loop import OtherRun, train
+from tokenar.train.loop import OtherRun, train_model
 
 pytestmark = pytest.mark.slow  # the server alone takes seconds to start
 
@@ -63,7 +63,7 @@ def test_a_model_its_figures_and_its_pictures(shards, tmp_path, processes):
 def test_several_checkpoints_and_another_method_in_one_table(shards, tmp_path):
     glob, models = str(shards / "test-*.tar"), []
     for name in ("early", "late"):
-        train(tiny_config(shards, tmp_path / name, steps=2 if name == "early" else 4))
+        train_model(tiny_config(shards, tmp_path / name, steps=2 if name == "early" else 4))
         models.append(str(tmp_path / name / "model"))
     for number in range(2):
         make_sample(number, "test", side=64).target.save(tmp_path / f"test-{number:04d}.png")

@@ -12,7 +12,7 @@ import yaml
 from small_curation import SMALL, small_config
 
 from pipeline.curate import curate
-from pipeline.run import need_part
+from pipeline.jobs import need_part
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add-a-stage.md").read_text()
 

@@ -19,17 +19,10 @@ from pipeline.config import read_thresholds
 from pipeline.core.stage import Rule
 from pipeline.curate import curate, stage_inputs
 from pipeline.identity.compare import Identity
+from pipeline.jobs import PartJob, read_all
 from pipeline.report import calibration
-from pipeline.report.calibration import (
-    area_under_curve,
-    calibrate,
-    measure,
-    rule_figures,
-    spread_evenly,
-    wrong_sample,
-    youden,
-)
-from pipeline.run import PartJob, read_all
+from pipeline.report.calibration import area_under_curve, measure, rule_figures, spread_evenly, wrong_sample, youden
+from pipeline.report.calibration_page import calibrate
 
 LOW = Rule("similarity", "min", 0.5, "identity_low", "Too unlike.")
 HIGH = Rule("extremity", "max", 0.8, "colour_extreme", "Too gaudy.")

@@ -16,11 +16,11 @@ from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
 from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Rule
+from pipeline.jobs import pool_rows
 from pipeline.references.cutouts import ReferencesConfig, list_pool, make_references
 from pipeline.references.packaged import package_file, packaged
 from pipeline.report.card import Licence, PoolFacts, dataset_card, pool_facts
 from pipeline.report.results import metrics_of
-from pipeline.run import pool_rows
 
 METRICS = {
     "name": "two | <b>subjects</b>",

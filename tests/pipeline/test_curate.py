@@ -17,9 +17,9 @@ from data_schemas.shards import expand_shards, read_shard
 from pipeline.core.parts import PartPictures
 from pipeline.core.stage import Stage
 from pipeline.curate import check_inputs, curate
+from pipeline.jobs import pool_rows
 from pipeline.references import cutouts, pools
 from pipeline.report.results import report_run
-from pipeline.run import pool_rows
 
 SCORED = ["synthesis", "matting", "semantics", "identity"]
 EVERY = ["references", "plan", *SCORED, "decide", "shards"]
@@ -154,7 +154,7 @@ def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_
         "sys.path.insert(0, sys.argv[3])\n"
         "from small_curation import small_config\n"
         "from pipeline.curate import curate\n"
-        "from pipeline.stage import Stage\n"
+        "from pipeline.core.stage import Stage\n"
         "real = Stage._attempt\n"
         "def attempt(self, batch):\n"
         "    if self.name == sys.argv[2]:\n"

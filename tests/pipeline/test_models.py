@@ -11,13 +11,15 @@ from hub import COMMIT, FILES, hub
 
 from data_schemas.errors import UserError
 from pipeline import models
+from pipeline.core import stage as core_stage
+from pipeline.core import weights as core_weights
 from pipeline.core.stage import Sample, Stage, StageConfig
-from pipeline.models import Weights
+from pipeline.core.weights import Weights
 
 OWN = '''
 """A filter whose model lies on the hub or in a folder."""
-from pipeline.models import Weights
-from pipeline.stage import Stage, StageConfig
+from pipeline.core.weights import Weights
+from pipeline.core.stage import Stage, StageConfig
 
 class NeedsConfig(StageConfig):
     sources: list[str]
@@ -127,32 +129,32 @@ def test_a_local_folder_is_known_by_its_bytes(tmp_path):
         Weights("m", str(folder(tmp_path / name, **{"model.safetensors": data})), NEED)
         for name, data in {"one": b"abc", "same": b"abc", "other": b"abd"}.items()
     )
-    assert models.identity(one) == models.identity(same) != models.identity(other)
-    assert models.locate(one) == tmp_path / "one"
+    assert core_weights.identity(one) == models.identity(same) != models.identity(other)
+    assert core_weights.locate(one) == tmp_path / "one"
 
 
 def test_a_file_changed_in_place_is_another_model(tmp_path):
     weights = Weights("m", str(folder(tmp_path)), NEED)
-    before = models.identity(weights)
+    before = core_weights.identity(weights)
     (tmp_path / "model.safetensors").write_bytes(b"abd")
     os.utime(tmp_path / "model.safetensors", (1, 1))
-    assert models.identity(weights) != before
+    assert core_weights.identity(weights) != before
 
 
 def test_a_pinned_commit_is_known_without_the_files():
-    assert models.identity(Weights("m", "tiny/pinned", NEED, revision=COMMIT)) == COMMIT
+    assert core_weights.identity(Weights("m", "tiny/pinned", NEED, revision=COMMIT)) == COMMIT
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
-        models.locate(Weights("m", str(tmp_path / "none"), NEED))
+        core_weights.locate(Weights("m", str(tmp_path / "none"), NEED))
     (tmp_path / "config.json").write_bytes(b"{}")
     with pytest.raises(UserError, match=r"\*\.safetensors is missing"):
-        models.locate(Weights("m", str(tmp_path), NEED))
+        core_weights.locate(Weights("m", str(tmp_path), NEED))
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     folder(tmp_path, **{"model-1.safetensors": b"", "m.index.json": json.dumps(index).encode()})
     with pytest.raises(UserError, match=r"model-2\.safetensors is missing"):
-        models.locate(Weights("m", str(tmp_path), (*NEED, "*.index.json")))
+        core_weights.locate(Weights("m", str(tmp_path), (*NEED, "*.index.json")))
 
 
 class Two(Stage):
@@ -173,8 +175,8 @@ class Two(Stage):
 
 def test_the_model_files_are_looked_at_once_however_many_rows_name_them(tmp_path, monkeypatch):
     looks = []
-    real = models.identity
-    monkeypatch.setattr(models, "identity", lambda weights: looks.append(weights) or real(weights))
+    real = core_weights.identity
+    monkeypatch.setattr(core_stage, "identity", lambda weights: looks.append(weights) or real(weights))
     stage = Two(str(folder(tmp_path)))
     stage.fingerprint({})
     rows, *_ = stage.run([Sample(str(k), {}, {}.__getitem__, {}.__getitem__) for k in range(3)], {})

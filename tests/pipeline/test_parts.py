@@ -108,7 +108,7 @@ def test_parts_work_on_any_fsspec_file_system():
 def test_a_process_killed_before_the_last_write_leaves_no_part(tmp_path):
     """The Parquet file is the mark: kill -9 while it is being written, and the part is simply not there."""
     script = (
-        "import sys, time, pipeline.parts as p\n"
+        "import sys, time, pipeline.core.parts as p\n"
         "from data_schemas.tables import verdict_schema\n"
         "store = p.PartStore(sys.argv[1], 'toy', 'f', verdict_schema('toy', 1, ()))\n"
         "real = p.os.fsync\n"

@@ -12,16 +12,9 @@ from pydantic import ValidationError
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from data_schemas.tables import PLAN
-from pipeline.planning import planning
-from pipeline.planning.planning import (
-    PlanningConfig,
-    boxes_fit,
-    check_split,
-    draw_boxes,
-    height_of,
-    make_plan,
-    relation_data,
-)
+from pipeline.planning import planning, relations
+from pipeline.planning.planning import PlanningConfig, check_split, make_plan
+from pipeline.planning.relations import boxes_fit, draw_boxes, height_of, relation_data
 
 
 def reference(category: str, number: int, status: str = "ok", picture: int = 0) -> dict:
@@ -169,7 +162,7 @@ def test_boxes_keep_their_rules(layout, aspects, heights, jitter, seed):
 
 
 def test_slots_are_the_fallback_and_keep_the_rules(monkeypatch):
-    monkeypatch.setattr(planning, "ATTEMPTS", 0)
+    monkeypatch.setattr(relations, "ATTEMPTS", 0)
     for layout, seed in product(relation_data()["layouts"], range(6)):
         draw_boxes(layout, (1, 1), (1, 1), 0, np.random.default_rng(seed))
     boxes = {draw_boxes("embrace", (1, 1), (1, 1), 0, np.random.default_rng(seed)) for seed in range(20)}

@@ -16,8 +16,8 @@ from data_schemas.errors import UserError
 from data_schemas.tables import REVIEW
 from pipeline.curate import curate, stage_inputs
 from pipeline.dataset.publish import PictureReader
+from pipeline.jobs import PartJob
 from pipeline.report.results import read_manifest
-from pipeline.run import PartJob
 
 
 def say(run_url, *rows):

@@ -168,6 +168,6 @@ def test_threads_that_ask_at_once_share_one_encoder_and_torch_keeps_its_threads(
     encoders._load.cache_clear()
     before = torch.get_num_threads()
     with ThreadPoolExecutor(4) as pool:
-        assert len({id(model) for model in pool.map(lambda _: encoders.load_efficientnet(), range(4))}) == 1
+        assert len({id(model) for model in pool.map(lambda _: encoders.efficientnet(), range(4))}) == 1
     encoders.encode(Image.new("RGB", (32, 32)))
     assert torch.get_num_threads() == before

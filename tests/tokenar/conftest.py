@@ -21,8 +21,8 @@ def shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(shards, tmp_path_factory) -> Path:
     """The folder of a finished six-step run."""
-    from tokenar.train.loop import train
+    from tokenar.train.loop import train_model
 
     out = tmp_path_factory.mktemp("trained") / "run"
-    train(tiny_config(shards, out))
+    train_model(tiny_config(shards, out))
     return out

@@ -17,7 +17,7 @@ from tokenar.encoders.vq import VqTokenizer
 from tokenar.evaluate.encoders import EfficientNet
 from tokenar.sample.decoder import Decoder, generate
 from tokenar.train import step, validate
-from tokenar.train.loop import train
+from tokenar.train.loop import train_model
 from tokenar.train.step import recompute_blocks
 
 CPU = torch.device("cpu")
@@ -129,7 +129,7 @@ def test_pictures_while_training_with_recomputing_need_no_generator(shards, tmp_
 
     monkeypatch.setattr(validate, "generate", generated)
     changes = {"activation_checkpointing": "block", "pictures_every": 1, "pictures": 1, "steps": 1}
-    train(tiny_config(shards, tmp_path / "run", **changes))
+    train_model(tiny_config(shards, tmp_path / "run", **changes))
     assert drawing
 
 
@@ -170,7 +170,7 @@ def test_float32_is_exact_where_pictures_become_codes_and_features(rounded, monk
 def test_float32_is_exact_in_training(rounded, shards, tmp_path, monkeypatch):
     seen, real = [], step.losses
     monkeypatch.setattr(step, "losses", lambda *a, **k: (seen.append(is_exact()), real(*a, **k))[1])
-    train(tiny_config(shards, tmp_path / "run", steps=1))
+    train_model(tiny_config(shards, tmp_path / "run", steps=1))
     assert seen[0]
 
 
@@ -181,7 +181,7 @@ def test_cublas_is_told_to_be_deterministic_before_anything_asks_for_a_gpu(
     asked = []
     monkeypatch.delenv(WORKSPACE, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: (asked.append(os.environ.get(WORKSPACE)), False)[1])
-    train(tiny_config(shards, tmp_path / "run", steps=1, deterministic=deterministic))
+    train_model(tiny_config(shards, tmp_path / "run", steps=1, deterministic=deterministic))
     assert asked
     assert set(asked) == {expected}
     monkeypatch.delenv(WORKSPACE, raising=False)

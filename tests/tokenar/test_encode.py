@@ -20,7 +20,7 @@ from tiny_encoders import TINY_VQ, save_tiny_dinov2, save_tiny_t5, tiny_vq
 
 from data_schemas.errors import UserError
 from data_schemas.shards import read_shard
-from tokenar.data.encode import EncodeConfig, Encoders, encode, encode_shards, load_encoders
+from tokenar.data.encode import EncodeConfig, Encoders, encode_files, encode_shards, load_encoders
 from tokenar.data.encoded_shards import EncodedShards, pad_text
 from tokenar.data.samples import as_float, encode_resized, read_resized
 from tokenar.encoders.config import T5Config, TeacherConfig
@@ -68,7 +68,7 @@ def encoders(raw, models) -> Encoders:
 def whole(raw, models, tmp_path_factory) -> Path:
     """The folder that one uninterrupted process makes."""
     out = tmp_path_factory.mktemp("whole") / "encoded"
-    done = encode(settings(raw, models, out))
+    done = encode_shards(settings(raw, models, out))
     assert {key: done[key] for key in ("encoded", "there", "samples")} == {"encoded": 3, "there": 0, "samples": 7}
     return out
 
@@ -127,7 +127,7 @@ def test_codes_are_those_of_encoding_on_the_fly(raw, whole, encoders):
 
 @pytest.mark.parametrize("changes", [{"batch": 1}, {"batch": 7, "vq_batch": 3}, {"threads": 1, "vq_batch": 1}])
 def test_codes_do_not_depend_on_the_batch(raw, models, whole, tmp_path, changes):
-    encode(settings(raw, models, tmp_path / "out", **changes))
+    encode_shards(settings(raw, models, tmp_path / "out", **changes))
     found, expected = opened(tmp_path / "out"), opened(whole)
     for i in range(7):
         here, there = found.read(i), expected.read(i)
@@ -152,7 +152,7 @@ def test_text_is_stored_without_its_padding(raw, whole, encoders):
 
 
 def test_what_stands_at_padding_can_be_kept(raw, models, whole, encoders, tmp_path):
-    encode(settings(raw, models, tmp_path / "out", keep_padding=True))
+    encode_shards(settings(raw, models, tmp_path / "out", keep_padding=True))
     found, without = opened(tmp_path / "out"), opened(whole)
     assert found.lengths == [40] * 7
     sample, short = found.read(0), without.read(0)
@@ -171,7 +171,7 @@ def test_teacher_sees_the_target(raw, whole, encoders):
 
 
 def test_without_a_teacher(raw, models, whole, tmp_path):
-    encode(settings(raw, models, tmp_path / "out", teacher=None))
+    encode_shards(settings(raw, models, tmp_path / "out", teacher=None))
     found = opened(tmp_path / "out")
     assert found.encoders.teacher is None
     assert found.read(6).teacher is None
@@ -191,9 +191,9 @@ def test_webdataset_finds_what_the_raw_shard_says(raw, whole):
 
 
 def test_progress_tells_rate_and_time_left(raw, encoders, tmp_path, capsys):
-    encode_shards([str(raw / "train-00000.tar")], tmp_path, encoders)
+    encode_files([str(raw / "train-00000.tar")], tmp_path, encoders)
     assert re.search(r"^encode, megabytes read 1/1 .* left$", capsys.readouterr().err, re.M)
-    encode_shards([str(raw / "train-00001.tar")], tmp_path, encoders, show=False)
+    encode_files([str(raw / "train-00001.tar")], tmp_path, encoders, show=False)
     assert capsys.readouterr().err == ""
 
 
@@ -227,11 +227,11 @@ def test_killed_and_gone_on_is_the_same_to_the_byte(raw, models, whole, tmp_path
     left.write_bytes(b"killed while it was copied")
     os.utime(left, (0, 0))
     before = (out / "train-00000.tar").stat().st_mtime_ns
-    done = encode(config)
+    done = encode_shards(config)
     assert (done["encoded"], done["there"]) == (2, 1)
     assert contents(out) == contents(whole)
     assert (out / "train-00000.tar").stat().st_mtime_ns == before
-    assert encode(config)["encoded"] == 0
+    assert encode_shards(config)["encoded"] == 0
 
 
 def test_several_processes_make_what_one_makes(raw, models, whole, tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ def test_several_processes_make_what_one_makes(raw, models, whole, tmp_path, mon
     made = []
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        made.append(encode(config)["encoded"])
+        made.append(encode_shards(config)["encoded"])
     assert made == [1, 2]
     assert contents(tmp_path / "out") == contents(whole)
 
@@ -248,7 +248,7 @@ def test_several_processes_make_what_one_makes(raw, models, whole, tmp_path, mon
 def test_more_processes_than_shards(raw, models, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("RANK", "7")
-    done = encode(settings(raw, models, tmp_path / "out"))
+    done = encode_shards(settings(raw, models, tmp_path / "out"))
     assert (done["encoded"], done["samples"]) == (0, 0)
 
 
@@ -258,19 +258,19 @@ def test_a_raw_shard_that_changed_is_encoded_again(models, encoders, tmp_path):
     for name in ("a.tar", "b.tar"):
         write_shard(raw / name, [make_sample(0, side=32)])
     urls = [str(raw / "a.tar"), str(raw / "b.tar")]
-    assert encode_shards(urls, out, encoders)["encoded"] == 2
+    assert encode_files(urls, out, encoders)["encoded"] == 2
     write_shard(raw / "b.tar", [make_sample(1, side=32)])
     os.utime(raw / "a.tar")
-    assert encode_shards(urls, out, encoders)["encoded"] == 1
+    assert encode_files(urls, out, encoders)["encoded"] == 1
     assert EncodedShards(str(out / "*.tar")).sample_ids == ["train-0000", "train-0001"]
 
 
 def test_a_damaged_encoded_shard_is_made_again(raw, models, whole, tmp_path):
     config = settings(raw, models, tmp_path / "out")
-    encode(config)
+    encode_shards(config)
     shard = tmp_path / "out" / "train-00001.tar"
     os.truncate(shard, shard.stat().st_size - 100)
-    assert encode(config)["encoded"] == 1
+    assert encode_shards(config)["encoded"] == 1
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -279,18 +279,18 @@ def test_a_damaged_encoded_shard_is_made_again(raw, models, whole, tmp_path):
 
 def test_other_encoders(raw, models, tmp_path):
     out = tmp_path / "out"
-    encode(settings(raw, models, out))
+    encode_shards(settings(raw, models, out))
     before = contents(out)
     other = settings(raw, models, out, vq=str(models / "other.safetensors"))
     with pytest.raises(UserError, match=r"train-00000\.tar: encoded with another tokenizer; .* --overwrite"):
-        encode(other)
+        encode_shards(other)
     with pytest.raises(UserError, match="encoded with another image_tokens"):
-        encode(settings(raw, models, out, image_size=SIZE // 2))
+        encode_shards(settings(raw, models, out, image_size=SIZE // 2))
     with pytest.raises(UserError, match="encoded with another teacher"):
-        encode(settings(raw, models, out, teacher=None))
+        encode_shards(settings(raw, models, out, teacher=None))
     assert contents(out) == before
-    assert encode(other, overwrite=True)["encoded"] == 3
-    assert encode(other)["encoded"] == 0
+    assert encode_shards(other, overwrite=True)["encoded"] == 3
+    assert encode_shards(other)["encoded"] == 0
     assert opened(out).encoders.tokenizer == load_encoders(other, "cpu").tokenizer.fingerprint
     assert contents(out) != before
 
@@ -298,20 +298,20 @@ def test_other_encoders(raw, models, tmp_path):
 def test_raw_shards_are_never_written_over(raw, models):
     before = contents(raw)
     with pytest.raises(UserError, match=r"train-00000\.tar: is there and is no encoded shard; give another --out"):
-        encode(settings(raw, models, raw), overwrite=True)
+        encode_shards(settings(raw, models, raw), overwrite=True)
     assert contents(raw) == before
 
 
 def test_encoded_shards_are_not_encoded(whole, models, tmp_path):
     with pytest.raises(UserError, match=r"train-00000\.tar: is encoded already"):
-        encode(settings(whole, models, tmp_path / "out"))
+        encode_shards(settings(whole, models, tmp_path / "out"))
 
 
 def test_two_shards_of_one_name(models, tmp_path):
     for folder in ("a", "b"):
         write_shard(tmp_path / folder / "train-0.tar", [make_sample(0, side=32)])
     with pytest.raises(UserError, match=r"b/train-0\.tar: named like .*a/train-0\.tar"):
-        encode(settings(tmp_path, models, tmp_path / "out", shards=str(tmp_path / "*" / "train-*.tar")))
+        encode_shards(settings(tmp_path, models, tmp_path / "out", shards=str(tmp_path / "*" / "train-*.tar")))
 
 
 def test_a_broken_raw_shard_stops_the_work_and_what_is_done_stays(encoders, tmp_path):
@@ -321,7 +321,7 @@ def test_a_broken_raw_shard_stops_the_work_and_what_is_done_stays(encoders, tmp_
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(UserError, match=r"b\.tar: the shard is cut short or damaged"):
-        encode_shards(urls, out, encoders, batch=2)
+        encode_files(urls, out, encoders, batch=2)
     assert [path.name for path in out.iterdir()] == ["a.tar"]
     assert len(EncodedShards(str(out / "a.tar"))) == 3
 
@@ -329,7 +329,7 @@ def test_a_broken_raw_shard_stops_the_work_and_what_is_done_stays(encoders, tmp_
 def test_an_out_that_cannot_be(raw, models, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: cannot be made"):
-        encode(settings(raw, models, tmp_path / "file"))
+        encode_shards(settings(raw, models, tmp_path / "file"))
 
 
 def test_more_codes_than_a_shard_holds(encoders):
@@ -346,7 +346,7 @@ def test_a_full_gpu(raw, encoders, tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(UserError, match="give a smaller --vq-batch or --batch"):
-        encode_shards([str(raw / "train-00000.tar")], tmp_path, Full(encoders.tokenizer, encoders.text))
+        encode_files([str(raw / "train-00000.tar")], tmp_path, Full(encoders.tokenizer, encoders.text))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -357,7 +357,7 @@ def test_a_full_disk_leaves_nothing_half(raw, encoders, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(UserError, match=r"train-00000\.tar: cannot be made from .* \(No space left on device\)"):
-        encode_shards([str(raw / "train-00000.tar")], tmp_path, encoders)
+        encode_files([str(raw / "train-00000.tar")], tmp_path, encoders)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -366,14 +366,14 @@ def test_shards_whose_raw_shard_is_gone_are_not_trained_on(raw, models, tmp_path
     here, out = tmp_path / "raw", tmp_path / "out"
     shutil.copytree(raw, here)
     config = settings(here, models, out)
-    encode(config)
+    encode_shards(config)
     (out / "notes.tar").write_bytes(b"mine")
     before = contents(out)
     (here / "train-00002.tar").unlink()
     with pytest.raises(UserError, match=r"train-00002\.tar: one of 1 encoded shards whose raw shard is not there"):
-        encode(config)
+        encode_shards(config)
     assert contents(out) == before
-    encode(config, overwrite=True)
+    encode_shards(config, overwrite=True)
     assert contents(out) == {name: content for name, content in before.items() if name != "train-00002.tar"}
     one = config.model_copy(update={"shards": str(here / "train-00000.tar")})
-    assert encode(one)["there"] == 1, "other shards are none of its business"
+    assert encode_shards(one)["there"] == 1, "other shards are none of its business"

@@ -23,10 +23,9 @@ from tokenar.evaluate.config import EvalConfig
 from tokenar.evaluate.encoders import EfficientNet, Encoder, Inception
 from tokenar.evaluate.pictures import Truth
 from tokenar.evaluate.rows import Scorer
-from tokenar.evaluate.run import evaluate, named
+from tokenar.evaluate.run import evaluate_models, named
 from tokenar.evaluate.tables import latex, markdown
-from tokenar.sample.sampler import Drawing
-from tokenar.sample.sampler import sample as draw_samples
+from tokenar.sample.sampler import Drawing, sample_pictures
 
 SAMPLING = SampleConfig(seed=3, batch=2)
 
@@ -92,7 +91,7 @@ def test_known_answers(glob, samples, encoders, small_inception, tmp_path):
     truth = write(tmp_path / "truth", [s.target for s in samples], samples)
     shifted = write(tmp_path / "shifted", map(with_shifted_background, samples), samples)
     swapped = write(tmp_path / "swapped", map(with_swapped_subjects, samples), samples)
-    result = evaluate(glob, tmp_path / "out", predictions=[truth, shifted, swapped], config=encoders, quiet=True)
+    result = evaluate_models(glob, tmp_path / "out", predictions=[truth, shifted, swapped], config=encoders, quiet=True)
 
     perfect, moved = figures(result, "truth"), figures(result, "shifted")
     for part in ("whole", "background", "subjects"):
@@ -121,7 +120,7 @@ def test_the_matrix_is_the_identity_stages(glob, samples, tmp_path):
     from pipeline.identity import encoders as stage
 
     truth = write(tmp_path / "truth", [s.target for s in samples], samples)
-    evaluate(glob, tmp_path / "out", predictions=[truth], quiet=True)
+    evaluate_models(glob, tmp_path / "out", predictions=[truth], quiet=True)
     table = pq.read_table(tmp_path / "out/per_sample.parquet").to_pylist()
     network = stage.EfficientNet()
     for sample, row in zip(samples, table, strict=True):
@@ -138,7 +137,7 @@ def test_the_matrix_is_the_identity_stages(glob, samples, tmp_path):
 
 def test_models_and_other_methods_in_one_table(trained, glob, samples, tmp_path):
     grey = write(tmp_path / "grey", [Image.new("RGBA", (48, 48), (0, 0, 0, 0))] * 3, samples)
-    result = evaluate(
+    result = evaluate_models(
         glob, tmp_path / "out", models={"ours": trained / "model"}, predictions={"DreamO": grey}, sampling=SAMPLING,
         quiet=True,
     )  # fmt: skip
@@ -177,7 +176,7 @@ def test_single_and_several_subjects_apart(tmp_path):
     del samples[4].info["boxes"]
     write_shard(tmp_path / "test-0.tar", samples)
     truth = write(tmp_path / "truth", [s.target for s in samples], samples)
-    result = evaluate(str(tmp_path / "test-0.tar"), tmp_path / "out", predictions=[truth], quiet=True)
+    result = evaluate_models(str(tmp_path / "test-0.tar"), tmp_path / "out", predictions=[truth], quiet=True)
     method = result["methods"]["truth"]
     assert (method["single_subject"]["samples"], method["multi_subject"]["samples"]) == (2, 4)
     assert "swap_rate" in method["multi_subject"]
@@ -193,16 +192,16 @@ def test_lpips_needs_some_pixels(glob, samples, encoders, tmp_path):
     tiny = write(tmp_path / "tiny", [Image.new("RGB", (16, 16))] * 3, samples)
     config = EvalConfig(lpips=encoders.lpips)
     with pytest.raises(UserError, match="lpips reads no picture below 32 pixels, these have 16; set side"):
-        evaluate(glob, tmp_path / "out", predictions=[tiny], config=config, quiet=True)
+        evaluate_models(glob, tmp_path / "out", predictions=[tiny], config=config, quiet=True)
     wider = config.model_copy(update={"side": 32})
-    assert evaluate(glob, tmp_path / "out", predictions=[tiny], config=wider, quiet=True)["side"] == 32
+    assert evaluate_models(glob, tmp_path / "out", predictions=[tiny], config=wider, quiet=True)["side"] == 32
 
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_path, monkeypatch):
     config = EvalConfig(inception=encoders.inception, dino=encoders.dino, kid_subsets=3)
     options = {"models": {"m": trained / "model"}, "config": config, "quiet": True}
-    whole = evaluate(glob, tmp_path / "whole", sampling=SAMPLING, **options)
+    whole = evaluate_models(glob, tmp_path / "whole", sampling=SAMPLING, **options)
     scored, encoded, drawn = [], [], []
     row, encode, batch = Scorer.row, Encoder.encode, Drawing.batch
     monkeypatch.setattr(
@@ -219,26 +218,26 @@ def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_pat
 
     monkeypatch.setattr(Scorer, "row", score)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(glob, tmp_path / "out", sampling=SAMPLING, **options)
+        evaluate_models(glob, tmp_path / "out", sampling=SAMPLING, **options)
     (tmp_path / "out/cache/rows/damaged.parquet").write_bytes(b"PAR1 and no more")
-    again = evaluate(glob, tmp_path / "out", sampling=SAMPLING, **options)
+    again = evaluate_models(glob, tmp_path / "out", sampling=SAMPLING, **options)
     assert scored == ["test-0000", "test-0001", "test-0001", "test-0002"], "what was done is not done again"
     assert len(drawn) == 3
     assert figures(again, "m") == figures(whole, "m")
 
     before = len(encoded), len(scored)
-    assert evaluate(glob, tmp_path / "out", sampling=SAMPLING, **options) == again
+    assert evaluate_models(glob, tmp_path / "out", sampling=SAMPLING, **options) == again
     assert (len(encoded), len(scored), len(drawn)) == (*before, 3), "a third time there is nothing to do"
     shutil.rmtree(tmp_path / "out/cache/features")
-    assert figures(evaluate(glob, tmp_path / "out", sampling=SAMPLING, **options), "m") == figures(again, "m")
+    assert figures(evaluate_models(glob, tmp_path / "out", sampling=SAMPLING, **options), "m") == figures(again, "m")
     assert len(encoded) > before[0], "features that were lost are made again"
     before = len(encoded), len(scored)
     wider = config.model_copy(update={"edge_tolerance": 3.0})
-    evaluate(glob, tmp_path / "out", sampling=SAMPLING, **{**options, "config": wider})
+    evaluate_models(glob, tmp_path / "out", sampling=SAMPLING, **{**options, "config": wider})
     assert len(scored) == before[1] + 3, "another definition scores again"
     assert len(encoded) == before[0], "and encodes nothing"
     other = SAMPLING.model_copy(update={"seed": 4})
-    assert evaluate(glob, tmp_path / "out", sampling=other, **options)["seed"] == 4
+    assert evaluate_models(glob, tmp_path / "out", sampling=other, **options)["seed"] == 4
     assert len(drawn) == 6, "another recipe draws again"
 
 
@@ -246,30 +245,30 @@ def test_nothing_of_an_earlier_evaluation_stands_beside_this_one(glob, samples, 
     truth, out = write(tmp_path / "truth", [s.target for s in samples], samples), tmp_path / "out"
     (out / "pictures").mkdir(parents=True)
     (out / "pictures" / "step-000002.png").write_bytes(b"a training's own")
-    evaluate(glob, out, predictions=[truth], quiet=True)
+    evaluate_models(glob, out, predictions=[truth], quiet=True)
     (tmp_path / "one").mkdir()
     write_shard(tmp_path / "one" / "test-0.tar", samples[1:2])
-    evaluate(str(tmp_path / "one" / "*.tar"), out, predictions=[truth], quiet=True)
+    evaluate_models(str(tmp_path / "one" / "*.tar"), out, predictions=[truth], quiet=True)
     assert sorted(path.name for path in (out / "pictures").iterdir()) == ["step-000002.png", "test-0001.png"]
     (out / "metrics.json").write_text("[" * 5000)
     quiet = EvalConfig(shown=0)
-    evaluate(glob, out, predictions=[truth], config=quiet, quiet=True)
+    evaluate_models(glob, out, predictions=[truth], config=quiet, quiet=True)
     assert not (out / "grid.png").exists()
 
 
 def test_predictions_that_an_earlier_call_left_are_not_this_ones(trained, glob, samples, tmp_path):
     drawn = tmp_path / "drawn"
-    draw_samples(trained / "model", glob, drawn, SAMPLING, quiet=True)
-    evaluate(glob, tmp_path / "out", predictions=[drawn], quiet=True)
+    sample_pictures(trained / "model", glob, drawn, SAMPLING, quiet=True)
+    evaluate_models(glob, tmp_path / "out", predictions=[drawn], quiet=True)
     other = SAMPLING.model_copy(update={"seed": 9})
-    draw_samples(trained / "model", glob, drawn, other, limit=1, quiet=True)
+    sample_pictures(trained / "model", glob, drawn, other, limit=1, quiet=True)
     assert len(list(drawn.glob("*.png"))) == 3, "nobody's pictures are thrown away"
     told = r"no prediction for 2 of 3 samples, first test-0001.png \(an earlier call's is there\)"
     with pytest.raises(UserError, match=told):
-        evaluate(glob, tmp_path / "out", predictions=[drawn], quiet=True)
-    draw_samples(trained / "model", glob, drawn, other, seeds=2, quiet=True)
+        evaluate_models(glob, tmp_path / "out", predictions=[drawn], quiet=True)
+    sample_pictures(trained / "model", glob, drawn, other, seeds=2, quiet=True)
     with pytest.raises(UserError, match="no prediction for 3 of 3"):
-        evaluate(glob, tmp_path / "out", predictions=[drawn], quiet=True)
+        evaluate_models(glob, tmp_path / "out", predictions=[drawn], quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -290,12 +289,12 @@ def test_a_method_is_called_by_its_runs_name(folder, name, tmp_path):
 @pytest.mark.slow
 def test_a_lost_picture_is_drawn_again_as_it_was(trained, glob, tmp_path):
     options = {"models": {"m": trained / "model"}, "sampling": SAMPLING, "quiet": True}
-    evaluate(glob, tmp_path, **options)
+    evaluate_models(glob, tmp_path, **options)
     folder = tmp_path / "m/samples"
     before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     stamp = (folder / "test-0000.png").stat().st_mtime_ns
     (folder / "test-0002.png").unlink()
-    evaluate(glob, tmp_path, **options)
+    evaluate_models(glob, tmp_path, **options)
     assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == before
     assert (folder / "test-0000.png").stat().st_mtime_ns == stamp
     assert [entry["seed"] for entry in json.loads((folder / "samples.json").read_text())] == [3, 4, 5]
@@ -306,11 +305,11 @@ def test_a_sample_that_changed_is_drawn_and_scored_again(trained, samples, tmp_p
     options = {"models": {"m": trained / "model"}, "sampling": SAMPLING, "quiet": True}
     shard, folder = tmp_path / "test-0.tar", tmp_path / "out/m/samples"
     write_shard(shard, samples)
-    before = figures(evaluate(str(shard), tmp_path / "out", **options), "m")
+    before = figures(evaluate_models(str(shard), tmp_path / "out", **options), "m")
     stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
     darker = dataclasses.replace(samples[1], background=samples[1].background.point(lambda value: value // 2))
     write_shard(shard, [samples[0], darker, samples[2]])
-    after = figures(evaluate(str(shard), tmp_path / "out", **options), "m")
+    after = figures(evaluate_models(str(shard), tmp_path / "out", **options), "m")
     changed = [name for name, stamp in stamps.items() if (folder / name).stat().st_mtime_ns != stamp]
     assert changed == ["test-0001.png"]
     assert after["mask_f1"] != before["mask_f1"]
@@ -319,7 +318,7 @@ def test_a_sample_that_changed_is_drawn_and_scored_again(trained, samples, tmp_p
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(trained, glob, tmp_path):
     model = trained / "model"
-    one = evaluate(glob, tmp_path / "one", models={"m": model, "n": model}, quiet=True)
+    one = evaluate_models(glob, tmp_path / "one", models={"m": model, "n": model}, quiet=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tokenar.cli"]
     options = ["eval", "--shards", glob, "--out", tmp_path / "two", "--model", f"m={model}", "--model", f"n={model}"]
     done = run([*launch, *map(str, options)], capture_output=True, text=True, timeout=200)

@@ -14,11 +14,12 @@ from tiny_encoders import TINY_VQ, save_tiny_dinov2, save_tiny_t5, tiny_vq
 
 from data_schemas.errors import UserError
 from tokenar.config import TrainConfig, with_changes
-from tokenar.data.encode import EncodeConfig, encode
+from tokenar.data.encode import EncodeConfig, encode_shards
 from tokenar.data.samples import (
     Order,
     Position,
     as_float,
+    encode_resized,
     epoch_batches,
     rank_share,
     read_resized,
@@ -29,7 +30,7 @@ from tokenar.encoders.patches import PatchCodebook, picture_tensor, tensor_pictu
 from tokenar.encoders.text import HashedWords, word_vector, words
 from tokenar.processes import Workers
 from tokenar.train import checkpoint, inputs
-from tokenar.train.loop import train
+from tokenar.train.loop import train_model
 
 TINY = TokenizerConfig(image_size=32, patch=4, vocabulary=16)
 
@@ -162,7 +163,7 @@ def test_variations_keep_what_makes_a_target(samples):
 
 def test_codes_are_those_of_each_picture(samples, pixels):
     codebook = PatchCodebook.fit(TINY, pixels)
-    encoded = encode(samples, codebook, HashedWords(TextConfig()))
+    encoded = encode_resized(samples, codebook, HashedWords(TextConfig()))
     assert encoded[3].references == 2
     target = as_float(samples[3].pixels[-1:])
     assert torch.equal(encoded[3].picture, codebook.encode(target)[0])
@@ -198,7 +199,7 @@ def sets(shards, frozen, tmp_path_factory):
     """Folders of the same samples: raw, encoded, and encoded with the captions' padding."""
     folder = tmp_path_factory.mktemp("sets")
     for name, keep_padding in (("encoded", False), ("padded", True)):
-        encode(encode_config(frozen, shards, folder / name, keep_padding=keep_padding))
+        encode_shards(encode_config(frozen, shards, folder / name, keep_padding=keep_padding))
     return {"raw": shards, "encoded": folder / "encoded", "padded": folder / "padded"}
 
 
@@ -228,7 +229,9 @@ def frozen_config(frozen, shards, out, **changes):
 def test_encoded_shards_give_the_losses_of_raw_ones(kind, padding, frozen, sets, tmp_path):
     found, shards = {}, {}
     for name in ("raw", kind):
-        shards[name] = train(frozen_config(frozen, sets[name], tmp_path / name, model__text_padding=padding))["shards"]
+        shards[name] = train_model(frozen_config(frozen, sets[name], tmp_path / name, model__text_padding=padding))[
+            "shards"
+        ]
         found[name] = [
             {key: row[key] for key in ("loss", "loss_teacher", "grad_norm")} for row in rows(tmp_path / name)[1:-1]
         ]
@@ -242,11 +245,11 @@ def test_encoded_shards_give_the_losses_of_raw_ones(kind, padding, frozen, sets,
 
 def test_a_run_on_encoded_shards_goes_on_where_it_was(frozen, sets, tmp_path):
     config = frozen_config(frozen, sets["encoded"], tmp_path / "whole", pictures_every=4)
-    train(config)
+    train_model(config)
     assert (tmp_path / "whole" / "pictures" / "step-000004.png").exists()
     parts = with_changes(config, out=str(tmp_path / "parts"), steps=4)
-    train(parts)
-    train(with_changes(parts, steps=6), resume=True)
+    train_model(parts)
+    train_model(with_changes(parts, steps=6), resume=True)
     assert all(torch.equal(t, weights(tmp_path / "parts")[name]) for name, t in weights(tmp_path / "whole").items())
 
 
@@ -254,7 +257,7 @@ def test_without_the_encoders_the_shards_are_taken_as_they_are(frozen, sets, tmp
     config = frozen_config(
         frozen, sets["encoded"], tmp_path / "run", tokenizer_weights=None, text__model=str(tmp_path / "none"), steps=1
     )
-    train(config)
+    train_model(config)
     assert "text encoder not compared with the shards'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model" / "tokenizer.safetensors").exists()
 
@@ -275,7 +278,7 @@ def test_encoders_that_are_only_compared_stay_off_the_gpu(frozen, sets, tmp_path
 def test_shards_that_do_not_go_with_the_settings(frozen, sets, tmp_path):
     def refused(told, kind="encoded", **changes):
         with pytest.raises(UserError, match=told):
-            train(frozen_config(frozen, sets[kind], tmp_path / "run", **changes), overwrite=True)
+            train_model(frozen_config(frozen, sets[kind], tmp_path / "run", **changes), overwrite=True)
 
     refused("there is no encoder to make them", "raw", tokenizer_weights=None)
     refused("encoded without the captions' padding", model__text_padding="attended")
@@ -288,15 +291,15 @@ def test_shards_that_do_not_go_with_the_settings(frozen, sets, tmp_path):
     save_tiny_t5(tmp_path / "t5", seed=1)
     refused("encoded with text", text__model=str(tmp_path / "t5"))
     with pytest.raises(UserError, match="set tokenizer and text so"):
-        train(tiny_config(sets["encoded"], tmp_path / "run"), overwrite=True)
+        train_model(tiny_config(sets["encoded"], tmp_path / "run"), overwrite=True)
 
 
 def test_more_references_in_encoded_shards_than_the_model_takes(frozen, tmp_path):
     write_shard(tmp_path / "raw" / "train-0.tar", [make_sample(i, side=64, references=2 + i) for i in range(2)])
-    encode(encode_config(frozen, tmp_path / "raw", tmp_path / "encoded"))
+    encode_shards(encode_config(frozen, tmp_path / "raw", tmp_path / "encoded"))
     config = frozen_config(frozen, tmp_path / "encoded", tmp_path / "run", val_shards=None)
     with pytest.raises(UserError, match="3 references, the model takes up to 2"):
-        train(config)
+        train_model(config)
 
 
 def test_a_shard_that_vanishes_leaves_the_last_good_checkpoint(frozen, sets, tmp_path):
@@ -309,8 +312,8 @@ def test_a_shard_that_vanishes_leaves_the_last_good_checkpoint(frozen, sets, tmp
             (folder / "train-00001.tar").unlink()
 
     with pytest.raises(UserError, match=r"train-00001.tar: no such shard"):
-        train(config, remove)
+        train_model(config, remove)
     assert checkpoint.checkpoints(tmp_path / "run")
     shutil.copy(sets["encoded"] / "train-00001.tar", folder)
     done = rows(tmp_path / "run")[-1]["step"]
-    assert train(with_changes(config, steps=done + 4), resume=True)["finished"]
+    assert train_model(with_changes(config, steps=done + 4), resume=True)["finished"]

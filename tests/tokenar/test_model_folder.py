@@ -9,10 +9,11 @@ from small_run import SMALL, changed, random_net
 from tiny_encoders import save_tiny_t5, tiny_vq
 
 from data_schemas.errors import UserError
+from data_schemas.io.files import write_atomically
 from tokenar.encoders.config import T5Config, TextConfig, TokenizerConfig
 from tokenar.encoders.patches import PatchCodebook
 from tokenar.encoders.vq import VqTokenizer
-from tokenar.model.folder import load_model, save_model, write_atomically
+from tokenar.model.folder import load_model, save_model
 
 TEXT = TextConfig(tokens=3, width=5)
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from small_run import in_process, tiny_config, write_config
 
-from tokenar.progress import Progress
+from data_schemas.progress import Progress
 
 
 class Terminal(io.StringIO):

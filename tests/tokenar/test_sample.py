@@ -17,7 +17,7 @@ from tokenar.config import SampleConfig
 from tokenar.model.folder import Model
 from tokenar.sample import requests
 from tokenar.sample.decoder import Decoder
-from tokenar.sample.sampler import NEXT_SEED, Sampler, sample
+from tokenar.sample.sampler import NEXT_SEED, Sampler, sample_pictures
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def pixels(path):
 
 
 def test_pictures_carry_their_recipe(model, shards, tmp_path):
-    listed = sample(model, str(shards / "test-*.tar"), tmp_path, SampleConfig(seed=4), limit=2, quiet=True)
+    listed = sample_pictures(model, str(shards / "test-*.tar"), tmp_path, SampleConfig(seed=4), limit=2, quiet=True)
     assert json.loads((tmp_path / "samples.json").read_text()) == listed
     assert [record["seed"] for record in listed] == [4, 5]
     assert Image.open(tmp_path / listed[1]["file"]).size == (32, 32)
@@ -55,32 +55,34 @@ def test_pictures_carry_their_recipe(model, shards, tmp_path):
 
 def test_a_recipe_names_the_model_as_it_was_given_with_whatever_weights(model, shards, tmp_path):
     pattern = str(shards / "test-*.tar")
-    exact = sample(model, pattern, tmp_path / "exact", limit=1, quiet=True)
+    exact = sample_pictures(model, pattern, tmp_path / "exact", limit=1, quiet=True)
     for weights in ("int8", "float8"):
-        [record] = sample(model, pattern, tmp_path / weights, SampleConfig(weights=weights), limit=1, quiet=True)
+        [record] = sample_pictures(
+            model, pattern, tmp_path / weights, SampleConfig(weights=weights), limit=1, quiet=True
+        )
         assert record["model"] == exact[0]["model"]
         assert recipe(tmp_path / weights / record["file"]) == record
 
 
 def test_what_is_there_is_not_drawn_again(model, shards, tmp_path, capfd):
     pattern = str(shards / "test-*.tar")
-    listed = sample(model, pattern, tmp_path, limit=2)
+    listed = sample_pictures(model, pattern, tmp_path, limit=2)
     first, second = (tmp_path / record["file"] for record in listed)
     kept, drawn = first.stat().st_mtime_ns, pixels(second)
     second.write_bytes(second.read_bytes()[:100])
-    assert sample(model, pattern, tmp_path, limit=2, quiet=True) == listed
+    assert sample_pictures(model, pattern, tmp_path, limit=2, quiet=True) == listed
     assert first.stat().st_mtime_ns == kept
     assert pixels(second) == drawn
-    sample(model, pattern, tmp_path, SampleConfig(seed=1), limit=1, quiet=True)
+    sample_pictures(model, pattern, tmp_path, SampleConfig(seed=1), limit=1, quiet=True)
     assert recipe(first)["seed"] == 1
 
 
 def test_with_another_reference_it_is_drawn_again(model, folder, tmp_path):
     request = folder / "scene_1"
-    sample(model, requests.from_folder(request), tmp_path, quiet=True)
+    sample_pictures(model, requests.from_folder(request), tmp_path, quiet=True)
     before = recipe(tmp_path / "scene_1.png")
     photo("astronaut").save(request / "ref" / "1.png")
-    sample(model, requests.from_folder(request), tmp_path, quiet=True)
+    sample_pictures(model, requests.from_folder(request), tmp_path, quiet=True)
     after = recipe(tmp_path / "scene_1.png")
     assert after.pop("inputs") != before.pop("inputs")
     assert after == before
@@ -102,9 +104,9 @@ def test_the_same_from_shards_folders_lists_and_python(model, shards, tmp_path):
         })  # fmt: skip
     (tmp_path / "list.json").write_text(json.dumps(entries))
     config = SampleConfig(seed=7, guidance=2.0, temperature=1.0)
-    sample(model, str(shards / "test-*.tar"), tmp_path / "a", config, quiet=True)
-    sample(model, requests.from_folder(tmp_path / "in" / "one"), tmp_path / "b", config, quiet=True)
-    sample(model, requests.from_list(tmp_path / "list.json"), tmp_path / "c", config, quiet=True)
+    sample_pictures(model, str(shards / "test-*.tar"), tmp_path / "a", config, quiet=True)
+    sample_pictures(model, requests.from_folder(tmp_path / "in" / "one"), tmp_path / "b", config, quiet=True)
+    sample_pictures(model, requests.from_list(tmp_path / "list.json"), tmp_path / "c", config, quiet=True)
     drawn = Sampler(model, config).draw(chosen.references, chosen.background, chosen.prompt)
     others = [tmp_path / "b/one.png", tmp_path / "c/one.png", tmp_path / "c/two.png"]
     assert {pixels(path) for path in others} == {drawn.tobytes()} == {pixels(tmp_path / f"a/{chosen.sample_id}.png")}
@@ -112,13 +114,13 @@ def test_the_same_from_shards_folders_lists_and_python(model, shards, tmp_path):
 
 def test_several_seeds_of_each_sample(model, shards, tmp_path):
     config = SampleConfig(temperature=1.0, guidance=1.5)
-    listed = sample(model, str(shards / "test-*.tar"), tmp_path / "n", config, seeds=3, quiet=True)
+    listed = sample_pictures(model, str(shards / "test-*.tar"), tmp_path / "n", config, seeds=3, quiet=True)
     sample_id = listed[0]["sample_id"]
     assert [record["file"] for record in listed[:3]] == [f"{sample_id}-{k}.png" for k in range(3)]
     assert [record["seed"] for record in listed[3:6]] == [1, 1 + NEXT_SEED, 1 + 2 * NEXT_SEED]
     assert len({pixels(tmp_path / "n" / record["file"]) for record in listed}) == len(listed)
     again = SampleConfig(temperature=1.0, guidance=1.5, seed=NEXT_SEED)
-    sample(model, str(shards / "test-*.tar"), tmp_path / "one", again, limit=1, quiet=True)
+    sample_pictures(model, str(shards / "test-*.tar"), tmp_path / "one", again, limit=1, quiet=True)
     assert pixels(tmp_path / "n" / f"{sample_id}-1.png") == pixels(tmp_path / "one" / f"{sample_id}.png")
 
 
@@ -127,10 +129,10 @@ def test_transparent_references_are_on_white(model, folder, tmp_path):
     flat = Image.open(reference).convert("RGBA")
     flat.paste((255, 255, 255, 255), (0, 0, 30, flat.height))
     flat.convert("RGB").save(reference)
-    sample(model, requests.from_folder(folder / "scene_2"), tmp_path / "flat", quiet=True)
+    sample_pictures(model, requests.from_folder(folder / "scene_2"), tmp_path / "flat", quiet=True)
     flat.paste((9, 200, 9, 0), (0, 0, 30, flat.height))
     flat.save(reference)
-    sample(model, requests.from_folder(folder / "scene_2"), tmp_path / "clear", quiet=True)
+    sample_pictures(model, requests.from_folder(folder / "scene_2"), tmp_path / "clear", quiet=True)
     assert pixels(tmp_path / "flat/scene_2.png") == pixels(tmp_path / "clear/scene_2.png")
 
 
@@ -142,7 +144,7 @@ def test_two_processes_draw_what_one_does(model, folder, shards, tmp_path):
     line = [sys.executable, *run, *command, "--out", str(tmp_path / "two")]
     done = subprocess.run(line, check=True, env=environment, stdout=subprocess.PIPE, text=True)
     assert done.stdout == f"5 pictures: {tmp_path / 'two'}\n", "the first process speaks"
-    one = sample(model, str(shards / "t*.tar"), tmp_path / "one", limit=5, quiet=True)
+    one = sample_pictures(model, str(shards / "t*.tar"), tmp_path / "one", limit=5, quiet=True)
     assert json.loads((tmp_path / "two" / "samples.json").read_text()) == one
     for record in one:
         assert pixels(tmp_path / "one" / record["file"]) == pixels(tmp_path / "two" / record["file"])
@@ -153,7 +155,7 @@ def test_a_preview_grows_into_the_picture(model, folder, tmp_path, monkeypatch):
     from tokenar.sample import preview
 
     monkeypatch.setattr(preview, "write_atomically", lambda path, write: shown.append(grab(write, tmp_path)))
-    sample(model, requests.from_folder(folder / "scene_1"), tmp_path / "out", preview=True, quiet=True)
+    sample_pictures(model, requests.from_folder(folder / "scene_1"), tmp_path / "out", preview=True, quiet=True)
     assert len(shown) == 4  # rows of tokens
     grey = [sum(pixel == (128, 128, 128) for pixel in picture.get_flattened_data()) for picture in shown]
     assert grey[0] >= 3 * 8 * 32
@@ -168,7 +170,7 @@ def grab(write, folder):
 
 def test_long_prompts_are_cut_and_said_so(model, folder, tmp_path, capfd):
     (folder / "scene_1" / "description.txt").write_text("word " * 500)
-    sample(model, requests.from_folder(folder), tmp_path / "out")
+    sample_pictures(model, requests.from_folder(folder), tmp_path / "out")
     lines = capfd.readouterr().err.splitlines()
     assert [line for line in lines if "prompt" in line] == [
         "scene_1: the prompt has 500 tokens, those after 4 are not read"

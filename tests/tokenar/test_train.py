@@ -25,7 +25,7 @@ from tokenar.data.samples import collate
 from tokenar.encoders.config import TextConfig, TokenizerConfig
 from tokenar.model.folder import load_model
 from tokenar.train import checkpoint, loop, step
-from tokenar.train.loop import OtherRun, train, unigram
+from tokenar.train.loop import OtherRun, train_model, unigram
 
 
 def test_a_run_leaves_what_it_says(trained):
@@ -55,7 +55,7 @@ def test_the_first_loss_is_that_of_a_fair_die(trained):
 
 
 def test_the_loss_falls(shards, tmp_path):
-    summary = train(
+    summary = train_model(
         tiny_config(shards, tmp_path / "run", steps=80, lr=2e-2, log_every=40, save_every=80, model__dropout=0.0)
     )
     assert summary["val_loss"] < summary["val_unigram_cross_entropy"]
@@ -64,10 +64,10 @@ def test_the_loss_falls(shards, tmp_path):
 
 def test_resumed_weights_are_those_of_an_uninterrupted_run(trained, shards, tmp_path):
     out = tmp_path / "run"
-    train(tiny_config(shards, out, steps=3))
+    train_model(tiny_config(shards, out, steps=3))
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')  # the disk was full
-    train(tiny_config(shards, out, steps=6), resume=True)
+    train_model(tiny_config(shards, out, steps=6), resume=True)
     expected, found = weights(trained), weights(out)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert [r["loss"] for r in rows(out) if "loss" in r] == [r["loss"] for r in rows(trained) if "loss" in r]
@@ -75,16 +75,16 @@ def test_resumed_weights_are_those_of_an_uninterrupted_run(trained, shards, tmp_
 
 def test_a_damaged_checkpoint_is_passed_over(trained, shards, tmp_path):
     out = tmp_path / "run"
-    train(tiny_config(shards, out))
+    train_model(tiny_config(shards, out))
     newest = checkpoint.checkpoints(out)[-1]
     (file,) = newest.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
-    train(tiny_config(shards, out), resume=True)
+    train_model(tiny_config(shards, out), resume=True)
     assert all(torch.equal(t, weights(out)[name]) for name, t in weights(trained).items())
     for path in checkpoint.checkpoints(out):
         (path / "facts.json").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint there can be read"):
-        train(tiny_config(shards, out), resume=True)
+        train_model(tiny_config(shards, out), resume=True)
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def alone(shards, tmp_path_factory):
         shards, tmp_path_factory.mktemp("alone") / "run", model__dropout=0.0, model__text_dropout=0.0, batch=3,
         steps=40, save_every=7,
     )  # fmt: skip
-    train(config)
+    train_model(config)
     return config
 
 
@@ -179,7 +179,7 @@ def test_two_processes_with_a_share_of_the_network_each_give_the_same(alone, in_
 @pytest.mark.slow
 def test_one_process_goes_on_as_two(alone, tmp_path):
     begun = with_changes(alone, out=str(tmp_path / "run"), steps=11)
-    train(begun)
+    train_model(begun)
     process = torchrun(with_changes(begun, steps=alone.steps), tmp_path, "--resume")
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors[-3000:]
@@ -210,13 +210,13 @@ def losses_of(out):
 @pytest.mark.slow
 def test_killed_at_any_step_and_resumed_is_undisturbed(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "whole", steps=60, save_every=7, ema=0.9)
-    train(config)
+    train_model(config)
     disturbed = with_changes(config, out=str(tmp_path / "killed"))
     path = write_config(disturbed, tmp_path / "settings.json")
     process = subprocess.Popen([sys.executable, "-m", "tokenar.cli", "train", "--config", path], stderr=subprocess.PIPE)
     killed(process, tmp_path / "killed", random.randint(8, 40))
     assert not (tmp_path / "killed" / "model").exists()
-    train(disturbed, resume=True)
+    train_model(disturbed, resume=True)
     assert all(torch.equal(t, weights(tmp_path / "killed")[name]) for name, t in weights(tmp_path / "whole").items())
     assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "whole")
 
@@ -235,22 +235,22 @@ def test_two_processes_killed_and_resumed_are_undisturbed(in_two, tmp_path):
 
 def test_a_folder_with_something_in_it_is_left_alone(trained, shards, tmp_path):
     with pytest.raises(UserError, match="not empty; continue with --resume"):
-        train(tiny_config(shards, trained))
+        train_model(tiny_config(shards, trained))
     with pytest.raises(UserError, match=r"the run there has lr = 0.01, not 0.5"):
-        train(tiny_config(shards, trained, lr=0.5), resume=True)
+        train_model(tiny_config(shards, trained, lr=0.5), resume=True)
     with pytest.raises(UserError, match="nothing to resume"):
-        train(tiny_config(shards, tmp_path / "none"), resume=True)
+        train_model(tiny_config(shards, tmp_path / "none"), resume=True)
 
 
 def test_overwrite_removes_the_run_and_nothing_else(shards, tmp_path):
     out = tmp_path / "run"
-    train(tiny_config(shards, out, steps=2))
+    train_model(tiny_config(shards, out, steps=2))
     (out / "notes.txt").write_text("mine")
     for left in ("evaluation/metrics.json", "model/.model.safetensors.4242.tmp", ".summary.json.7.tmp"):
         (out / left).parent.mkdir(exist_ok=True)
         (out / left).write_text("of the run before")
         os.utime(out / left, (0, 0))
-    train(tiny_config(shards, out, steps=1), overwrite=True)
+    train_model(tiny_config(shards, out, steps=1), overwrite=True)
     assert not (out / "evaluation").exists()
     assert not list(out.rglob("*.tmp"))
     assert (out / "notes.txt").read_text() == "mine"
@@ -259,23 +259,23 @@ def test_overwrite_removes_the_run_and_nothing_else(shards, tmp_path):
 
 def test_a_run_that_goes_on_is_not_summed_up_as_it_was(shards, tmp_path):
     out = tmp_path / "run"
-    train(tiny_config(shards, out, steps=3))
+    train_model(tiny_config(shards, out, steps=3))
 
     def stop(row):
         assert not (out / "summary.json").exists()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_config(shards, out, steps=6), stop, resume=True)
+        train_model(tiny_config(shards, out, steps=6), stop, resume=True)
     assert not (out / "summary.json").exists()
 
 
 def test_a_log_of_anything_is_continued(shards, tmp_path):
     out = tmp_path / "run"
-    train(tiny_config(shards, out, steps=3))
+    train_model(tiny_config(shards, out, steps=3))
     with open(out / "metrics.jsonl", "ab") as file:
         file.write(b'[1]\n{"step": "x"}\n{"loss": 2}\n\xff\xfe\n' + b"[" * 5000 + b"\n")
-    train(tiny_config(shards, out, steps=4), resume=True)
+    train_model(tiny_config(shards, out, steps=4), resume=True)
     assert [row["step"] for row in rows(out) if "loss" in row] == [1, 2, 3, 4]
 
 
@@ -283,24 +283,24 @@ def test_a_log_of_anything_is_continued(shards, tmp_path):
 def test_other_samples_are_not_continued_with(tmp_path, numbers):
     write_shard(tmp_path / "train-0.tar", [make_sample(i, side=64) for i in range(3)])
     config = tiny_config(tmp_path, tmp_path / "run", steps=1, val_shards=None)
-    train(config)
+    train_model(config)
     turned = [make_sample(i, side=64) for i in numbers]
     turned = [replace(s, target=s.target.transpose(Image.Transpose.FLIP_TOP_BOTTOM)) for s in turned]
     write_shard(tmp_path / "train-0.tar", turned)
     with pytest.raises(OtherRun, match="other samples than"):
-        train(with_changes(config, steps=2), resume=True)
+        train_model(with_changes(config, steps=2), resume=True)
 
 
 def test_samples_with_one_and_two_references_train_together(shards, tmp_path):
     write_shard(tmp_path / "train-0.tar", [make_sample(i, side=64, references=1 + i % 2) for i in range(5)])
-    summary = train(tiny_config(tmp_path, tmp_path / "run", steps=4, val_shards=str(tmp_path / "train-0.tar")))
+    summary = train_model(tiny_config(tmp_path, tmp_path / "run", steps=4, val_shards=str(tmp_path / "train-0.tar")))
     assert summary["finished"]
     assert math.isfinite(summary["val_loss"])
 
 
 def test_a_loss_that_explodes_is_one_clear_error(shards, tmp_path):
     with pytest.raises(UserError, match="the loss is not finite at step"):
-        train(tiny_config(shards, tmp_path / "run", lr=1e30, steps=30))
+        train_model(tiny_config(shards, tmp_path / "run", lr=1e30, steps=30))
 
 
 @pytest.mark.parametrize(
@@ -340,16 +340,16 @@ def test_a_loss_that_is_none_leaves_the_last_good_checkpoint(trained, shards, tm
     out = tmp_path / "run"
     monkeypatch.setattr(loop, "collate", poisoned)
     with pytest.raises(UserError, match="the loss is not finite at step 5;"):
-        train(tiny_config(shards, out))
+        train_model(tiny_config(shards, out))
     monkeypatch.setattr(loop, "collate", real)
     assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000003"]
-    train(tiny_config(shards, out), resume=True)
+    train_model(tiny_config(shards, out), resume=True)
     assert all(torch.equal(t, weights(out)[name]) for name, t in weights(trained).items())
 
 
 def test_averages_become_the_model_and_the_best_validation_is_kept(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "run", ema=0.9, eval_every=2, keep=1, steps=5)
-    train(config)
+    train_model(config)
     model, last = weights(tmp_path / "run"), checkpoint.checkpoints(tmp_path / "run")[-1]
     (file,) = last.glob("*.safetensors")
     saved = load_file(file)
@@ -361,7 +361,7 @@ def test_averages_become_the_model_and_the_best_validation_is_kept(shards, tmp_p
 
 def test_pictures_are_drawn_at_intervals(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "run", pictures_every=2, pictures=2, steps=5)
-    train(config)
+    train_model(config)
     drawn = sorted(path.name for path in (tmp_path / "run" / "pictures").iterdir())
     assert drawn == ["step-000002.png", "step-000004.png"]
     with Image.open(tmp_path / "run" / "pictures" / drawn[0]) as sheet:
@@ -369,7 +369,7 @@ def test_pictures_are_drawn_at_intervals(shards, tmp_path):
 
 
 def test_a_trace_on_request(shards, tmp_path):
-    train(tiny_config(shards, tmp_path / "run", profile=True))
+    train_model(tiny_config(shards, tmp_path / "run", profile=True))
     (trace,) = (tmp_path / "run" / "profile").iterdir()
     assert "scaled_dot_product" in trace.read_text()
 
@@ -377,13 +377,13 @@ def test_a_trace_on_request(shards, tmp_path):
 def test_weights_and_biases_gets_every_row_when_asked_for(shards, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="wandb is not installed"):
-        train(tiny_config(shards, tmp_path / "none", wandb=True))
+        train_model(tiny_config(shards, tmp_path / "none", wandb=True))
     assert not (tmp_path / "none").exists()
     told = []
     run = SimpleNamespace(log=lambda numbers, step: told.append((step, numbers)), finish=lambda: told.append("end"))
     fake = SimpleNamespace(init=lambda **options: run, util=SimpleNamespace(generate_id=lambda: "id"))
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    train(tiny_config(shards, tmp_path / "run", wandb=True, steps=2))
+    train_model(tiny_config(shards, tmp_path / "run", wandb=True, steps=2))
     assert [entry[0] for entry in told[:-1]] == [0, 1, 2, 2]
     assert told[1][1]["loss"] == rows(tmp_path / "run")[1]["loss"]
     assert told[-1] == "end"
@@ -406,10 +406,10 @@ def test_any_setting_from_the_command_line(shards, tmp_path):
 
 def test_training_starts_from_a_published_checkpoint(trained, shards, tmp_path):
     begun = str(trained / "model" / "model.safetensors")
-    train(tiny_config(shards, tmp_path / "run", steps=1, start_from=begun))
+    train_model(tiny_config(shards, tmp_path / "run", steps=1, start_from=begun))
     assert rows(tmp_path / "run")[1]["loss"] < 0.99 * rows(trained)[1]["loss"]
     with pytest.raises(UserError, match="in this model"):
-        train(tiny_config(shards, tmp_path / "other", start_from=begun, model__width=32))
+        train_model(tiny_config(shards, tmp_path / "other", start_from=begun, model__width=32))
 
 
 def test_settings_of_earlier_runs_are_still_read():
@@ -427,7 +427,7 @@ def test_caller_keeps_its_random_numbers(shards, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    train(tiny_config(shards, tmp_path / "run", steps=1))
+    train_model(tiny_config(shards, tmp_path / "run", steps=1))
     assert torch.equal(torch.rand(1), expected)
 
 

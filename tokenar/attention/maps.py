@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_schemas.errors import UserError
+from data_schemas.io.files import write_atomically
 from tokenar.data.samples import Batch
-from tokenar.model.folder import write_atomically
 from tokenar.model.positions import Layout, apply_rotary
 from tokenar.model.transformer import Attention, TokenAR
 

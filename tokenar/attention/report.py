@@ -13,15 +13,16 @@ import numpy as np
 import torch
 
 from data_schemas.errors import UserError
+from data_schemas.io.files import write_atomically
+from data_schemas.progress import Progress
 from data_schemas.shards import ShardSample, file_name
 from tokenar.attention import figures
 from tokenar.attention.maps import AttentionMaps, checked_boxes, identity, measure, target_regions
 from tokenar.data.samples import collate, encode_sample, read_samples
 from tokenar.device import own_device
 from tokenar.evaluate.pictures import noted, read_drawn, remove_earlier, unlisted
-from tokenar.model.folder import Model, load_model, write_atomically
+from tokenar.model.folder import Model, load_model
 from tokenar.model.positions import Layout
-from tokenar.progress import Progress
 
 SHOWN = 4
 """Layers in the heat maps unless they are named: the first, the last, and between them."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.io.files import sweep
+from data_schemas.progress import Progress
 from data_schemas.shards import decode_sample, expand_shards, read_members
 from tokenar.data.encoded_shards import (
     MAX_VOCABULARY,
@@ -38,7 +39,6 @@ from tokenar.encoders.teacher import Teacher
 from tokenar.encoders.text import T5Encoder
 from tokenar.encoders.vq import VqTokenizer, load_network
 from tokenar.processes import Workers, place
-from tokenar.progress import Progress
 
 MEGABYTE = 1 << 20
 
@@ -156,7 +156,7 @@ def load_encoders(config: EncodeConfig, device: torch.device | str) -> Encoders:
 # The work
 
 
-def encode(config: EncodeConfig, *, overwrite: bool = False) -> dict[str, Any]:
+def encode_shards(config: EncodeConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Encode the shards that are not encoded yet; this process's counts: encoded, there (before), samples, seconds.
 
     ``overwrite`` also replaces shards of other encoders and removes those of raw shards that are gone. torchrun's
@@ -168,7 +168,7 @@ def encode(config: EncodeConfig, *, overwrite: bool = False) -> dict[str, Any]:
     out = _out_folder(config)
     _drop_earlier(config, out, overwrite, here)
     encoders = load_encoders(config, here.device)
-    return encode_shards(share, out, encoders, config.batch, config.threads, overwrite=overwrite, show=here.first)
+    return encode_files(share, out, encoders, config.batch, config.threads, overwrite=overwrite, show=here.first)
 
 
 def _out_folder(config: EncodeConfig) -> Path:
@@ -205,7 +205,7 @@ def _drop_earlier(config: EncodeConfig, out: Path, overwrite: bool, here: Worker
             path.unlink(missing_ok=True)
 
 
-def encode_shards(
+def encode_files(
     urls: Sequence[str],
     out: Path,
     encoders: Encoders,
@@ -215,7 +215,7 @@ def encode_shards(
     overwrite: bool = False,
     show: bool = True,
 ) -> dict[str, Any]:
-    """Encode raw shards into the folder ``out``, which exists; see ``encode``."""
+    """Encode raw shards into the folder ``out``, which exists; see ``encode_shards``."""
     begun = time.monotonic()
     made_with = encoders.fingerprints(), encoders.shapes()
     todo = [url for url in urls if not _is_done(url, out / _name(url), *made_with, overwrite)]

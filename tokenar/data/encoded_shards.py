@@ -36,11 +36,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_schemas.errors import UserError
-from data_schemas.io.files import check_file
+from data_schemas.io.files import check_file, write_atomically
 from data_schemas.io.storage import file_sha256, reaching, url_to_fs
 from data_schemas.settings import Settings, first_mistake
 from data_schemas.shards import MAX_REFERENCES, expand_shards
-from tokenar.model.folder import write_atomically
 
 INDEX_NAME = "__shard__"
 MAX_INDEX_BYTES = 256_000_000

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from data_schemas.io.files import write_atomically
 from tokenar.evaluate.encoders import Clip, Encoder, picture_key
 from tokenar.evaluate.metrics import Features
-from tokenar.model.folder import write_atomically
 
 SCHEMA = pa.schema([("key", pa.string()), ("value", pa.binary())])
 

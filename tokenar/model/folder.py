@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import read_json
-from data_schemas.io.files import check_file, replacing
+from data_schemas.io.files import check_file, write_atomically
 from data_schemas.io.text import one_line
 from data_schemas.settings import first_mistake
 from tokenar.device import own_device
@@ -42,12 +42,6 @@ from tokenar.model.transformer import TokenAR
 MODEL_FORMAT = 1
 FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
 """Of a model folder; a model trained on codes alone may have no tokenizer."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it."""
-    with replacing(path) as temporary:
-        write(temporary)
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_schemas.io.files import write_atomically
 from tokenar.encoders.patches import ImageTokenizer, tensor_picture
-from tokenar.model.folder import write_atomically
 
 COLUMNS = 64
 

@@ -26,16 +26,16 @@ from torch import Tensor
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.documents import parse_json
-from data_schemas.io.files import read_file, sweep
+from data_schemas.io.files import read_file, sweep, write_atomically
+from data_schemas.progress import Progress
 from data_schemas.shards import file_name
 from tokenar.config import SampleConfig
 from tokenar.data import samples
 from tokenar.device import own_device
 from tokenar.encoders.patches import tensor_picture
-from tokenar.model.folder import Model, load_model, write_atomically
+from tokenar.model.folder import Model, load_model
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import workers
-from tokenar.progress import Progress
 from tokenar.sample.decoder import Decoder
 from tokenar.sample.preview import Preview
 from tokenar.sample.requests import Request, Requests, from_shards
@@ -137,7 +137,7 @@ def quantise(net: TokenAR, weights: str) -> None:
             quantize_(part, kinds[weights](set_inductor_config=False))
 
 
-def sample(
+def sample_pictures(
     model: str | Path | Model,
     asked: str | Requests,
     out: str | Path,

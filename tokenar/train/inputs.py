@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from data_schemas.errors import UserError
+from data_schemas.io.files import write_atomically
+from data_schemas.progress import Progress, tell
 from data_schemas.shards import expand_shards
 from tokenar.config import TrainConfig
 from tokenar.data.encoded_shards import EncodedShards, Source, is_encoded, pad_text
@@ -21,9 +23,7 @@ from tokenar.encoders.patches import ImageTokenizer, PatchCodebook
 from tokenar.encoders.teacher import Teacher
 from tokenar.encoders.text import HashedWords, T5Encoder, TextEncoder
 from tokenar.encoders.vq import VqTokenizer, load_network
-from tokenar.model.folder import write_atomically
 from tokenar.processes import Workers
-from tokenar.progress import Progress, tell
 
 ENCODED_AT_ONCE = 16
 """Samples whose pictures are decoded to floats at once, about 4 MB a picture of 512 pixels."""

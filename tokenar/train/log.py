@@ -19,9 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import parse_json
-from data_schemas.io.files import check_file
+from data_schemas.io.files import check_file, write_atomically
 from tokenar.config import TrainConfig
-from tokenar.model.folder import write_atomically
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
 

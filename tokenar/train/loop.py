@@ -20,16 +20,16 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import parse_json
-from data_schemas.io.files import sweep
+from data_schemas.io.files import sweep, write_atomically
+from data_schemas.progress import Progress, tell
 from tokenar.config import TrainConfig
 from tokenar.data.prefetch import Prefetched
 from tokenar.data.samples import InMemory, Order, Position, Samples, collate, rank_parts
 from tokenar.device import own_random_numbers, repeatable
-from tokenar.model.folder import save_model, write_atomically
+from tokenar.model.folder import save_model
 from tokenar.model.published import load_published
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers, workers
-from tokenar.progress import Progress, tell
 from tokenar.train.checkpoint import Checkpoints
 from tokenar.train.inputs import load_inputs
 from tokenar.train.log import Log, Speed, profiler, wandb_module
@@ -55,7 +55,7 @@ STOP_EVERY = 5
 """Steps between two looks at other processes' signals on GPUs, as every look makes the hosts wait for each other."""
 
 
-def train(
+def train_model(
     config: TrainConfig,
     progress: Callable[[dict[str, Any]], None] | None = None,
     *,

@@ -13,10 +13,9 @@ from pydantic import Field
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.tables import SYNTHESIS
-from pipeline import models
 from pipeline.core.stage import BatchStage, Sample, SampleError, StageConfig
+from pipeline.core.weights import Weights, locate
 from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
-from pipeline.models import Weights
 from pipeline.synthesis.dreamrelation.sizes import ResamplerSizes
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ class DreamRelation(BatchStage):
         device = device_of(c.device)
         if c.offload and device.type == "cpu":
             raise UserError("synthesis.offload: there is no GPU to save memory on; set it to false")
-        paths = {w.purpose: models.locate(w) for w in self.weights()}
+        paths = {w.purpose: locate(w) for w in self.weights()}
         local = paths.get("local encoder")
         self.generator = load_generator(
             paths["SDXL base"],

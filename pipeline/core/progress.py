@@ -1,4 +1,4 @@
-"""Progress of one stage: a bar with rate and time left in a terminal, plain lines elsewhere."""
+"""Progress of one stage, counted in parts."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ import time
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
+from data_schemas.progress import Progress, tell
 
 
-class Progress:
-    """``with Progress("matting", 6) as progress: progress.advance(summary)`` for each finished part."""
+class StageProgress:
+    """``with StageProgress("matting", 6) as progress: progress.advance(summary)`` for each finished part.
+
+    A bar on a terminal; elsewhere one line at the end.
+    """
 
     def __init__(self, stage: str, parts: int):
         self.stage, self.parts, self.done = stage, parts, 0
         self.samples = self.failed = self.cached = 0
         self._began = time.perf_counter()
-        self._bar = tqdm(total=parts, desc=f"{stage:<11}", unit="part", disable=not sys.stderr.isatty())
+        self._bar = Progress(f"{stage:<11}", parts, show=sys.stderr.isatty())
 
     def advance(self, summary: Any) -> None:
+        """Count a finished part; ``summary`` is its PartSummary."""
         self.done += 1
         self.samples += sum(summary.counts.values())
         self.failed += summary.counts.get("error", 0)
         self.cached += summary.cached
-        self._bar.update()
+        self._bar.advance()
 
     def line(self, text: str) -> None:
         """A line of its own on stderr, above the bar if there is one."""
-        self._bar.write(f"{self.stage.strip()}: {text}", file=sys.stderr)
+        (self._bar.line if self._bar.show else tell)(f"{self.stage.strip()}: {text}")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StageProgress:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.close()
+        self._bar.__exit__(kind, error, trace)
         if kind is None and not sys.stderr.isatty():
             seconds = time.perf_counter() - self._began
             note = f", {self.failed} failed" if self.failed else ""

@@ -1,0 +1,96 @@
+"""The stages that a config names: the backends that come with the project, and stages of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
+from data_schemas.schema import Column
+from data_schemas.settings import first_mistake, suggest
+from pipeline.config import STAGE_SECTIONS, CurationConfig, OwnStageConfig
+from pipeline.core.parts import check_name
+from pipeline.core.stage import Stage, StageConfig
+from pipeline.identity.compare import Identity, TimmIdentity
+from pipeline.matting.ben2 import Ben2
+from pipeline.matting.grabcut import GrabCut
+from pipeline.semantics.imagenet import ImageNetJudge
+from pipeline.semantics.openai_api import ApiJudge
+from pipeline.semantics.transformers_vlm import TransformersJudge
+from pipeline.synthesis.collage import Collage
+from pipeline.synthesis.dreamrelation.stage import DreamRelation
+
+BACKENDS: tuple[type[Stage], ...] = (
+    Collage, DreamRelation, GrabCut, Ben2, ImageNetJudge, TransformersJudge, ApiJudge, Identity, TimmIdentity,
+)  # fmt: skip
+"""The stages that a config can name by ``backend``; each is known by the class of its config."""
+
+
+def build_stages(config: CurationConfig) -> list[Stage]:
+    """The per-sample stages in order: synthesis, matting, semantics, identity, then the user's filters."""
+    stages: list[Stage] = []
+    for section in STAGE_SECTIONS:
+        settings = getattr(config, section)
+        if isinstance(settings, OwnStageConfig):
+            stage = _own_stage(section, settings, ["references", "plan", *(s.name for s in stages)])
+            if stage.name != section:
+                raise UserError(f"{section}.use {settings.use}: it is named {stage.name!r}; name it {section!r}")
+            stages.append(stage)
+        else:
+            stages.append(next(b for b in BACKENDS if b.Config is type(settings))(settings))
+    taken = {*STAGE_SECTIONS, "references", "plan", "decide", "shards", "report", "training"}
+    for entry in config.filters:
+        stage = _own_stage("filter", entry, ["references", "plan", *(s.name for s in stages)])
+        if stage.name in taken:
+            raise UserError(f"filter {entry.use}: a stage named {stage.name!r} exists already; rename it")
+        taken.add(stage.name)
+        stages.append(stage)
+    return stages
+
+
+def _own_stage(what: str, entry: OwnStageConfig, before: Sequence[str]) -> Stage:
+    """A stage of the user's own, which may read those ``before`` it; UserError for whatever is wrong with it.
+
+    Its code runs here, so anything may be raised, SystemExit included.
+    """
+    module, colon, name = entry.use.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name) if colon else None
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {one_line(error, 300)}"
+        raise UserError(f"{what} {entry.use!r} cannot be imported ({why}); is its folder on PYTHONPATH?") from error
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        raise UserError(f"{what} {entry.use!r}: expected module:Class of a pipeline.stage.Stage")
+    try:
+        stage = found(found.Config(**entry.config))
+        _check_stage(stage, before)
+    except ValidationError as error:
+        raise UserError(f"{what} {entry.use!r}: {first_mistake(error, found.Config)}") from error
+    except UserError as error:
+        raise UserError(f"{what} {entry.use!r}: {error}") from error
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {one_line(error, 300)}"
+        raise UserError(f"{what} {entry.use!r} cannot be made ({why}); mend its class") from error
+    return stage
+
+
+def _check_stage(stage: Stage, before: Sequence[str]) -> None:
+    """UserError unless a stage says what it is, as docs/add-a-stage.md shows."""
+    if not isinstance(stage.config, StageConfig):
+        raise UserError("its Config is no pipeline.stage.StageConfig; derive it from that")
+    if not isinstance(getattr(stage, "name", None), str):
+        raise UserError("it has no name; set the class variable name")
+    check_name(stage.name)
+    columns = getattr(stage, "columns", None)
+    if not (isinstance(columns, tuple | list) and all(isinstance(column, Column) for column in columns)):
+        raise UserError("it has no columns; set the class variable columns to the Columns that it scores")
+    known = [column.name for column in columns]
+    for rule in stage.rules:
+        if rule.column not in known:
+            raise UserError(f"rule {rule.reason}: no column {rule.column!r}; {suggest(rule.column, known)}")
+    for name in stage.reads:
+        if name not in before:
+            raise UserError(f"it reads {name!r}, which is no stage before it; {suggest(name, before)}")
