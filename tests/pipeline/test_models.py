@@ -129,7 +129,7 @@ def test_a_local_folder_is_known_by_its_bytes(tmp_path):
         Weights("m", str(folder(tmp_path / name, **{"model.safetensors": data})), NEED)
         for name, data in {"one": b"abc", "same": b"abc", "other": b"abd"}.items()
     )
-    assert core_weights.identity(one) == models.identity(same) != models.identity(other)
+    assert core_weights.identity(one) == core_weights.identity(same) != core_weights.identity(other)
     assert core_weights.locate(one) == tmp_path / "one"
 
 

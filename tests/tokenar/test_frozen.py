@@ -11,7 +11,8 @@ from tiny_encoders import save_tiny_dinov2, save_tiny_t5, tiny_vq
 from transformers import Dinov2Model, T5EncoderModel
 
 from data_schemas.errors import UserError
-from tokenar.data.samples import encode, read_resized, read_samples
+from tokenar.data.samples import read_resized, read_samples
+from tokenar.data.samples import encode_resized
 from tokenar.encoders.patches import picture_tensor
 from tokenar.encoders.teacher import Teacher, TeacherConfig, teacher_pixels
 from tokenar.encoders.text import T5Config, T5Encoder
@@ -76,7 +77,7 @@ def test_bfloat16_features_train_a_float32_layer(t5):
 def test_shards_are_encoded_with_it(t5, shards):
     samples = read_resized(str(shards / "test-*.tar"), 16, 2)
     text = encoder(t5, tokens=12)
-    encoded = encode(samples, VqTokenizer(tiny_vq(), 16), text)
+    encoded = encode_resized(samples, VqTokenizer(tiny_vq(), 16), text)
     torch.testing.assert_close(encoded[2].text, text.encode([samples[2].prompt])[0], rtol=0, atol=1e-5)
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from tiny_encoders import TINY_VQ, tiny_vq
 
 from data_schemas.errors import UserError
-from tokenar.data.samples import as_float, encode, read_resized
+from tokenar.data.samples import as_float, read_resized
+from tokenar.data.samples import encode_resized
 from tokenar.encoders import vq
 from tokenar.encoders.config import TextConfig, VqConfig
 from tokenar.encoders.text import HashedWords
@@ -152,7 +153,7 @@ def test_codes_are_the_nearest_in_raster_order(monkeypatch):
 def test_shards_are_encoded_with_it(shards):
     samples = read_resized(str(shards / "train-*.tar"), 16, 2)
     tokenizer = VqTokenizer(tiny_vq(), 16)
-    encoded = encode(samples, tokenizer, HashedWords(TextConfig()))
+    encoded = encode_resized(samples, tokenizer, HashedWords(TextConfig()))
     assert len(encoded) == 10
     assert encoded[3].sources.shape == (3, tokenizer.grid**2)
     assert torch.equal(encoded[3].picture, tokenizer.encode(as_float(samples[3].pixels[-1:]))[0])
