@@ -10,7 +10,6 @@ import pytest
 from hub import COMMIT, FILES, hub
 
 from data_schemas.errors import UserError
-from pipeline import models
 from pipeline.core import stage as core_stage
 from pipeline.core import weights as core_weights
 from pipeline.core.stage import Sample, Stage, StageConfig

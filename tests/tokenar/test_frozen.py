@@ -11,8 +11,7 @@ from tiny_encoders import save_tiny_dinov2, save_tiny_t5, tiny_vq
 from transformers import Dinov2Model, T5EncoderModel
 
 from data_schemas.errors import UserError
-from tokenar.data.samples import read_resized, read_samples
-from tokenar.data.samples import encode_resized
+from tokenar.data.samples import encode_resized, read_resized, read_samples
 from tokenar.encoders.patches import picture_tensor
 from tokenar.encoders.teacher import Teacher, TeacherConfig, teacher_pixels
 from tokenar.encoders.text import T5Config, T5Encoder

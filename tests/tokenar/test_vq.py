@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from tiny_encoders import TINY_VQ, tiny_vq
 
 from data_schemas.errors import UserError
-from tokenar.data.samples import as_float, read_resized
-from tokenar.data.samples import encode_resized
+from tokenar.data.samples import as_float, encode_resized, read_resized
 from tokenar.encoders import vq
 from tokenar.encoders.config import TextConfig, VqConfig
 from tokenar.encoders.text import HashedWords
