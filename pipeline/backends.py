@@ -63,7 +63,7 @@ def _own_stage(what: str, entry: OwnStageConfig, before: Sequence[str]) -> Stage
         why = f"{type(error).__name__}: {one_line(error, 300)}"
         raise UserError(f"{what} {entry.use!r} cannot be imported ({why}); is its folder on PYTHONPATH?") from error
     if not (isinstance(found, type) and issubclass(found, Stage)):
-        raise UserError(f"{what} {entry.use!r}: expected module:Class of a pipeline.stage.Stage")
+        raise UserError(f"{what} {entry.use!r}: expected module:Class of a pipeline.Stage")
     try:
         stage = found(found.Config(**entry.config))
         _check_stage(stage, before)
@@ -80,7 +80,7 @@ def _own_stage(what: str, entry: OwnStageConfig, before: Sequence[str]) -> Stage
 def _check_stage(stage: Stage, before: Sequence[str]) -> None:
     """UserError unless a stage says what it is, as docs/add-a-stage.md shows."""
     if not isinstance(stage.config, StageConfig):
-        raise UserError("its Config is no pipeline.stage.StageConfig; derive it from that")
+        raise UserError("its Config is no pipeline.StageConfig; derive it from that")
     if not isinstance(getattr(stage, "name", None), str):
         raise UserError("it has no name; set the class variable name")
     check_name(stage.name)

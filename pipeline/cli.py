@@ -86,10 +86,9 @@ def curate_command(
 ) -> None:
     """Plan, make, cut out, judge, compare, decide, shard and report; what is there already is not made again."""
     settings = _config(profile, config, overrides, name, root, samples, pool)
-    from pipeline.curate import curate
-    from pipeline.report.results import write_results
+    from pipeline.report.results import curate_dataset
 
-    _show(write_results(curate(settings, retry_errors=retry_errors)))
+    _show(curate_dataset(settings, retry_errors=retry_errors))
 
 
 @app.command("rerun")
@@ -105,10 +104,9 @@ def rerun_command(
 ) -> None:
     """Make one stage of a run again, and what follows it, whatever the cache holds."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
-    from pipeline.curate import curate
-    from pipeline.report.results import write_results
+    from pipeline.report.results import curate_dataset
 
-    _show(write_results(curate(settings, again=stage)))
+    _show(curate_dataset(settings, again=stage))
 
 
 @app.command("report")

@@ -28,7 +28,7 @@ from pipeline.synthesis.dreamrelation.stage import DreamRelationConfig
 
 
 class OwnStageConfig(StageConfig):
-    """A stage of the user's own: ``use`` is module:Class of a pipeline.stage.Stage, ``config`` its settings."""
+    """A stage of the user's own: ``use`` is module:Class of a pipeline.Stage, ``config`` its settings."""
 
     model_config = ConfigDict(title="own stage")
 

@@ -117,8 +117,7 @@ def publish(run: Run) -> str:
         "manifest_sha256": content_digest(data),
         "shards": shard_digests(run),
     }
-    content = content_digest(data, *(str(part.tar_sha256).encode() for part in shards.values()))
-    fs, root = store.fs, f"{_root(store)}/datasets/{content[:16]}"
+    fs, root = store.fs, _dataset_root(run, data)
     if not _is_whole(store, root, shards, data):
         building = f"{root.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp" if isinstance(fs, LocalFileSystem) else root
         fs.makedirs(building, exist_ok=True)
@@ -128,17 +127,26 @@ def publish(run: Run) -> str:
         if building != root:
             _take_name(building, root)
     write_file(fs, f"{root}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
+    link = dataset_url(run, data)
     if not isinstance(fs, LocalFileSystem):
-        return fs.unstrip_protocol(root)
-    link = f"{run.config.run_url}/dataset"
+        return link
     with files.replacing(link) as temporary:
         os.symlink(os.path.relpath(root, os.path.dirname(os.path.abspath(link))), temporary)
     return link
 
 
-def _root(store: PartStore) -> str:
-    """The run's folder."""
-    return store.root.rsplit("/", 2)[0]
+def dataset_url(run: Run, manifest: bytes | None = None) -> str:
+    """Where ``publish`` puts the run's dataset: ``<run>/dataset`` on a disk, the dataset's own folder on a bucket."""
+    fs = run.store("shards").fs
+    if isinstance(fs, LocalFileSystem):
+        return f"{run.config.run_url}/dataset"
+    return fs.unstrip_protocol(_dataset_root(run, make_manifest(run) if manifest is None else manifest))
+
+
+def _dataset_root(run: Run, manifest: bytes) -> str:
+    """The folder of the dataset with this manifest, named by everything that is in it."""
+    content = content_digest(manifest, *(str(digest).encode() for digest in shard_digests(run).values()))
+    return f"{run.store('shards').root.rsplit('/', 2)[0]}/datasets/{content[:16]}"
 
 
 def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:

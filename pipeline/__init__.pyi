@@ -1,0 +1,9 @@
+from .config import CurationConfig as CurationConfig
+from .core.stage import Rule as Rule
+from .core.stage import Sample as Sample
+from .core.stage import SampleError as SampleError
+from .core.stage import Stage as Stage
+from .core.stage import StageConfig as StageConfig
+from .dataset.curated import CuratedRun as CuratedRun
+from .dataset.curated import open_run as open_run
+from .report.results import curate_dataset as curate_dataset

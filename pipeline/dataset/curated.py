@@ -1,0 +1,51 @@
+"""A run that was curated, opened for reading: its manifest, its shards and the pictures of any sample."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data_schemas.errors import UserError
+from pipeline.config import CurationConfig
+from pipeline.dataset.publish import PictureReader, dataset_url, make_manifest
+from pipeline.jobs import pool_digest
+from pipeline.remembered import remembered, taken_up
+from pipeline.run import Run
+
+
+@dataclass(frozen=True)
+class CuratedRun:
+    """Reads the files of a run and changes none of them."""
+
+    run: Run
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """A row for every planned sample: its plan, every score, the decision and its reasons."""
+        return pq.read_table(io.BytesIO(make_manifest(self.run))).to_pandas()
+
+    def shards(self, split: str = "train") -> str:
+        """Glob of the shards of a split, "train" or "test", for ``tokenar.train_model`` and others."""
+        return f"{dataset_url(self.run)}/{split}-*.tar"
+
+    def picture(self, sample_id: str, name: str = "target") -> Image.Image | None:
+        """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if it was never made."""
+        return self._pictures.picture(sample_id, name)
+
+    @cached_property
+    def _pictures(self) -> PictureReader:
+        return PictureReader(self.run, pool_digest(self.run))
+
+
+def open_run(url: str) -> CuratedRun:
+    """Open the folder or bucket URL of a run, such as ``runs/quickstart``; UserError if none was curated there."""
+    root, _, name = url.rstrip("/").rpartition("/")
+    config = CurationConfig.parse({"name": name, "root": root or "."}, url)
+    if remembered(config) is None:
+        raise UserError(f"{url}: no run was curated there; give the folder that holds settings.json")
+    return CuratedRun(Run.of(taken_up(config)))
