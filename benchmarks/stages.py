@@ -26,7 +26,7 @@ import torch
 from pipeline.config import CurationConfig
 from pipeline.core.stage import Sample, Stage
 from pipeline.curate import curate, stage_inputs
-from pipeline.jobs import PartJob, need_part
+from pipeline.jobs import PartJob, pool_digest
 from pipeline.run import Run
 
 ROUNDS = 3
@@ -78,7 +78,7 @@ def prepare(folder: Path, stages: list[str], full: bool, samples: int, workers: 
 
 def inputs_of(pictures: Run, stage: Stage) -> list[list[Sample]]:
     """The samples of each part, with the collage's pictures in the place of what would come before."""
-    pool = need_part(pictures, "references", "pool").digest
+    pool = pool_digest(pictures)
     jobs = [PartJob(pictures, stage.name, part, "", pool) for part in pictures.parts()]
     return [stage_inputs(job, stage.reads).samples(job.part)[0] for job in jobs]
 
