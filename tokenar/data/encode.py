@@ -20,19 +20,10 @@ from data_schemas.errors import UserError
 from data_schemas.io.files import sweep
 from data_schemas.progress import Progress
 from data_schemas.shards import decode_sample, expand_shards, read_members
-from tokenar.data.encoded_shards import (
-    MAX_VOCABULARY,
-    EncodedSample,
-    Fingerprints,
-    Shapes,
-    Source,
-    file_size,
-    is_encoded,
-    read_index,
-    write_shard,
-)
+from tokenar.data.encoded_shards import EncodedSample, write_shard
 from tokenar.data.prefetch import Prefetched
 from tokenar.data.samples import as_float, pixels_of
+from tokenar.data.shard_index import MAX_VOCABULARY, Fingerprints, Shapes, Source, file_size, is_encoded, read_index
 from tokenar.encoders.config import EncodeConfig
 from tokenar.encoders.patches import ImageTokenizer
 from tokenar.encoders.teacher import Teacher

@@ -55,7 +55,8 @@ class Decoder:
         def segment(groups: int, positions: int) -> Segment:
             return Segment(net.config, groups, positions, like, cache_dtype)
 
-        # The source images are shared by the streams of an input, the rest of the prefix by the seeds of a stream.
+        # The seeds of a stream share the prefix. The streams of an input share the source images, unless image guidance
+        # drops them from one stream.
         self.source_segment = segment(input_streams if images_differ else inputs, layout.source_tokens)
         # With one seed there is nothing to share between the prefix and the few drawn tokens: they form one segment,
         # and a step has one segment less to attend to.
@@ -71,6 +72,8 @@ class Decoder:
         self.token = torch.zeros(inputs * seeds, dtype=torch.int64, device=device)
         self.logits = torch.zeros(inputs * seeds, net.config.vocabulary, device=device)
         self.uniform = torch.zeros(inputs * seeds, self.count, device=device)
+        # guided[k]: whether guidance applies to drawn token k. Counted from the picture's first token, the tokens of
+        # drawn copies have negative numbers and are all guided.
         numbers = torch.arange(self.count, device=device)
         if config.guided_from == "picture":
             numbers -= self.count - layout.image_tokens
