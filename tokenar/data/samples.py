@@ -241,9 +241,9 @@ def rank_parts(count: int, batch: int, rank: int, world: int, accumulation: int)
     run as many steps together; a process with too few samples gets empty parts.
     """
     size = -(-batch // (world * accumulation))
-    mine = rank_share(range(count), rank, world)
-    rounds = -(-len(range(0, count, world)) // size)
-    return [mine[number * size : (number + 1) * size] for number in range(rounds)]
+    indices = rank_share(range(count), rank, world)
+    parts = -(-len(range(0, count, world)) // size)  # of rank 0, which has the most samples
+    return [indices[number * size : (number + 1) * size] for number in range(parts)]
 
 
 @dataclass(frozen=True)

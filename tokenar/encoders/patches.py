@@ -25,7 +25,7 @@ from tokenar.encoders.config import TokenizerConfig
 from tokenar.weight_files import check_finite
 
 MAX_FIT_PATCHES = 200_000
-"""A codebook is fitted to at most so many patches."""
+"""A codebook is fitted to at most this many patches."""
 
 
 class ImageTokenizer(Protocol):

@@ -51,7 +51,7 @@ class ModelConfig(Settings):
     )
     index_embedding: bool = Field(default=True, description="add to source tokens an embedding of their image")
     background_index: Literal["own", "last_reference"] = "own"
-    index_on_targets: bool = Field(default=False, description="also to the references' copies in the target")
+    index_on_targets: bool = Field(default=False, description="add it to the references' copies too")
     index_at_inference: bool = Field(default=True, description="False: only in training, as released")
     identity_disentanglement: bool = Field(default=True, description="predict the references before the picture")
     source_attention: Literal["causal", "block"] = Field(

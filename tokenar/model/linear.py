@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW_ROWS = 8
-"""Up to so many tokens a sample, ``few_rows`` is used, which is faster for them."""
+"""``few_rows``, which is faster for few tokens, is used for up to this many tokens a sample."""
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ class Decoder:
     """Draws the target tokens of ``inputs`` inputs (B) with ``references`` references (R) and ``seeds`` seeds (n) each.
 
     The memory is allocated once, and ``decode`` may be called for any number of batches of this shape. On a GPU the
-    step that draws one token is compiled and replayed as a CUDA graph, and the host never waits for the device. On a
-    CPU it is compiled if ``SampleConfig.compile`` is True.
+    step that draws one token is compiled and replayed as a CUDA graph, and the host does not wait for it. On a CPU it
+    is compiled if ``SampleConfig.compile`` is True.
     """
 
     @torch.no_grad()
@@ -185,7 +185,7 @@ class Decoder:
         return self.net.hidden(x, self.rotary[begin:end], self.cache, mask, last)
 
     def _verified(self, draft: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw the tokens after the first one up to the end of ``draft`` [B n, R N], many in one pass.
+        """Draw the tokens after the first one, as many as ``draft`` [B n, R N] has, several in one pass.
 
         A pass reads a chunk of the draft and draws a next token at every position of it. The drawn tokens are right,
         that is as if drawn one by one, up to and including the first that differs from the draft: until there the

@@ -19,8 +19,8 @@ COLUMNS = 64
 
 
 class Preview:
-    """Shows the first picture of a batch after every row of tokens: writes it to ``file`` and, in a terminal, prints it
-    above the progress bar."""
+    """Shows the first picture of a batch after every row of tokens: writes it to ``file``, and prints it if standard
+    error is a terminal, over the one before."""
 
     def __init__(self, tokenizer: ImageTokenizer, file: Path):
         self.tokenizer, self.file = tokenizer, file

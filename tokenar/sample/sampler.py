@@ -179,12 +179,11 @@ def sample_pictures(
         drawing = Drawing(Sampler(model, config), folder, seeds, preview)
         if group.first:
             sweep(folder)
-            (folder / "samples.json").unlink(missing_ok=True)  # it is written when all pictures are there
+            (folder / "samples.json").unlink(missing_ok=True)  # written again when all pictures are there
         group.wait()
         total = len(range(group.rank, len(requests.sample_ids), group.world)) * seeds * STEPS
-        shown = (
-            group.first and not quiet and not (preview and sys.stderr.isatty())
-        )  # the preview and the bar cannot share a terminal
+        # The preview takes the place of the progress bar in a terminal.
+        shown = group.first and not quiet and not (preview and sys.stderr.isatty())
         with Progress("sample", total, every=STEPS, unit=STEPS, show=shown) as bar:
             records = drawing.all(requests.read(lambda number: number % group.world == group.rank), bar)
         by_number = {number: own for part in group.gathered(records) for number, own in part.items()}
