@@ -185,7 +185,7 @@ class Decoder:
         return self.net.hidden(x, self.rotary[begin:end], self.cache, mask, last)
 
     def _verified(self, draft: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw the tokens after the first one, as many as ``draft`` [B n, R N] has, several in one pass.
+        """Draw tokens 1 to R N - 1, of which ``draft`` [B n, R N] has the expected values, several in one pass.
 
         A pass reads a chunk of the draft and draws a next token at every position of it. The drawn tokens are right,
         that is as if drawn one by one, up to and including the first that differs from the draft: until there the
