@@ -29,7 +29,8 @@ from tokenar.encoders.vq import VqNetwork, VqTokenizer
 from tokenar.model.config import ModelConfig, released
 from tokenar.model.positions import apply_rotary
 from tokenar.model.transformer import TokenAR
-from tokenar.sample.decoder import Decoder, filter_logits, guide
+from tokenar.sample.decoder import Decoder
+from tokenar.sample.logits import filter_logits, guide
 
 GOAL = {"forced_s": 2.0, "free_s": 9.4}
 """Seconds for GPT-XL on one H100 at guidance 3."""
@@ -145,9 +146,11 @@ def step_bytes(decoder: Decoder) -> int:
     """Bytes that the single steps of a picture read and write."""
     net, count = decoder.net, decoder.count
     total = 0
-    stored = sum(segment.groups * segment.room for segment in decoder.segments[:-1])
+    stored = sum(segment.groups * segment.capacity for segment in decoder.segments[:-1])
     for number in range(1, count):
-        total += net.weight_bytes() + net.kv_bytes(stored + decoder.drawn.groups * (decoder.reach(number) + 1))
+        total += net.weight_bytes() + net.kv_bytes(
+            stored + decoder.drawn_segment.groups * (decoder.read_length(number) + 1)
+        )
     return total
 
 

@@ -17,7 +17,7 @@ from flows.engine import here, tells_mistakes, under_prefect
 from flows.evaluate import evaluate_tokenar
 from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
 from tokenar.data.encode import EncodeConfig, encode_shards
-from tokenar.data.encoded_shards import is_encoded
+from tokenar.data.shard_index import is_encoded
 from tokenar.encoders.config import T5Config, VqConfig
 from tokenar.train.loop import RUN_FILES, train_model
 

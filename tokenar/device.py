@@ -1,4 +1,4 @@
-"""The device that a process computes on, what float32 means there, and kernels that give the same bits every time."""
+"""A process's device, exact float32 on it, deterministic kernels, and random numbers that leave the caller's alone."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from contextlib import contextmanager
 import torch
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable that cuBLAS needs to be deterministic."""
 
 
 def exact_float32() -> None:
-    """Let float32 be float32 on a GPU, for this process from now on.
+    """Compute float32 products in float32 on a GPU, not in TF32, for the rest of this process.
 
-    By default cuDNN's convolutions round to 10 bits of mantissa (TF32): a VQ tokenizer then gives other codes than on
-    a CPU, and FID and DINO other figures. Set once and never back: encoders run in several threads.
+    By default cuDNN's convolutions use TF32 with 10 bits of mantissa. A VQ tokenizer then gives other codes than on a
+    CPU, and FID and DINO are other numbers. The setting is never undone, because encoders run in several threads.
     """
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False  # what torch reads by its old name must agree with the new one
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # put there when torch is imported
+    torch.backends.cudnn.allow_tf32 = False  # the old name of the setting below; torch wants them to agree
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # missing in torch's type stubs
 
 
 def own_device() -> torch.device:
-    """This process's GPU, or the CPU; float32 is exact there."""
+    """This process's current GPU, or the CPU if there is none. Also makes float32 exact (``exact_float32``)."""
     exact_float32()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def repeatable(deterministic: bool) -> Iterator[None]:
-    """Deterministic kernels if asked for, and as before when the block ends.
+    """Within the block, use deterministic kernels if ``deterministic`` is True; afterwards, restore the old setting.
 
-    Enter it before anything is on a GPU: cuBLAS reads its setting when it starts.
+    Enter the block before the first use of a GPU: cuBLAS reads its environment variable when it starts.
     """
     if deterministic:
         os.environ.setdefault(WORKSPACE, ":4096:8")
@@ -46,6 +47,6 @@ def repeatable(deterministic: bool) -> Iterator[None]:
 
 @contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """The caller's global random numbers are untouched by the block; of other GPUs nothing is asked."""
+    """Restore the global random state of the CPU and of ``device`` after the block. Other GPUs are not touched."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield

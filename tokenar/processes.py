@@ -1,4 +1,4 @@
-"""One process or several under torchrun: which one this is, on which device, and what all of them do together."""
+"""Running as one process or as several under torchrun: this process's rank and device, and collective operations."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from torch import Tensor
 from tokenar.device import exact_float32
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for each other on the host. NCCL, and gloo for tensors, give up after minutes, as they must:
-there a process that is missing has died. But an evaluation or a sampling may well leave one process an hour behind."""
+"""How long processes wait for each other in the host's group. In sampling or evaluation one process may well be an hour
+behind the others. The groups for tensors keep their usual timeout of minutes, because a process that is late there has
+died."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This process's place among ``world`` processes, and its device.
+    """This process's ``rank`` among ``world`` processes, and its device.
 
-    ``host`` is for what is no work of the device: waiting, and handing each other objects.
+    ``host`` is a group that communicates on the CPU. It is used to wait for each other and to exchange Python objects.
     """
 
     rank: int
@@ -34,22 +35,22 @@ class Workers:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that logs and saves."""
+        """Whether this is the process of rank 0, which logs and saves."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.world > 1:
             dist.barrier(self.host)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Sum ``value`` over all processes, in place, and return it."""
         if self.world > 1:
             dist.all_reduce(value)
         return value
 
     def gathered(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of ranks."""
+        """The values of all processes, by rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -57,7 +58,7 @@ class Workers:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in some process."""
+        """Whether ``flag`` is True in at least one process."""
         if self.world == 1:
             return flag
         raised = torch.tensor(float(flag))
@@ -65,8 +66,11 @@ class Workers:
         return bool(raised)
 
 
-def place() -> Workers:
-    """This process's place by torchrun's environment variables, or alone; it takes its GPU, and joins nobody."""
+def this_process() -> Workers:
+    """This process as torchrun's environment variables describe it, or a single process without them.
+
+    Selects this process's GPU. Does not form a process group.
+    """
     exact_float32()
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -80,16 +84,16 @@ _joined: Workers | None = None
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """The processes torchrun started, joined while the block runs, or this one alone.
+    """Within the block, the processes that torchrun started form a process group; without torchrun, a single process.
 
-    A block inside such a block keeps the outer one's group: processes that part and join again meet each other's old
-    addresses.
+    A nested block uses the group of the outer one. The group must not be left and formed again, because the processes
+    would find each other's old addresses.
     """
     global _joined
     if _joined is not None:
         yield _joined
         return
-    group = place()
+    group = this_process()
     if group.world == 1:
         yield group
         return
@@ -106,7 +110,7 @@ def workers() -> Iterator[Workers]:
 
 
 def host_group() -> dist.ProcessGroup:
-    """A group of all processes that talks over the host's network and is patient; all of them have to make it."""
-    made = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert isinstance(made, dist.ProcessGroup)
-    return made
+    """A new group of all processes that communicates on the CPU, with a long timeout. All processes must call this."""
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)
+    return group

@@ -1,4 +1,4 @@
-"""Files of weights: nothing in them is run, and every tensor holds numbers."""
+"""Reading files of weights without running code in them, and checking that all numbers are finite."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read_content(path: str | Path, advice: str) -> Any:
-    """What a .safetensors file (tensors by name) or a file of torch.save holds, on the CPU.
+    """The content of a .safetensors file (tensors by name) or of a file that torch.save wrote, on the CPU.
 
-    UserError, with ``advice``, for what is no such file or holds more than tensors and plain values.
+    UserError, ending in ``advice``, if it is neither or holds more than tensors and plain values.
     """
     path = check_file(path, advice)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Published trainers store their command line, a Namespace; it is a dictionary by another name.
+        # Published trainers store their command line, an argparse.Namespace. It is as harmless as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged or foreign file raises many kinds: SafetensorError, EOFError, KeyError
+    except Exception as error:  # a damaged or other file raises anything: SafetensorError, EOFError, KeyError
         raise UserError(f"{path}: not a readable file of weights ({_reason(error)}); {advice}") from error
 
 
 def _reason(error: Exception) -> str:
-    """Why torch refused, in a few plain words; its own are a page in colour."""
+    """A short reason why a file could not be read; torch's own message is a page long and coloured."""
     text = _COLOURS.sub("", str(error))
     if "Weights only load failed" in text:
         code = _CODE.search(text)
@@ -48,14 +48,18 @@ def _reason(error: Exception) -> str:
 
 
 def are_finite(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By name, for each that is not of whole numbers or empty: a bool on its device, no NaN and nothing infinite."""
-    # The smallest and the largest are NaN if one is; nothing as large as the tensor is made.
+    """Whether each tensor is free of NaN and infinity: by name, a bool tensor on the tensor's device.
+
+    Integer and empty tensors are left out.
+    """
+    # Minimum and maximum are NaN if any element is, and no temporary of the tensor's size is needed.
     floats = {n: t for n, t in tensors.items() if t.is_floating_point() and t.numel()}
     return {name: torch.stack(tensor.detach().aminmax()).isfinite().all() for name, tensor in floats.items()}
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str | Path, advice: str) -> None:
-    """UserError naming the first tensor that holds NaN or infinity; ``source`` and ``advice`` are for its message."""
+    """UserError naming the first tensor that has NaN or infinity. The message begins with ``source`` and ends with
+    ``advice``."""
     for name, finite in are_finite(tensors).items():
         if not finite:
             raise UserError(f"{source}: {name} holds NaN or infinity; {advice}")

@@ -15,8 +15,9 @@ from tokenar.attention.maps import attention_rows, checked_boxes, hooked, identi
 from tokenar.data.samples import Batch, collate, encode_sample, read_samples
 from tokenar.model.config import ModelConfig
 from tokenar.model.folder import load_model
+from tokenar.model.layers import Attention
 from tokenar.model.positions import make_layout
-from tokenar.model.transformer import Attention, TokenAR
+from tokenar.model.transformer import TokenAR
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 BOXES = [[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 0.5]]  # of 2 x 2 tokens: the left two, and the upper right

@@ -17,8 +17,9 @@ from small_run import make_sample, write_shard
 
 from data_schemas.errors import UserError
 from tokenar.data import encoded_shards
-from tokenar.data.encoded_shards import EncodedSample, EncodedShards, Fingerprints, Shapes, Source, is_encoded, pad_text
+from tokenar.data.encoded_shards import EncodedSample, EncodedShards, pad_text
 from tokenar.data.prefetch import Prefetched
+from tokenar.data.shard_index import Fingerprints, Shapes, Source, is_encoded
 
 ENCODERS = Fingerprints(tokenizer="a" * 64, text="b" * 64, teacher="c" * 64)
 SHAPES = Shapes(image_tokens=16, vocabulary=65536, text_tokens=7, text_width=6, teacher=(9, 5))

@@ -6,7 +6,8 @@ from small_run import SMALL, changed, inputs, random_net
 
 from tokenar.config import SampleConfig
 from tokenar.model.cache import KeyValueCache, Segment
-from tokenar.sample.decoder import Decoder, draw, filter_logits, generate, guide
+from tokenar.sample.decoder import Decoder, generate
+from tokenar.sample.logits import draw, filter_logits, guide
 
 GREEDY = SampleConfig(temperature=0.0)
 
@@ -63,7 +64,7 @@ def test_drawn_copies_come_before_the_picture():
     n, settings = SMALL.image_tokens, SampleConfig(copies="drawn", seed=1)
     tokens = torch.stack([token for token, _ in decode(net, sources, text, [0, 1], settings)], dim=1)
     assert tokens.shape == (2, 3 * n)
-    assert not torch.equal(tokens[:, : 2 * n], net.copies(sources))
+    assert not torch.equal(tokens[:, : 2 * n], net.reference_copies(sources))
     assert torch.equal(generate(net, sources, text, [0, 1], settings), tokens[:, 2 * n :])
 
 

@@ -15,7 +15,8 @@ from tokenar.model.config import SIZES, DropConfig, ModelConfig, released
 from tokenar.model.positions import attention_mask, layout_rotary, make_layout, source_ids
 from tokenar.model.published import NEW_KEYS, fill
 from tokenar.model.transformer import TokenAR, drop_decisions
-from tokenar.sample.decoder import Decoder, filter_logits, guide
+from tokenar.sample.decoder import Decoder
+from tokenar.sample.logits import filter_logits, guide
 from tokenar.train.optimizer import parameter_groups
 
 FOLDER = "tokenar"

@@ -107,7 +107,7 @@ GOLDEN_CAT = [0.10551739, -0.71924728, -0.92721260, 0.28763837]
 
 def test_text_is_padded_with_zeros_and_cut():
     encoder = HashedWords(TextConfig(tokens=3, width=8))
-    features = encoder.encode(["one two three four", "Two"])
+    features = encoder.encode_with_mask(["one two three four", "Two"])[0]
     assert features.shape == (2, 3, 8)
     assert torch.equal(features[0, 1], features[1, 0])
     assert features[1, 1:].abs().sum() == 0
@@ -175,9 +175,8 @@ def test_more_references_than_the_model_takes(shards):
 
 
 def test_words_are_told_from_padding():
-    features, mask = HashedWords(TextConfig(tokens=3, width=8)).encode_with_mask(["one two", ""])
+    _, mask = HashedWords(TextConfig(tokens=3, width=8)).encode_with_mask(["one two", ""])
     assert mask.tolist() == [[True, True, False], [False, False, False]]
-    assert torch.equal(features, HashedWords(TextConfig(tokens=3, width=8)).encode(["one two", ""]))
 
 
 # Encoded shards

@@ -37,7 +37,7 @@ def test_a_patch_codebook_and_hashed_words(tmp_path):
     assert model.net.config == SMALL
     assert not model.net.training
     assert torch.equal(model.tokenizer.codes, tokenizer.codes)
-    assert model.text.encode(["a cat"]).shape == (1, 3, 5)
+    assert model.text.encode_with_mask(["a cat"])[0].shape == (1, 3, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json", "model.safetensors", "tokenizer.safetensors"
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_vq_network_and_a_t5(tmp_path):
     assert model.tokenizer.fingerprint == tokenizer.fingerprint
     assert torch.equal(model.tokenizer.encode(pictures), tokenizer.encode(pictures))
     assert (model.tokenizer.image_size, model.text.config) == (16, text)
-    assert model.text.encode(["a cat"]).shape[:2] == (1, 3)
+    assert model.text.encode_with_mask(["a cat"])[0].shape[:2] == (1, 3)
 
 
 def test_averages_take_the_place_of_the_weights(tmp_path):

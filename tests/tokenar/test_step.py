@@ -15,7 +15,7 @@ from tokenar.config import TrainConfig, cpu_small, with_changes
 from tokenar.data import samples
 from tokenar.encoders.config import TeacherConfig
 from tokenar.model.config import DropConfig
-from tokenar.model.transformer import Block
+from tokenar.model.layers import Block
 from tokenar.processes import Workers
 from tokenar.train import step, validate
 from tokenar.train.optimizer import Average, learning_rate, make_optimizer, parameter_groups, step_if

@@ -10,8 +10,9 @@ from small_run import SMALL, changed, inputs, random_net, tiny_config
 from data_schemas.errors import UserError
 from tokenar.config import with_changes
 from tokenar.model.config import released, tokenar_xl
+from tokenar.model.layers import Alignment
 from tokenar.model.positions import attention_mask, canvas_coordinates, layout_rotary, make_layout, source_ids
-from tokenar.model.transformer import Alignment, TokenAR
+from tokenar.model.transformer import TokenAR
 from tokenar.train.optimizer import parameter_groups
 
 N = SMALL.image_tokens

@@ -25,8 +25,9 @@ from torch import Tensor
 from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
 from tokenar.data.samples import Batch
+from tokenar.model.layers import Attention
 from tokenar.model.positions import Layout, apply_rotary
-from tokenar.model.transformer import Attention, TokenAR
+from tokenar.model.transformer import TokenAR
 
 CHUNK = 64
 """Query rows at a time: at GPT-XL size, 8431 positions and 20 heads, their float32 weights take 43 MB."""
@@ -77,7 +78,7 @@ def source_segments(layout: Layout) -> dict[str, int]:
     lengths |= {"background": n} if config.background else {}
     lengths |= {"text": config.text_tokens}
     lengths |= {"instruct tokens": config.instruct_tokens} if config.instruct_tokens else {}
-    lengths |= {f"copy of reference {i}": n for i in range(layout.copies)}
+    lengths |= {f"copy of reference {i}": n for i in range(layout.reference_copies)}
     return lengths | {"picture so far": n - 1}
 
 
@@ -90,7 +91,7 @@ def target_regions(layout: Layout, boxes: Sequence[Sequence[float]] | None) -> d
     """
     n, grid, blocks = layout.image_tokens, layout.config.grid, len(layout.target_slots)
     block = torch.arange(blocks).repeat_interleave(n)
-    regions = {f"copy of reference {i}": block == i for i in range(layout.copies)}
+    regions = {f"copy of reference {i}": block == i for i in range(layout.reference_copies)}
     regions["picture"] = block == blocks - 1
     if boxes is None:
         return regions

@@ -1,4 +1,4 @@
-"""Reading ahead of a consumer, in order, while measuring how long it waits."""
+"""Reading ahead in threads, in order, with a measure of how long the consumer waits."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ Result = TypeVar("Result")
 
 
 class Prefetched(Generic[Item, Result]):
-    """``read(item)`` for every item, in the items' order, worked out ahead by ``threads`` threads.
+    """An iterator over ``read(item)`` for every item, in order, computed ahead of the consumer by ``threads`` threads.
 
-    At most ``ahead`` results wait (twice the threads if None). ``items`` is walked in a thread of its own, ahead of
-    the consumer: what has been consumed, the consumer has to note. What ``read`` or ``items`` raises is raised at its
-    place in the order. ``waited`` is the time in seconds that the consumer has spent waiting so far.
+    At most ``ahead`` results are kept (None: twice as many as threads). A separate thread iterates over ``items``
+    and is ahead of the consumer, so the position of ``items`` does not tell how many results were consumed. An
+    exception of ``read`` or ``items`` is raised where its result would have come. ``waited`` is the time in seconds
+    that the consumer has spent waiting.
     """
 
     def __init__(
         self, items: Iterable[Item], read: Callable[[Item], Result], threads: int, ahead: int | None = None
     ) -> None:
         self.waited = 0.0
-        self._room = threading.Semaphore(ahead or 2 * threads)
+        self._free_slots = threading.Semaphore(ahead or 2 * threads)
         self._results: SimpleQueue[Future[Result] | None] = SimpleQueue()
         self._closed = False
         self._pool = ThreadPoolExecutor(threads)
@@ -36,7 +37,7 @@ class Prefetched(Generic[Item, Result]):
     def _feed(self, items: Iterable[Item], read: Callable[[Item], Result]) -> None:
         try:
             for item in items:
-                self._room.acquire()
+                self._free_slots.acquire()
                 if self._closed:
                     break
                 self._results.put(self._pool.submit(read, item))
@@ -54,19 +55,19 @@ class Prefetched(Generic[Item, Result]):
         try:
             result = self._results.get()
             if result is None:
-                self._results.put(None)  # the end stays the end
+                self._results.put(None)  # for the next call, which must end too
                 raise StopIteration
             return result.result()
         finally:
             self.waited += time.monotonic() - begun
-            self._room.release()
+            self._free_slots.release()
 
     def close(self) -> None:
-        """Stop reading ahead; what is being read is waited for, ``items`` that are slow to come only a second."""
+        """Stop reading ahead. Waits for the reads in progress, and up to a second for the thread that iterates."""
         self._closed = True
-        self._room.release()
+        self._free_slots.release()
         self._pool.shutdown(cancel_futures=True)
-        self._feeder.join(timeout=1)  # one that is inside torch when the interpreter ends would abort the process
+        self._feeder.join(timeout=1)  # a thread inside torch at interpreter exit would abort the process
 
     def __enter__(self) -> Prefetched[Item, Result]:
         return self

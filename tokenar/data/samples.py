@@ -1,4 +1,7 @@
-"""Shards to encoded samples, the order in which training sees them, and each process's share of a batch."""
+"""From shards to encoded samples, the order in which training reads them, and each process's part of a batch.
+
+Shape legend: B batch, R references, N tokens an image, C text width, P teacher patches, S side of an image in pixels.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,14 @@ from tokenar.encoders.text import TextEncoder
 
 @dataclass
 class Encoded:
-    """One sample as the model reads it: codes of R references and the background [R+1, N], text [text_tokens, C],
-    codes of the picture [N], the text's own positions [text_tokens] bool, and what the teacher sees [P, 768]."""
+    """One sample as the model reads it.
+
+    sources [R+1, N] int64: codes of the references, then of the background
+    text [text_tokens, C] float32: text features
+    picture [N] int64: codes of the target image
+    text_mask [text_tokens] bool: False at padding
+    teacher [P, 768] float32: the teacher's features of the target image, if there is a teacher
+    """
 
     sample_id: str
     prompt: str
@@ -33,13 +42,14 @@ class Encoded:
 
     @property
     def references(self) -> int:
+        """Number of references (R)."""
         return len(self.sources) - 1
 
 
 @dataclass
 class Batch:
-    """Stacked samples with the same R: sources [B, R+1, N], text [B, text_tokens, C], picture [B, N],
-    text_mask [B, text_tokens] bool, teacher [B, P, 768] or None."""
+    """Samples with the same number of references, stacked: sources [B, R+1, N], text [B, text_tokens, C],
+    picture [B, N], text_mask [B, text_tokens] bool, teacher [B, P, 768] or None."""
 
     sources: Tensor
     text: Tensor
@@ -48,11 +58,11 @@ class Batch:
     teacher: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """On a device; from pinned memory without waiting for it."""
+        """The batch on ``device``; a copy from pinned memory is not waited for."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """In memory that a GPU copies from by itself."""
+        """The batch in pinned memory, from which a GPU can copy while the host does other work."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -61,30 +71,31 @@ class Batch:
 
 
 class Samples(Protocol):
-    """What there is to train on: samples by number, each with its number of references and its id."""
+    """A training set: samples by number. ``references`` and ``sample_ids`` have an entry for each sample."""
 
     references: list[int]
     sample_ids: list[str]
 
     def read(self, number: int, epoch: int | None = None) -> Encoded:
-        """Sample ``number`` as it comes in an epoch, or as it is."""
+        """Sample ``number`` as varied for an epoch, or unchanged without one."""
         ...
 
 
 class InMemory:
-    """Samples as they are and in varied copies, of which every epoch shows another."""
+    """A training set in memory, in several versions: ``versions[0]`` has the samples unchanged, the others have varied
+    copies of the same samples. Each epoch reads another version of a sample."""
 
-    def __init__(self, copies: list[list[Encoded]]):
-        self.copies = copies
-        self.references = [sample.references for sample in copies[0]]
-        self.sample_ids = [sample.sample_id for sample in copies[0]]
+    def __init__(self, versions: list[list[Encoded]]):
+        self.versions = versions
+        self.references = [sample.references for sample in versions[0]]
+        self.sample_ids = [sample.sample_id for sample in versions[0]]
 
     def read(self, number: int, epoch: int | None = None) -> Encoded:
-        return self.copies[0 if epoch is None else (number + epoch) % len(self.copies)][number]
+        return self.versions[0 if epoch is None else (number + epoch) % len(self.versions)][number]
 
 
 def read_samples(pattern: str, limit: int | None = None) -> Iterator[ShardSample]:
-    """The samples of every shard that ``pattern`` names, in stored order; none at all is a UserError."""
+    """The samples of all shards that the glob ``pattern`` names, in stored order; UserError if there are none."""
     count = 0
     for url in expand_shards(pattern):
         for sample in read_shard(url):
@@ -98,7 +109,8 @@ def read_samples(pattern: str, limit: int | None = None) -> Iterator[ShardSample
 
 @dataclass
 class Resized:
-    """One sample's pictures at the tokenizer's size: [R+2, 3, S, S] uint8, references, background, target."""
+    """One sample with its images at the tokenizer's size: pixels [R+2, 3, S, S] uint8 of references, background and
+    target."""
 
     sample_id: str
     prompt: str
@@ -106,12 +118,15 @@ class Resized:
 
 
 def read_resized(pattern: str, size: int, max_references: int) -> list[Resized]:
-    """Every sample's pictures reduced to ``size``; read once, small enough to hold."""
+    """All samples of the shards with their images resized to ``size`` pixels, small enough to keep in memory.
+
+    UserError if a sample has more than ``max_references`` references.
+    """
     return [_resized(sample, size, max_references) for sample in read_samples(pattern)]
 
 
 def pixels_of(pictures: Sequence[Image.Image], size: int) -> Tensor:
-    """RGB pictures as [n, 3, size, size] uint8."""
+    """RGB images resized to ``size`` pixels, [n, 3, size, size] uint8."""
     stacked = torch.stack([picture_tensor(picture, size) for picture in pictures])
     return ((stacked + 1) * 127.5).round().to(torch.uint8)
 
@@ -127,12 +142,12 @@ def _resized(sample: ShardSample, size: int, max_references: int) -> Resized:
 
 
 def vary(sample: Resized, unit: int, seed: int) -> Resized:
-    """The same sample in other colours and at another place: the same bytes for the same seed.
+    """A varied copy of a sample, with other colours and shifted images. The same seed gives the same bytes.
 
-    All pictures of the sample get the same exchange of channels, gain and, half the time, inversion, so that each
-    subject still looks like its reference; references, and target with background, are shifted round by a whole
-    number of tokens (``unit`` pixels). With few samples a model remembers the pictures otherwise; what stays true
-    under all of this is that the target is put together from the sources.
+    With few samples a model would learn the images by heart. The variation keeps only what it should learn: that the
+    target is composed of the sources. All images of the sample get the same permutation of colour channels, the same
+    gain and, half the time, inversion, so that each subject still looks like its reference. Each image is shifted
+    cyclically by a whole number of tokens (``unit`` pixels); target and background are shifted together.
     """
     generator = torch.Generator().manual_seed(seed)
     channels = torch.randperm(3, generator=generator)
@@ -140,51 +155,51 @@ def vary(sample: Resized, unit: int, seed: int) -> Resized:
     pixels = sample.pixels.float()[:, channels] * gain
     if torch.rand((), generator=generator) < 0.5:
         pixels = 255 - pixels
-    places = sample.pixels.shape[-1] // unit
-    shifts = torch.randint(places, (len(pixels) - 1, 2), generator=generator) * unit
+    tokens = sample.pixels.shape[-1] // unit
+    shifts = torch.randint(tokens, (len(pixels) - 1, 2), generator=generator) * unit
     shifts = torch.cat([shifts, shifts[-1:]])  # background and target, the last two, move together
     moved = [torch.roll(p, s.tolist(), (1, 2)) for p, s in zip(pixels, shifts, strict=True)]
     return Resized(sample.sample_id, sample.prompt, torch.stack(moved).round().to(torch.uint8))
 
 
 def variations(samples: Sequence[Resized], count: int, unit: int, seed: int) -> list[list[Resized]]:
-    """The samples as they are, followed by ``count`` varied copies of all of them."""
+    """``count + 1`` versions of the samples: first unchanged, then ``count`` varied copies of all of them."""
 
-    def draw(copy: int, number: int) -> int:
+    def copy_seed(copy: int, number: int) -> int:
         return random.Random(f"vary/{seed}/{copy}/{number}").getrandbits(62)
 
-    varied = [[vary(sample, unit, draw(copy, n)) for n, sample in enumerate(samples)] for copy in range(count)]
+    varied = [[vary(sample, unit, copy_seed(copy, n)) for n, sample in enumerate(samples)] for copy in range(count)]
     return [list(samples), *varied]
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float -1..1."""
+    """uint8 in 0..255 -> float in -1..1."""
     return pixels.float() / 127.5 - 1
 
 
 def encode_resized(
     samples: Sequence[Resized], tokenizer: ImageTokenizer, text: TextEncoder, teacher: Teacher | None = None
 ) -> list[Encoded]:
-    """Codes and text features of every sample, and what the teacher sees in its target."""
+    """Encode samples: their images, their prompts and, with a teacher, the teacher's features of their targets."""
     features, masks = text.encode_with_mask([sample.prompt for sample in samples])
     lengths = [len(sample.pixels) for sample in samples]
     coded = tokenizer.encode(as_float(torch.cat([sample.pixels for sample in samples]))).split(lengths)
-    seen: Sequence[Tensor | None] = [None] * len(samples)
+    teacher_features: Sequence[Tensor | None] = [None] * len(samples)
     if teacher is not None:
-        seen = list(teacher.encode(as_float(torch.stack([sample.pixels[-1] for sample in samples]))))
+        teacher_features = list(teacher.encode(as_float(torch.stack([sample.pixels[-1] for sample in samples]))))
     return [
-        Encoded(sample.sample_id, sample.prompt, codes[:-1], row.float(), codes[-1], mask, target)
-        for sample, row, mask, codes, target in zip(samples, features, masks, coded, seen, strict=True)
+        Encoded(sample.sample_id, sample.prompt, codes[:-1], row.float(), codes[-1], mask, seen)
+        for sample, row, mask, codes, seen in zip(samples, features, masks, coded, teacher_features, strict=True)
     ]
 
 
 def encode_sample(sample: ShardSample, tokenizer: ImageTokenizer, text: TextEncoder, max_references: int) -> Encoded:
-    """One shard sample as the model reads it."""
+    """Encode one sample of a shard; UserError if it has more than ``max_references`` references."""
     return encode_resized([_resized(sample, tokenizer.image_size, max_references)], tokenizer, text)[0]
 
 
 def collate(samples: Sequence[Encoded]) -> Batch:
-    """Stack samples that have the same number of references."""
+    """Stack samples to a batch; all must have the same number of references."""
     teachers = [sample.teacher for sample in samples if sample.teacher is not None]
     return Batch(
         torch.stack([sample.sources for sample in samples]),
@@ -196,49 +211,51 @@ def collate(samples: Sequence[Encoded]) -> Batch:
 
 
 def epoch_batches(references: Sequence[int], batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch as sample numbers: a pure function of its arguments.
+    """The batches of one epoch, each a list of sample numbers. The result depends on the arguments only.
 
-    ``references[i]`` is sample i's number of references; a batch holds one kind only. Every sample comes exactly
-    once; the last batch of each kind may be smaller than ``batch``.
+    ``references[i]`` is the number of references of sample i, and all samples of a batch have the same number. Every
+    sample comes once. The last batch of each number of references may be smaller than ``batch``.
     """
     generator = random.Random(f"{seed}/{epoch}")
     order = list(range(len(references)))
     generator.shuffle(order)
     batches = []
-    for kind in sorted(set(references)):
-        same = [number for number in order if references[number] == kind]
+    for count in sorted(set(references)):
+        same = [number for number in order if references[number] == count]
         batches += [same[start : start + batch] for start in range(0, len(same), batch)]
     generator.shuffle(batches)
     return batches
 
 
 def rank_share(batch: Sequence[int], rank: int, world: int) -> list[int]:
-    """What one process takes of a batch; the shares of all processes are the batch, each sample once."""
+    """The samples of a batch that the process of this rank takes: every ``world``-th one."""
     return list(batch[rank::world])
 
 
 def rank_parts(count: int, batch: int, rank: int, world: int, accumulation: int) -> list[list[int]]:
-    """One process's share of a batch of ``count`` samples in parts, as places in the batch.
+    """One process's share of a batch, cut into parts for gradient accumulation; each part is a list of indices into
+    the batch.
 
-    Every process has the same number of parts, as they compute together; one that is short of samples has empty
-    parts. A part has at most as many samples as in a full batch of ``batch`` cut by processes and ``accumulation``.
+    ``count`` is the number of samples of this batch, ``batch`` that of a full one. A part has at most
+    batch / (world * accumulation) samples, rounded up. All processes get the same number of parts, because they must
+    run as many steps together; a process with too few samples gets empty parts.
     """
     size = -(-batch // (world * accumulation))
-    mine = rank_share(range(count), rank, world)
-    rounds = -(-len(range(0, count, world)) // size)
-    return [mine[number * size : (number + 1) * size] for number in range(rounds)]
+    indices = rank_share(range(count), rank, world)
+    parts = -(-len(range(0, count, world)) // size)  # of rank 0, which has the most samples
+    return [indices[number * size : (number + 1) * size] for number in range(parts)]
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands in the data: the next batch is number ``batch`` of ``epoch``."""
+    """How far training is in the data: the next batch is number ``batch`` of epoch ``epoch``."""
 
     epoch: int = 0
     batch: int = 0
 
 
 class Order:
-    """Walks epoch after epoch. ``position`` is all there is to save and restore."""
+    """The endless sequence of batches, epoch after epoch. Its state is ``position``, which checkpoints save."""
 
     def __init__(self, references: Sequence[int], batch: int, seed: int, position: Position | None = None):
         self.references, self.batch, self.seed = references, batch, seed
@@ -247,12 +264,12 @@ class Order:
         self._batches: list[list[int]] = []
 
     def next(self) -> list[int]:
-        """The next batch as sample numbers."""
+        """The sample numbers of the next batch."""
         if self._epoch != self.position.epoch:
             self._epoch = self.position.epoch
             self._batches = epoch_batches(self.references, self.batch, self.seed, self._epoch)
         chosen = self._batches[self.position.batch]
         batch = self.position.batch + 1
-        whole = batch == len(self._batches)
-        self.position = Position(self.position.epoch + 1, 0) if whole else Position(self.position.epoch, batch)
+        finished = batch == len(self._batches)
+        self.position = Position(self.position.epoch + 1, 0) if finished else Position(self.position.epoch, batch)
         return chosen

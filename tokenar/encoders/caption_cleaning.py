@@ -1,6 +1,7 @@
-"""Captions from the web made plain; spec/tokenar.md section 8.
+"""Cleaning of captions, as in LlamaGen's ``text_preprocessing``.
 
-The published training and sampling tokenise captions as they are (QUIRK 16): this is an option, off by default.
+The published training and sampling tokenise captions as they are, so this is an option, off by default
+(docs/differences.md, "Raw captions").
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _DASHES = (
     "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
 )
 
-# Each is replaced by what stands beside it, in this order. The text is in lower case by then.
+# (pattern, replacement) pairs, applied in this order to text in lower case.
 _ADDRESSES = (
     (rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{_HOST})", ""),
     (rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{_HOST})", ""),
@@ -34,12 +35,12 @@ _SYMBOLS = (
     (r"&quot;?", ""),
     (r"&amp", ""),
     (r"\d{1,3}(?:\.\d{1,3}){3}", " "),
-    (r"\d:\d\d\s+$", ""),  # only where a removed name or tag left a space at the end
+    (r"\d:\d\d\s+$", ""),  # the space can only come from a name or tag that was removed after it
     (r"\\n", " "),
     (r"#\d{1,3}\b", ""),
     (r"#\d{5,}\b", ""),
     (r"\b\d{6,}\b", ""),
-    (rf"(?<!\S)\S+\.(?:{_FILES})", ""),  # a search from every letter of a long word would take its square
+    (rf"(?<!\S)\S+\.(?:{_FILES})", ""),  # starting at a space only: from every letter the time would be quadratic
     (r"[\"']{2,}", '"'),
     (r"\.{2,}", " "),
     (r"[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~)(\]\[}{|\\/*]+", " "),
@@ -69,12 +70,13 @@ _ENDS = (
 
 
 def clean(caption: str) -> str:
-    """The caption cleaned twice over, as the published routine does."""
+    """The caption, cleaned two times in a row as in the published routine."""
     return clean_once(clean_once(caption))
 
 
 def clean_once(caption: str) -> str:
-    """In lower case, without addresses, markup, ideographs, file names, article codes and shop talk."""
+    """The caption in lower case, without web addresses, HTML, CJK characters, file names, product codes and phrases of
+    web shops ("free shipping")."""
     text = urllib.parse.unquote_plus(caption).strip().lower().replace("<person>", "person")
     text = _replaced(text, _ADDRESSES)
     text = _replaced(_without_markup(text), _SYMBOLS)
@@ -92,8 +94,8 @@ def _replaced(text: str, replacements: tuple[tuple[str, str], ...]) -> str:
 
 def _without_markup(text: str) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)  # captions do look like file names
+        warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)  # some captions look like file names
         try:
             return bs4.BeautifulSoup(text, "html.parser").text
-        except bs4.ParserRejectedMarkup:  # such as a lone "<![x": no markup then
+        except bs4.ParserRejectedMarkup:  # such as a lone "<![x", which is not HTML
             return text

@@ -1,4 +1,4 @@
-"""Settings of the frozen encoders: pictures to tokens, prompts to features, pictures to distillation targets."""
+"""Settings of the frozen encoders: image tokenizer, text encoder and distillation teacher."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from data_schemas.settings import MAX_SEED, Settings
 
 VQ_GROUPS = 32
-"""Groups of the VQ networks' norms; every width is a multiple."""
-# Bounds are far above what anybody trains: they refuse a slip of the keyboard before it fills the memory.
+"""Groups of the VQ networks' group norms; the number of channels of every layer is a multiple of it."""
+# The bounds are far above what anybody trains. They stop a mistyped number before it fills the memory.
 MAX_SIDE = 8192
 MAX_VOCABULARY = 1 << 20
 MAX_WIDTH = 1 << 16
 MAX_TOKENS = 1 << 14
 MAX_BATCH = 1 << 16
 MAX_CODEBOOK = 1 << 28
-"""Numbers in a codebook: a gigabyte of them."""
+"""Most numbers in a codebook: one gigabyte in float32."""
 
 
 def check_folder(path: str) -> str:
-    """The path, if it can name a folder on this machine; ValueError for an address."""
+    """The path unchanged, if it can be a folder on this machine; ValueError for a URL."""
     if "://" in path:
         raise ValueError(f"{path!r} is an address; write to a folder on this machine")
     return path
@@ -31,7 +31,8 @@ Folder = Annotated[str, Field(min_length=1), AfterValidator(check_folder)]
 
 
 class TokenizerConfig(Settings):
-    """The patch codebook. Sides in pixels."""
+    """The patch codebook (see patches.py). ``image_size`` and ``patch`` are the sides of an image and a patch in
+    pixels."""
 
     image_size: int = Field(default=64, ge=1, le=MAX_SIDE)
     patch: int = Field(default=4, ge=1, le=256)
@@ -46,7 +47,8 @@ class TokenizerConfig(Settings):
 
 
 class VqConfig(Settings):
-    """Widths of a VQ tokenizer; ``ch_mult`` has one factor of ``base_channels`` a level, finest first."""
+    """Sizes of a VQ tokenizer's network. A level has ``base_channels`` times its factor in ``ch_mult`` channels; levels
+    are ordered from the finest resolution to the coarsest."""
 
     ch_mult: tuple[int, ...] = Field(min_length=1, max_length=8)
     base_channels: int = Field(default=128, ge=VQ_GROUPS, le=1024, multiple_of=VQ_GROUPS)
@@ -69,53 +71,54 @@ class VqConfig(Settings):
 
     @property
     def reduction(self) -> int:
-        """Pixels a token, along one side."""
+        """Side in pixels of the square that one token stands for."""
         return 2 ** (len(self.ch_mult) - 1)
 
     @property
     def widths(self) -> list[int]:
-        """Channels of every level, finest first."""
+        """Channels of every level, from the finest to the coarsest."""
         return [self.base_channels * factor for factor in self.ch_mult]
 
 
 def vq16() -> VqConfig:
-    """16 x 16 pixels a token: LlamaGen's ``vq_ds16_t2i.pt``, the tokenizer of the published TokenAR."""
+    """LlamaGen's VQ-16 (``vq_ds16_t2i.pt``), the tokenizer of the published TokenAR: a token for 16 x 16 pixels."""
     return VqConfig(ch_mult=(1, 1, 2, 2, 4))
 
 
 def vq8() -> VqConfig:
-    """8 x 8 pixels a token: LlamaGen's VQ-8."""
+    """LlamaGen's VQ-8: a token for 8 x 8 pixels."""
     return VqConfig(ch_mult=(1, 2, 2, 4))
 
 
 class TextConfig(Settings):
-    """The hashed words encoder: ``tokens`` positions of ``width`` numbers."""
+    """The encoder HashedWords: ``tokens`` positions of ``width`` numbers."""
 
     tokens: int = Field(default=16, ge=1, le=MAX_TOKENS)
     width: int = Field(default=64, ge=1, le=MAX_WIDTH)
 
 
 class T5Config(Settings):
-    """``model`` is a folder or a Hugging Face id of a T5 whose files are on this machine."""
+    """The T5 text encoder. ``model`` is a folder or the Hugging Face id of a model that was downloaded before."""
 
     model: str = Field(default="google/flan-t5-xl", min_length=1)
     revision: str = Field(default="main", min_length=1)
     tokens: int = Field(
         default=120, ge=1, le=MAX_TOKENS, description="longer prompts are cut, shorter ones padded on the right"
     )
-    clean: bool = Field(default=False, description="clean captions first; the published model reads them as they are")
+    clean: bool = Field(default=False, description="clean captions first; the published model does not")
 
 
 class TeacherConfig(Settings):
-    """``model`` is a folder or a Hugging Face id of a DINOv2 whose files are on this machine."""
+    """The DINOv2 distillation teacher. ``model`` is a folder or the Hugging Face id of a model that was downloaded
+    before."""
 
     model: str = Field(default="facebook/dinov2-base", min_length=1)
     revision: str = Field(default="main", min_length=1)
-    whole: bool = Field(default=False, description="show the whole picture, not the middle 87.5 % as published")
+    whole: bool = Field(default=False, description="show it the whole image, not the middle 87.5 % as published")
 
 
 class EncodeConfig(Settings):
-    """One run of tokenar-encode."""
+    """Settings of one run of tokenar-encode."""
 
     shards: str = Field(description="glob of the raw shards")
     out: Folder = Field(description="folder of the encoded shards")
@@ -126,7 +129,7 @@ class EncodeConfig(Settings):
     )
     text: T5Config = T5Config()
     keep_padding: bool = Field(
-        default=False, description="also store what the text encoder says at padding, which the released model reads"
+        default=False, description="also store the text features at padding, which the released model reads"
     )
     teacher: TeacherConfig | None = Field(default=TeacherConfig(), description="None: no distillation targets")
     batch: int = Field(default=16, ge=1, le=MAX_BATCH, description="samples encoded at once")

@@ -1,4 +1,4 @@
-"""What the frozen encoders share: loading a published model strictly, and telling its weights from others."""
+"""Shared by the frozen encoders: loading a published model with all its weights, and a fingerprint of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_schemas.io.text import one_line
 from tokenar.weight_files import check_finite
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""Nothing is downloaded while a model loads, and no code of a model's own is run."""
+"""Options for transformers: download nothing, and run no code that comes with a model."""
 
 
 def fingerprint(network: nn.Module, *facts: str) -> str:
@@ -26,7 +26,7 @@ def fingerprint(network: nn.Module, *facts: str) -> str:
 
 
 def transformers() -> Any:
-    """The package, or a UserError that says how to get it: a machine without weights does without it."""
+    """The transformers package, which is optional; UserError with the command that installs it if it is missing."""
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -35,10 +35,10 @@ def transformers() -> Any:
 
 
 def load_pretrained(kind: Any, purpose: str, source: str, revision: str, dtype: torch.dtype) -> Any:
-    """A model of the transformers class ``kind`` in evaluation mode, without gradients.
+    """Load a model of the transformers class ``kind``, in evaluation mode and without gradients.
 
-    ``source`` is a folder or a Hugging Face id whose files are on this machine already, with safetensors. UserError
-    naming ``purpose`` if it is not there or does not hold every weight.
+    ``source`` is a folder or the Hugging Face id of a model that was downloaded before, with weights as safetensors.
+    UserError if it cannot be loaded or lacks a weight; its message begins with ``purpose``, such as "text encoder".
     """
     try:
         config = transformers().AutoConfig.from_pretrained(source, revision=revision, **LOCAL)
@@ -47,7 +47,7 @@ def load_pretrained(kind: Any, purpose: str, source: str, revision: str, dtype: 
         network, report = kind.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
         )
-    except Exception as error:  # a foreign folder fails in many ways: OSError, KeyError, SafetensorError, RuntimeError
+    except Exception as error:  # any other folder raises anything: OSError, KeyError, SafetensorError, RuntimeError
         raise cannot_load(purpose, source, error) from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(
@@ -58,7 +58,7 @@ def load_pretrained(kind: Any, purpose: str, source: str, revision: str, dtype: 
 
 
 def cannot_load(purpose: str, source: str, error: Exception) -> UserError:
-    """One line for whatever transformers raised."""
+    """A UserError of one line for an exception that transformers raised while loading ``source``."""
     reason = one_line(error, 300) or type(error).__name__
     return UserError(
         f"{purpose}: {source} cannot be loaded ({reason}); fetch it first, or name the folder that holds it"

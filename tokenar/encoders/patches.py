@@ -1,4 +1,7 @@
-"""Pictures to tokens and back: the interface, and a patch codebook that a CPU fits in seconds."""
+"""Image tokenizers: their interface, and a patch codebook that is fitted on a CPU in seconds.
+
+Shape legend: B batch, S side of an image in pixels, N tokens an image, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +25,29 @@ from tokenar.encoders.config import TokenizerConfig
 from tokenar.weight_files import check_finite
 
 MAX_FIT_PATCHES = 200_000
+"""A codebook is fitted to at most this many patches."""
 
 
 class ImageTokenizer(Protocol):
-    """What the trainer and the sampler ask of a tokenizer. B pictures of S x S pixels, N = grid x grid tokens."""
+    """The interface of a tokenizer: images of ``image_size`` (S) pixels a side to and from N = grid x grid tokens."""
 
     image_size: int
     grid: int
     vocabulary: int
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, S, S] float in [-1, 1] -> [B, N] int64, in raster order."""
+        """Images [B, 3, S, S] float in [-1, 1] -> codes [B, N] int64 in raster order."""
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """[B, N] int64 -> [B, 3, S, S] float in [-1, 1]."""
+        """Codes [B, N] int64 -> images [B, 3, S, S] float in [-1, 1]."""
         ...
 
 
 def picture_tensor(picture: Image.Image, size: int) -> Tensor:
-    """An RGB picture as [3, size, size] float in [-1, 1], resized whatever its shape (spec section 7).
+    """An RGB image as [3, size, size] float in [-1, 1].
 
-    Reduction averages over areas (bicubic with antialias), as Pillow's resize does.
+    It is resized to a square whatever its aspect ratio, with Pillow's bicubic filter, as in the released program.
     """
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
@@ -51,16 +55,16 @@ def picture_tensor(picture: Image.Image, size: int) -> Tensor:
 
 
 def tensor_picture(pixels: Tensor) -> Image.Image:
-    """[3, S, S] float in [-1, 1] -> an RGB picture; values outside are clamped."""
+    """[3, S, S] float in [-1, 1] -> an RGB image; values outside the range are clamped."""
     scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(scaled.permute(1, 2, 0).numpy())
 
 
 class PatchCodebook:
-    """Every patch of ``patch`` x ``patch`` pixels becomes the number of the nearest of V mean patches.
+    """A tokenizer that replaces every patch of ``patch`` x ``patch`` pixels by the nearest of V patches.
 
-    ``codes`` [V, 3 * patch * patch] float32 in [-1, 1], ordered from dark to bright so that the same data give the
-    same numbers.
+    ``codes`` [V, 3 * patch * patch] float32 in [-1, 1] are the V patches, found with k-means and ordered from dark to
+    bright, so that the same data give the same numbers.
     """
 
     def __init__(self, config: TokenizerConfig, codes: Tensor):
@@ -71,9 +75,12 @@ class PatchCodebook:
 
     @classmethod
     def fit(cls, config: TokenizerConfig, pictures: Tensor) -> PatchCodebook:
-        """Fit on [B, 3, S, S] pictures; at most 200 000 patches, drawn with the seed, are looked at."""
+        """Fit a codebook to images [B, 3, S, S]; of more than 200 000 different patches a random choice is used.
+
+        UserError if there are fewer different patches than codes.
+        """
         patches = _patches(pictures, config.patch).flatten(0, 1).numpy()
-        patches = np.unique(patches, axis=0)  # flat white and black patches would outweigh everything else
+        patches = np.unique(patches, axis=0)  # else the many plain white and black patches would dominate
         if len(patches) < config.vocabulary:
             raise UserError(
                 f"the pictures hold {len(patches)} different patches, fewer than the vocabulary of "
@@ -83,32 +90,32 @@ class PatchCodebook:
             chosen = np.random.default_rng(config.seed).choice(len(patches), MAX_FIT_PATCHES, replace=False)
             patches = patches[np.sort(chosen)]
         means = MiniBatchKMeans(config.vocabulary, batch_size=4096, n_init=1, max_iter=8, random_state=config.seed)
-        with threadpool_limits(1):  # sums then do not depend on the number of cores, and no core waits for another
+        with threadpool_limits(1):  # so that sums do not depend on the number of cores; it is faster, too
             means.fit(patches)
         codes = means.cluster_centers_.astype(np.float32)
         order = np.lexsort((*codes.T[::-1], codes.mean(axis=1).round(4)))
         return cls(config, torch.from_numpy(codes[order]).contiguous())
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, N] int64."""
+        """Images [B, 3, S, S] -> codes [B, N] int64."""
         half = (self.codes**2).sum(1) / 2
         return torch.cat(
             [(half - _patches(part, self.config.patch) @ self.codes.T).argmin(-1) for part in pictures.split(64)]
         )
 
     def decode(self, codes: Tensor) -> Tensor:
-        """[B, N] -> [B, 3, S, S]."""
+        """Codes [B, N] -> images [B, 3, S, S]."""
         patches = self.codes[codes].transpose(1, 2)
         side = self.config.patch
         return torch.nn.functional.fold(patches, (self.image_size, self.image_size), side, stride=side)
 
     def save(self, path: Path) -> None:
-        """Write the codes and the configuration as one safetensors file."""
+        """Write the codes and the configuration to one safetensors file."""
         save_file({"codes": self.codes}, path, {"patch_codebook": self.config.model_dump_json()})
 
     @classmethod
     def load(cls, path: Path) -> PatchCodebook:
-        """Read what ``save`` wrote; UserError if the file is missing or damaged."""
+        """Read a file that ``save`` wrote; UserError if it is missing or damaged."""
         check_file(path, advice := "train or copy the model again")
         try:
             with safe_open(path, "pt") as file:
@@ -125,5 +132,5 @@ class PatchCodebook:
 
 
 def _patches(pictures: Tensor, side: int) -> Tensor:
-    """[B, 3, S, S] -> [B, N, 3 * side * side], raster order."""
+    """Images [B, 3, S, S] -> their patches [B, N, 3 * side * side] in raster order."""
     return torch.nn.functional.unfold(pictures, side, stride=side).transpose(1, 2)

@@ -1,6 +1,6 @@
-"""The distillation teacher: what DINOv2 says of each patch of a picture; spec/tokenar.md section 4.
+"""The distillation teacher: DINOv2 features of each patch of an image (paper, appendix A, Eq. A2).
 
-B batch, P patches a picture, D width of the teacher.
+Shape legend: B batch, P patches an image, D width of the teacher.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from tokenar.encoders.config import TeacherConfig
 from tokenar.encoders.frozen import fingerprint, load_pretrained, transformers
 
 SIDE = 224
+"""Side in pixels of the teacher's input."""
 SHORTEST_EDGE = 256
+"""Length in pixels to which the shorter side of an image is resized before the middle is cut out."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, channel by channel."""
+"""Mean and standard deviation of ImageNet's channels, which DINOv2's inputs are normalised with."""
 
 
 def teacher_pixels(pictures: Tensor, whole: bool = False) -> Tensor:
-    """[B, 3, H, W] float in [-1, 1] -> [B, 3, 224, 224] float32 as DINOv2 reads them, on the CPU.
+    """Images [B, 3, H, W] float in [-1, 1] -> DINOv2's input [B, 3, 224, 224] float32 on the CPU.
 
-    As published: 8 bits by truncation, the shortest edge resized to 256, the middle 224 x 224 cut out. The student's
-    features cover the whole picture, so that its cells and the teacher's patches do not show the same content
-    (QUIRK 6); with ``whole`` they do: the whole picture is resized to 224 x 224.
+    As published, images are truncated to 8 bits and resized to a shorter side of 256, and the middle 224 x 224 pixels
+    are cut out. The student's features cover the whole image, so a student cell and its teacher patch show slightly
+    different parts of it (docs/differences.md, "Teacher crop"). With ``whole`` they show the same part: the whole
+    image is resized to 224 x 224.
     """
     scaled = (pictures.detach().float().cpu() + 1) / 2
     bytes_ = (scaled * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -45,9 +48,10 @@ def _resized(picture: Image.Image, whole: bool) -> Image.Image:
 
 
 class Teacher:
-    """A frozen DINOv2; UserError if the model is not on this machine or is not a DINOv2.
+    """A frozen DINOv2. ``batch`` images are encoded at once.
 
-    ``tokens`` is P (256 for patches of 14 pixels) and ``width`` is D (768 for the base model).
+    ``tokens`` is P (256 for patches of 14 pixels) and ``width`` is D (768 for the base model). UserError if the model
+    is not on this machine or is not a DINOv2.
     """
 
     def __init__(
@@ -67,17 +71,17 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the features: the weights and what is shown to them."""
+        """SHA-256 of everything that the features depend on: the weights and the part of the image that is shown."""
         return fingerprint(self.network, f"whole={self.config.whole}")
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] float in [-1, 1] -> [B, P, D] float32, where the pictures are; patches in raster order.
+        """Images [B, 3, H, W] float in [-1, 1] -> features [B, P, D] float32 on the images' device, in raster order.
 
-        The last hidden states after the final norm, without the class token.
+        The features are the last hidden states after the final norm, without the class token.
         """
-        found = []
+        features = []
         for part in pictures.split(self.batch):
             pixels = teacher_pixels(part, self.config.whole).to(self.device, self.dtype)
-            found.append(self.network(pixels).last_hidden_state[:, 1:].float())
-        return torch.cat(found).to(pictures.device)
+            features.append(self.network(pixels).last_hidden_state[:, 1:].float())
+        return torch.cat(features).to(pictures.device)

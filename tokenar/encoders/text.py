@@ -1,6 +1,6 @@
-"""Prompts to features: the interface, an encoder without weights for machines that have none, and T5.
+"""Text encoders: their interface, an encoder that needs no weights, and T5.
 
-B batch, T tokens, C width of the text.
+Shape legend: B batch, T text tokens, C text width.
 """
 
 from __future__ import annotations
@@ -20,66 +20,61 @@ from tokenar.encoders.frozen import LOCAL, cannot_load, fingerprint, load_pretra
 
 
 class TextEncoder(Protocol):
-    """What the trainer and the sampler ask of a text encoder."""
+    """The interface of a text encoder: prompts to ``tokens`` positions (T) of ``width`` numbers (C)."""
 
     tokens: int
     width: int
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> [B, tokens, width] float32."""
-        ...
-
     def encode_with_mask(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B prompts -> (features [B, tokens, width], [B, tokens] bool, True where a prompt is)."""
+        """B prompts -> (features [B, T, C], mask [B, T] bool, False at padding)."""
         ...
 
     def length(self, prompt: str) -> int:
-        """How many tokens a prompt has; what is beyond ``tokens`` is cut off."""
+        """Number of tokens of a prompt. Those after the first ``tokens`` are not encoded."""
         ...
 
 
 def words(prompt: str) -> list[str]:
-    """Lower-case words without punctuation around them."""
+    """The words of a prompt in lower case, without punctuation at their ends."""
     stripped = (word.strip(string.punctuation) for word in prompt.lower().split())
     return [word for word in stripped if word]
 
 
 def word_vector(word: str, width: int) -> np.ndarray:
-    """A fixed pseudo-random vector of about unit length, [width] float32; the same on every machine."""
+    """A pseudo-random vector of about unit length for each word, [width] float32, the same on every machine."""
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
-    # RandomState's stream is frozen by numpy's policy; Generator's may change between releases.
+    # numpy guarantees that RandomState's numbers never change; those of Generator may change between releases.
     normal = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed))).standard_normal(width)
     return (normal / np.sqrt(width)).astype(np.float32)
 
 
 class HashedWords:
-    """One vector a word, in order; zeros behind the last word; words beyond the limit are cut."""
+    """A text encoder without weights: one position for each word, in order, with the word's ``word_vector``.
+
+    Positions after the last word are zero. Words after the first ``tokens`` are not encoded.
+    """
 
     def __init__(self, config: TextConfig):
         self.tokens, self.width = config.tokens, config.width
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> [B, tokens, width] float32."""
-        features = np.zeros((len(prompts), self.tokens, self.width), np.float32)
+    def encode_with_mask(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B prompts -> (features [B, T, C] float32, mask [B, T] bool, True where there is a word)."""
+        vectors = np.zeros((len(prompts), self.tokens, self.width), np.float32)
         for row, prompt in enumerate(prompts):
             for column, word in enumerate(words(prompt)[: self.tokens]):
-                features[row, column] = word_vector(word, self.width)
-        return torch.from_numpy(features)
-
-    def encode_with_mask(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B prompts -> (features as from ``encode``, [B, tokens] bool, True where there is a word)."""
-        features = self.encode(prompts)
+                vectors[row, column] = word_vector(word, self.width)
+        features = torch.from_numpy(vectors)
         return features, features.any(dim=-1)
 
     def length(self, prompt: str) -> int:
-        """How many words a prompt has."""
+        """Number of words of a prompt."""
         return len(words(prompt))
 
 
 class T5Encoder:
-    """The encoder half of a T5 (spec/tokenar.md section 8); UserError if the model is not on this machine.
+    """The encoder of a T5. Prompts are padded on the right or cut to ``config.tokens`` tokens.
 
-    ``batch`` prompts are encoded at once; results are on the CPU.
+    ``batch`` prompts are encoded at once; results are on the CPU. UserError if the model is not on this machine.
     """
 
     def __init__(
@@ -94,7 +89,7 @@ class T5Encoder:
             self.tokenizer = library.AutoTokenizer.from_pretrained(
                 config.model, revision=config.revision, padding_side="right", truncation_side="right", **LOCAL
             )
-        except Exception as error:  # a foreign folder fails in many ways
+        except Exception as error:  # any other folder raises anything
             raise cannot_load("text encoder", config.model, error) from error
         network = load_pretrained(library.T5EncoderModel, "text encoder", config.model, config.revision, dtype)
         self.config, self.batch = config, batch
@@ -103,37 +98,36 @@ class T5Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the features: the weights, the tokenizer, the length and the cleaning."""
+        """SHA-256 of everything that the features depend on: weights, tokenizer, number of tokens and cleaning."""
         words = self.tokenizer.backend_tokenizer.to_str()
         return fingerprint(self.network, words, f"tokens={self.tokens} clean={self.config.clean}")
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> [B, T, C] float32; at padding too the encoder's own outputs, as the published model reads."""
-        return self.encode_with_mask(prompts)[0].float()
-
     @torch.no_grad()
     def encode_with_mask(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B prompts -> (last hidden states [B, T, C] in the model's type, [B, T] bool, True where a prompt is).
+        """B prompts -> (last hidden states [B, T, C] in the network's type, mask [B, T] bool, False at padding).
 
-        The mask's row sums are the lengths without padding, each with the token that ends a prompt.
+        The end-of-sequence token is part of the prompt. The hidden states at padding are the encoder's own outputs,
+        which the published model reads.
         """
-        found = [self._encode(prompts[start : start + self.batch]) for start in range(0, len(prompts), self.batch)]
-        features, masks = zip(*found, strict=True)
+        encoded = [self._encode(prompts[start : start + self.batch]) for start in range(0, len(prompts), self.batch)]
+        features, masks = zip(*encoded, strict=True)
         return torch.cat(features), torch.cat(masks)
 
     def length(self, prompt: str) -> int:
-        """How many tokens a prompt has, with the one that ends it."""
-        return len(self.tokenizer(self._read([prompt])[0]).input_ids)
+        """Number of tokens of a prompt, with the end-of-sequence token."""
+        return len(self.tokenizer(self._cleaned([prompt])[0]).input_ids)
 
     def _encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """``encode_with_mask`` for one batch."""
         inputs = self.tokenizer(
-            self._read(prompts), max_length=self.tokens, padding="max_length", truncation=True,
+            self._cleaned(prompts), max_length=self.tokens, padding="max_length", truncation=True,
             return_attention_mask=True, return_tensors="pt",
         ).to(self.network.device)  # fmt: skip
         features = self.network(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
         return features.cpu(), inputs.attention_mask.bool().cpu()
 
-    def _read(self, prompts: Sequence[str]) -> list[str]:
+    def _cleaned(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts, cleaned if ``config.clean`` is set."""
         if not self.config.clean:
             return list(prompts)
         from tokenar.encoders.caption_cleaning import clean

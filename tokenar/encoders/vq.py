@@ -1,6 +1,6 @@
-"""LlamaGen's VQ tokenizers (VQ-16, VQ-8): pictures to codes and back; spec/tokenar.md section 9.
+"""LlamaGen's VQ tokenizers VQ-16 and VQ-8 (arXiv 2406.06525). Attribute names are those of the published state dict.
 
-B batch, N = h x w tokens an image, C channels, V codebook rows. Modules carry the names of the published state dict.
+Shape legend: B batch, N = h x w tokens an image, C channels, V codebook rows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tokenar.weight_files import check_finite, read_content
 ENCODER_RES_BLOCKS = 2
 DECODER_RES_BLOCKS = 3
 USAGE_COUNTS = 65536
-"""Length of ``quantize.codebook_used``: statistics of the VQ's own training, in the file and read by nobody."""
+"""Length of ``quantize.codebook_used``, statistics of the VQ's own training. It is in the file but not used."""
 SEARCH_ROWS = 2048
-"""Latent vectors compared with the whole codebook at once: 128 MB for 16384 codes."""
+"""Latent vectors that are compared with the codebook at once: 128 MB of similarities for 16384 codes."""
 
 
 # The network
@@ -41,7 +41,7 @@ def _conv3(channels: int, out: int) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """[B, C, h, w] -> [B, out, h, w]."""
+    """Residual block of two convolutions, [B, C, h, w] -> [B, out, h, w]."""
 
     def __init__(self, channels: int, out: int):
         super().__init__()
@@ -55,7 +55,7 @@ class ResBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """One head over all pixels; [B, C, h, w] -> the same shape."""
+    """Residual self-attention of one head over all pixels, [B, C, h, w] -> [B, C, h, w]."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -70,7 +70,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the side; padded at the right and the bottom only."""
+    """Halve height and width with a convolution of stride 2, padded at the right and the bottom only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -81,7 +81,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the side."""
+    """Double height and width by repeating pixels, then convolve."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -92,7 +92,8 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks, each followed by attention at the coarsest level; a change of size, if any, comes last."""
+    """The layers of one resolution: residual blocks, each followed by attention if ``attention``, then a change of size
+    if there is one."""
 
     def __init__(
         self, channels: int, out: int, blocks: int, attention: bool, downsample: bool = False, upsample: bool = False
@@ -160,7 +161,7 @@ class Decoder(nn.Module):
 
 
 class Quantiser(nn.Module):
-    """Latent vectors to the nearest of V codes and back, all of them of length 1."""
+    """Latent vectors to the nearest of V codes and back. Vectors and codes are normalised to length 1 first."""
 
     codebook_used: Tensor
 
@@ -170,24 +171,24 @@ class Quantiser(nn.Module):
         self.register_buffer("codebook_used", torch.zeros(USAGE_COUNTS))
 
     def unit_codes(self) -> Tensor:
-        """[V, C] float32."""
+        """The codebook with rows of length 1, [V, C] float32."""
         return F.normalize(self.embedding.weight.float(), dim=-1)
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, N] int64 in raster order."""
+        """Latents [B, C, h, w] -> the nearest codes [B, N] int64 in raster order."""
         rows = F.normalize(latents.float().flatten(2).transpose(1, 2), dim=-1)  # [B, N, C]
         codes = self.unit_codes().T
-        # between vectors of length 1 the largest cosine is the smallest distance
-        found = [(part @ codes).argmax(-1) for part in rows.flatten(0, 1).split(SEARCH_ROWS)]
-        return torch.cat(found).view(rows.shape[:2])
+        # For vectors of length 1 the nearest is the one with the largest cosine.
+        nearest = [(part @ codes).argmax(-1) for part in rows.flatten(0, 1).split(SEARCH_ROWS)]
+        return torch.cat(nearest).view(rows.shape[:2])
 
     def lookup(self, codes: Tensor, height: int, width: int) -> Tensor:
-        """[B, N] -> [B, C, h, w] float32."""
+        """Codes [B, N] of a height x width grid -> codebook rows of length 1, [B, C, h, w] float32."""
         return F.embedding(codes, self.unit_codes()).transpose(1, 2).unflatten(2, (height, width))
 
 
 class VqNetwork(nn.Module):
-    """Encoder, quantiser and decoder; any picture whose sides are multiples of ``config.reduction``."""
+    """Encoder, quantiser and decoder, for images whose sides are multiples of ``config.reduction``."""
 
     def __init__(self, config: VqConfig):
         super().__init__()
@@ -198,15 +199,15 @@ class VqNetwork(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.codebook_embed_dim, config.z_channels, 1)
 
     def latents(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, codebook_embed_dim, h, w], not yet of length 1."""
+        """Images [B, 3, H, W] in [-1, 1] -> latents [B, codebook_embed_dim, h, w], before normalisation."""
         return self.quant_conv(self.encoder(pictures))
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, N] int64."""
+        """Images [B, 3, H, W] in [-1, 1] -> codes [B, N] int64."""
         return self.quantize.nearest(self.latents(pictures))
 
     def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
-        """[B, N] of a height x width grid -> [B, 3, H, W], about [-1, 1]."""
+        """Codes [B, N] of a height x width grid -> images [B, 3, H, W], about in [-1, 1]."""
         quantised = self.quantize.lookup(codes, height, width)
         return self.decoder(self.post_quant_conv(quantised.to(self.post_quant_conv.weight.dtype)))
 
@@ -215,23 +216,24 @@ class VqNetwork(nn.Module):
 
 
 def load_network(path: str | Path, config: VqConfig) -> VqNetwork:
-    """The network in evaluation mode, float32 on the CPU; UserError if the file holds other weights.
+    """A network with the weights of a file, in evaluation mode, in float32 and on the CPU.
 
-    ``path`` is LlamaGen's ``.pt`` (tensors under "model") or a ``.safetensors`` with the bare tensors.
+    ``path`` is a ``.pt`` file of LlamaGen (tensors under "model") or a ``.safetensors`` file with the same tensors.
+    UserError if its tensors are not those of such a network.
     """
     stored = _read_weights(Path(path))
-    with torch.device("meta"):  # nothing is drawn for weights that the file replaces
+    with torch.device("meta"):  # initial values would only be overwritten
         network = VqNetwork(config)
-    wanted = network.state_dict()
+    expected = network.state_dict()
     problems: dict[str, Sequence[str]] = {
-        "missing": sorted(wanted.keys() - stored.keys()),
-        "unknown": sorted(stored.keys() - wanted.keys()),
-        "of another shape": sorted(k for k in wanted.keys() & stored.keys() if wanted[k].shape != stored[k].shape),
+        "missing": sorted(expected.keys() - stored.keys()),
+        "unknown": sorted(stored.keys() - expected.keys()),
+        "of another shape": sorted(k for k in expected.keys() & stored.keys() if expected[k].shape != stored[k].shape),
     }
     if any(problems.values()):
-        found = ", ".join(f"{len(names)} {what} ({names[0]})" for what, names in problems.items() if names)
+        listed = ", ".join(f"{len(names)} {problem} ({names[0]})" for problem, names in problems.items() if names)
         raise UserError(
-            f"{path}: not the weights of a VQ tokenizer with ch_mult {list(config.ch_mult)}: tensors {found}; name "
+            f"{path}: not the weights of a VQ tokenizer with ch_mult {list(config.ch_mult)}: tensors {listed}; name "
             "the file that belongs to it, such as vq_ds16_t2i.pt for VQ-16"
         )
     network.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
@@ -239,7 +241,7 @@ def load_network(path: str | Path, config: VqConfig) -> VqNetwork:
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file by name; nothing in it is executed."""
+    """The tensors of a file by name. No code in the file is run."""
     advice = "fetch the VQ checkpoint again"
     stored = read_content(path, advice)
     if path.suffix != ".safetensors":
@@ -254,11 +256,11 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 class VqTokenizer:
-    """A VQ network as an ImageTokenizer of S x S pixels; results come back to where the input was.
+    """A VQ network as an ImageTokenizer for images of S x S pixels. Results are on the device of the input.
 
-    Encoding is always float32: lower precision gives other codes. ``decode_dtype`` may be bfloat16: half the memory
-    for an error of about one level in 255. ``batch`` pictures are done at once: VQ-16 takes about 1 GB for each of
-    512 pixels.
+    Encoding is always in float32, because lower precision gives other codes. Decoding with
+    ``decode_dtype=torch.bfloat16`` takes half the memory, with an error of about one level in 255. ``batch`` images
+    are processed at once; VQ-16 needs about 1 GB for each image of 512 pixels.
     """
 
     def __init__(
@@ -285,16 +287,16 @@ class VqTokenizer:
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, S, S] float in [-1, 1] -> [B, N] int64."""
-        found = [self.network.encode(part.to(self.device, torch.float32)) for part in pictures.split(self.batch)]
-        return torch.cat(found).to(pictures.device)
+        """Images [B, 3, S, S] float in [-1, 1] -> codes [B, N] int64."""
+        codes = [self.network.encode(part.to(self.device, torch.float32)) for part in pictures.split(self.batch)]
+        return torch.cat(codes).to(pictures.device)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """[B, N] int64 -> [B, 3, S, S] float32, about [-1, 1]: the decoder does not clamp."""
+        """Codes [B, N] int64 -> images [B, 3, S, S] float32, about in [-1, 1]: the decoder does not clamp."""
         half = self.decode_dtype != torch.float32
-        drawn = []
+        pictures = []
         with torch.autocast(self.device.type, self.decode_dtype, enabled=half):
             for part in codes.split(self.batch):
-                drawn.append(self.network.decode(part.to(self.device), self.grid, self.grid).float())
-        return torch.cat(drawn).to(codes.device)
+                pictures.append(self.network.decode(part.to(self.device), self.grid, self.grid).float())
+        return torch.cat(pictures).to(codes.device)

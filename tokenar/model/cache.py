@@ -1,12 +1,14 @@
-"""Keys and values of what has been read, kept once for all rows that share it.
+"""A key/value cache that stores what several sequences have in common once for all of them.
 
-Shape legend: B inputs, N rows of the batch, G groups of rows, H heads, K heads of keys and values, t new and T stored
-positions, D head width.
+Drawing for one input (references, background and text) runs several sequences at once: one for each guidance stream
+(with and without text, for instance) and seed. They are the input's *rows*, ordered by stream and then by seed. Rows
+begin alike: the source images are the same for all streams that keep the images, and the whole prefix is the same for
+all seeds of a stream. Positions at the same level of sharing form a *segment*. A segment stores keys and values once
+for each *group* of rows that share them, and reads them from memory once for the whole group. New positions attend to
+all segments.
 
-A row is one sequence that grows: an input has a row for each guidance stream and seed, streams first. What an input's
-rows have in common (the pictures come first, and guidance leaves them as they are) is one group, and so is what the
-seeds of a stream have in common (the whole prefix). A segment holds the positions that are shared on one such level.
-New positions attend to all segments, and what is shared is read from memory once for its whole group.
+Shape legend: B inputs, N rows of the batch (all inputs), G groups of rows, H query heads, K key/value heads, t new
+positions, T stored positions, D head width.
 """
 
 from __future__ import annotations
@@ -21,44 +23,50 @@ from torch.nn import functional as F
 from tokenar.model.config import ModelConfig
 from tokenar.model.linear import few_rows
 
-SPLIT = 128
-"""Positions whose values one product sums up for a new position: one query a head is too little work for a GPU unless
-it is split. Room is made, and read, in multiples of it."""
+KEY_CHUNK = 128
+"""Stored positions whose values are summed by one matrix product when a single position is added. One query a head is
+too little work for a GPU unless the positions are split into several products. Segments are allocated and read in
+multiples of this."""
 
-PIECE = 256
-"""New positions that attend at once to what is before them: fewer scores that the mask takes away again."""
+QUERY_CHUNK = 256
+"""New positions that attend in one call when several are added. Each call reads the keys up to its last query only, so
+fewer scores are computed that the causal mask then removes."""
 
 
-def rounded(positions: int) -> int:
-    """The next multiple of SPLIT."""
-    return -(-positions // SPLIT) * SPLIT
+def round_up(positions: int) -> int:
+    """The next multiple of KEY_CHUNK."""
+    return -(-positions // KEY_CHUNK) * KEY_CHUNK
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of q [N, H, t, D] to k and v [N, K, T, D], causal from the end where there is no mask: [N, H, t, D]."""
+    """Attention of q [N, H, t, D] to k and v [N, K, T, D]: [N, H, t, D].
+
+    Without a mask it is causal, and the queries belong to the last t of the T positions.
+    """
     attention = partial(F.scaled_dot_product_attention, enable_gqa=q.shape[1] != k.shape[1])
     if mask is not None or q.shape[2] == k.shape[2]:
         return attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     end, mixed = k.shape[2] - q.shape[2], []
-    for part in q.split(PIECE, dim=2):
-        end += part.shape[2]
-        mask = torch.ones(part.shape[2], end, dtype=torch.bool, device=q.device).tril(end - part.shape[2])
-        mixed.append(attention(part, k[:, :, :end], v[:, :, :end], attn_mask=mask))
+    for queries in q.split(QUERY_CHUNK, dim=2):
+        end += queries.shape[2]
+        mask = torch.ones(queries.shape[2], end, dtype=torch.bool, device=q.device).tril(end - queries.shape[2])
+        mixed.append(attention(queries, k[:, :, :end], v[:, :, :end], attn_mask=mask))
     return torch.cat(mixed, dim=2)
 
 
 class Segment:
-    """Neighbouring positions for ``groups`` groups of rows, of which the first ``filled`` are there.
+    """Keys and values of consecutive positions, stored once for each of ``groups`` groups of rows.
 
-    For every layer keys and values [G, K, T, D] in ``dtype`` (or that of ``like``), with T, the ``room``, rounded up to
-    SPLIT.
+    ``keys[layer]`` and ``values[layer]`` are [G, K, T, D] on the device of ``like``, in ``dtype`` or else the type of
+    ``like``. T is ``capacity``: ``positions`` rounded up to a multiple of KEY_CHUNK. The first ``filled`` positions
+    are in use.
     """
 
     def __init__(
         self, config: ModelConfig, groups: int, positions: int, like: Tensor, dtype: torch.dtype | None = None
     ):
-        self.groups, self.filled, self.room = groups, 0, rounded(positions)
-        shape = (groups, config.key_value_heads, self.room, config.head_width)
+        self.groups, self.filled, self.capacity = groups, 0, round_up(positions)
+        shape = (groups, config.key_value_heads, self.capacity, config.head_width)
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype or like.dtype, device=like.device) for _ in range(config.layers)]
             for _ in range(2)
@@ -66,55 +74,58 @@ class Segment:
 
 
 class KeyValueCache:
-    """The segments of a batch in the order of their positions; new positions go into the last.
+    """The segments of a batch, in the order of their positions. New positions are stored in the last segment.
 
-    With ``place`` [1] int64 on the device, one new position of every row goes there in the last segment, of which only
-    the first ``reach`` positions are read. ``bias`` [B, 1, rows of an input, all rooms] is added to its scores, -inf
-    for what is not to be seen. A step then does the same work on the same memory as the one before, which lets a GPU
-    replay it.
+    The cache works in two ways. While ``offset`` is None, any number of positions is added after the filled ones. With
+    an ``offset``, [1] int64 on the device, every row adds one position, which is stored at ``offset`` in the last
+    segment. Only the first ``read_length`` positions of that segment are read, and ``bias`` [B, 1, rows of an input,
+    capacity of all segments] is added to the scores, -inf at positions that must not be seen. Such a step does the
+    same operations on the same memory as the step before it, so that a GPU can replay it as a CUDA graph.
     """
 
     def __init__(self, segments: list[Segment]):
         self.segments = segments
-        self.place: Tensor | None = None
+        self.offset: Tensor | None = None
         self.bias: Tensor | None = None
-        self.reach = 0
+        self.read_length = 0
 
     @property
     def filled(self) -> int:
-        """Positions that are there, in all segments."""
+        """Positions in use, in all segments together."""
         return sum(segment.filled for segment in self.segments)
 
     def advance(self, positions: int) -> None:
-        """Count new positions as there; those at ``place`` are their owner's to count."""
-        if self.place is None:
+        """Count ``positions`` new positions as filled. With an ``offset`` the caller counts them itself."""
+        if self.offset is None:
             self.segments[-1].filled += positions
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Keep the keys and values of new positions and attend to everything.
+        """Store the keys and values of new positions and attend to all positions, old and new.
 
-        q [N, H, t, D], k and v [N, K, t, D]; ``mask`` over all positions as for scaled_dot_product_attention, None is
-        causal. With ``place`` the new positions are those of an input's rows: [B, H, rows, D] and [B, K, rows, D].
+        q [N, H, t, D], k and v [N, K, t, D] -> [N, H, t, D]. ``mask`` covers all positions and is as for
+        scaled_dot_product_attention; None means causal. With an ``offset`` the shapes are [B, H, rows, D] and
+        [B, K, rows, D], one new position for each of an input's rows.
         """
-        if self.place is not None:
+        if self.offset is not None:
             return self._attend_single(layer, q, k, v)
-        own = self.segments[-1]
-        end = own.filled + k.shape[2]
-        own.keys[layer][:, :, own.filled : end] = k
-        own.values[layer][:, :, own.filled : end] = v
+        last = self.segments[-1]
+        end = last.filled + k.shape[2]
+        last.keys[layer][:, :, last.filled : end] = k
+        last.values[layer][:, :, last.filled : end] = v
         ends = [segment.filled for segment in self.segments[:-1]] + [end]
-        k = _joined([s.keys[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
-        v = _joined([s.values[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
+        k = _for_each_row([s.keys[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
+        v = _for_each_row([s.values[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
         return attend(q, k.to(q.dtype), v.to(q.dtype), mask)
 
     def _attend_single(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Products with each segment's keys and values, and one softmax over all of them."""
-        assert self.place is not None
+        """Attention of one new position a row: a product with the keys and values of each segment, and one softmax over
+        the scores of all segments."""
+        assert self.offset is not None
         assert self.bias is not None
-        _put(self.segments[-1].keys[layer], self.place, _rows_first(k))
-        _put(self.segments[-1].values[layer], self.place, _rows_first(v))
+        _store(self.segments[-1].keys[layer], self.offset, _rows_first(k))
+        _store(self.segments[-1].values[layer], self.offset, _rows_first(v))
         q = q * q.shape[-1] ** -0.5
-        lengths = [segment.room for segment in self.segments[:-1]] + [self.reach]
+        lengths = [segment.capacity for segment in self.segments[:-1]] + [self.read_length]
         scores = []
         for segment, length in zip(self.segments, lengths, strict=True):
             keys = segment.keys[layer][:, :, :length].to(q.dtype)
@@ -122,34 +133,37 @@ class KeyValueCache:
         biased = torch.cat(scores, dim=-1).float() + self.bias[..., : sum(lengths)]
         weights = (biased - biased.amax(-1, keepdim=True)).exp()
         mixed = []
-        for segment, share in zip(self.segments, weights.to(q.dtype).split(lengths, dim=-1), strict=True):
-            values = segment.values[layer][:, :, : share.shape[-1]].to(q.dtype).unflatten(2, (-1, SPLIT))
-            pieces = _by_group(share, segment.groups, values.shape[1]).unflatten(3, (-1, SPLIT)).transpose(2, 3)
-            mixed.append(_by_input((pieces @ values).sum(2), *q.shape[:3]))
+        for segment, part in zip(self.segments, weights.to(q.dtype).split(lengths, dim=-1), strict=True):
+            values = segment.values[layer][:, :, : part.shape[-1]].to(q.dtype).unflatten(2, (-1, KEY_CHUNK))
+            chunks = _by_group(part, segment.groups, values.shape[1]).unflatten(3, (-1, KEY_CHUNK)).transpose(2, 3)
+            mixed.append(_by_input((chunks @ values).sum(2), *q.shape[:3]))
         return sum(mixed[1:], mixed[0]) / weights.sum(-1, keepdim=True).to(q.dtype)
 
 
-def _joined(parts: Sequence[Tensor], rows: int) -> Tensor:
-    """Stored [G, K, T, D] of each segment -> that of all positions for every row, [N, K, T, D]."""
-    each = [part.repeat_interleave(rows // len(part), 0) if rows > len(part) else part for part in parts]
-    return each[0] if len(each) == 1 else torch.cat(each, dim=2)
+def _for_each_row(segments: Sequence[Tensor], rows: int) -> Tensor:
+    """Keys or values [G, K, T, D] of each segment -> those of all positions for each of ``rows`` rows, [N, K, T, D]."""
+    repeated = [part.repeat_interleave(rows // len(part), 0) if rows > len(part) else part for part in segments]
+    return repeated[0] if len(repeated) == 1 else torch.cat(repeated, dim=2)
 
 
-def _put(stored: Tensor, place: Tensor, new: Tensor) -> None:
-    """Write new [G, K, 1, D] at ``place`` of stored [G, K, T, D]."""
+def _store(stored: Tensor, offset: Tensor, new: Tensor) -> None:
+    """Write ``new`` [G, K, 1, D] at position ``offset`` [1] of ``stored`` [G, K, T, D]."""
     new = new.to(stored.dtype)
-    if stored.element_size() == 1:  # float8 has no such operation of its own
+    if stored.element_size() == 1:  # torch has no index_copy_ for float8, so the bytes are copied
         stored, new = stored.view(torch.uint8), new.view(torch.uint8)
-    stored.index_copy_(2, place, new)
+    stored.index_copy_(2, offset, new)
 
 
 def _rows_first(x: Tensor) -> Tensor:
-    """[B, K, rows, D] -> [N, K, 1, D]."""
+    """[B, K, rows, D] -> [N, K, 1, D], with N = B * rows."""
     return x.transpose(1, 2).flatten(0, 1)[:, :, None]
 
 
 def _by_group(x: Tensor, groups: int, key_heads: int) -> Tensor:
-    """[B, H, rows, n] -> [G, K, queries, n]: what meets the same keys, side by side; queries are H/K heads and rows."""
+    """[B, H, rows, n] -> [G, K, queries, n]: all queries that attend to the same keys side by side.
+
+    The queries of a group and key/value head come from the H/K query heads of that head and the rows of that group.
+    """
     batch, heads, _, n = x.shape
     if groups == batch and key_heads == heads:
         return x
@@ -158,7 +172,7 @@ def _by_group(x: Tensor, groups: int, key_heads: int) -> Tensor:
 
 
 def _by_input(x: Tensor, batch: int, heads: int, rows: int) -> Tensor:
-    """[G, K, queries, n] -> [B, H, rows, n]."""
+    """The inverse of ``_by_group``: [G, K, queries, n] -> [B, H, rows, n]."""
     groups, key_heads, _, n = x.shape
     if groups == batch and key_heads == heads:
         return x

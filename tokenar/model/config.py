@@ -1,4 +1,4 @@
-"""The settings of the transformer, checked for what fits together and for a size that can be meant."""
+"""The settings of the transformer, with checks that they fit together and that the model has a sensible size."""
 
 from __future__ import annotations
 
@@ -11,57 +11,67 @@ from data_schemas.settings import Settings
 from tokenar.encoders.config import MAX_TOKENS, MAX_VOCABULARY, MAX_WIDTH
 
 MAX_SEQUENCE = 1 << 17
-"""Tokens of one sample: 16 times the published length."""
+"""Most tokens of one sample: 16 times the published length."""
 MAX_PARAMETERS = 20 * 10**9
-"""Three times the largest published size."""
+"""Most parameters: three times the largest published size."""
 
 
 class ModelConfig(Settings):
-    """The transformer. The three parts of the method that can be switched off one by one are ``index_embedding``,
-    ``instruct_tokens`` (0 is off) and ``identity_disentanglement``. Fields with two ways to go stand where the released
-    program differs from the paper or from itself; ``released`` and ``tokenar_xl`` choose."""
+    """Settings of the transformer.
+
+    Each of the three parts of the method can be switched off: ``index_embedding``, ``instruct_tokens`` (0 is off) and
+    ``identity_disentanglement``. Where the released program differs from the paper or from itself, a field offers both
+    behaviours; docs/differences.md explains them, and ``released`` and ``tokenar_xl`` are the two sets of choices.
+    """
 
     layers: int = Field(ge=1, le=1024)
     heads: int = Field(ge=1, le=1024)
     kv_heads: int | None = Field(
-        default=None, ge=1, le=1024, description="key and value heads, shared by groups; None: heads"
+        default=None,
+        ge=1,
+        le=1024,
+        description="key and value heads, each shared by a group of heads; None: as many as heads",
     )
     width: int = Field(ge=4, le=MAX_WIDTH)
     vocabulary: int = Field(ge=2, le=MAX_VOCABULARY)
-    grid: int = Field(ge=1, le=512, description="side of a picture's token grid; a picture has grid x grid tokens")
+    grid: int = Field(ge=1, le=512, description="side of an image's token grid; an image has grid x grid tokens")
     max_references: int = Field(default=2, ge=1, le=8)
-    background: bool = Field(default=True, description="the last source block is a background; without: editing")
+    background: bool = Field(default=True, description="the last source image is a background; False: image editing")
     text_tokens: int = Field(default=120, ge=1, le=MAX_TOKENS)
     text_width: int = Field(default=2048, ge=1, le=MAX_WIDTH)
     text_padding: Literal["attended", "masked"] = "attended"
     null_embeddings: Literal["trained", "frozen"] = Field(
-        default="trained", description="frozen: what stands for a dropped picture or text stays as it was drawn"
+        default="trained", description="embeddings of dropped images and texts; frozen: they keep their random values"
     )
     instruct_tokens: int = Field(
-        default=120, ge=0, le=MAX_TOKENS, description="learned positions after the text; 0 is off"
+        default=120, ge=0, le=MAX_TOKENS, description="learned tokens after the text; 0 is off"
     )
     instruct_mode: Literal["casual", "special"] = Field(
-        default="casual", description="one set of instruct tokens, or a set for each source block to choose from"
+        default="casual", description="casual: one set of instruct tokens; special: one for each source image"
     )
-    index_embedding: bool = Field(default=True, description="tell every source token which picture it belongs to")
+    index_embedding: bool = Field(default=True, description="add to source tokens an embedding of their image")
     background_index: Literal["own", "last_reference"] = "own"
-    index_on_targets: bool = Field(default=False, description="also tell it the predicted copies of the references")
+    index_on_targets: bool = Field(default=False, description="add it to the references' copies too")
     index_at_inference: bool = Field(default=True, description="False: only in training, as released")
-    identity_disentanglement: bool = Field(default=True, description="predict the references again before the picture")
+    identity_disentanglement: bool = Field(default=True, description="predict the references before the picture")
     source_attention: Literal["causal", "block"] = Field(
-        default="causal", description="block: a source picture sees all of itself and nothing else"
+        default="causal", description="block: a source image attends to all of itself and to nothing else"
     )
-    rotary_layout: Literal["grid", "canvas"] = Field(default="grid", description="see positions.py; canvas: released")
+    rotary_layout: Literal["grid", "canvas"] = Field(
+        default="grid", description="see positions.py; canvas: as released"
+    )
     canvas_targets: int | None = Field(
-        default=None, ge=1, le=100, description="target blocks that the canvas has room for; None: as many as there are"
+        default=None, ge=1, le=100, description="images the target canvas is made for; None: as many as the target has"
     )
     rotary_base: float = Field(default=10000.0, gt=1, le=1e30)
     text_rotary: Literal["zero", "identity"] = "zero"
     feed_forward_multiple: int = Field(default=256, ge=1, le=MAX_WIDTH)
     feed_forward_multiplier: float | None = Field(default=None, gt=0, le=64)
     norm_eps: float = Field(default=1e-5, gt=0, lt=1)
-    tied_output: bool = Field(default=False, description="use the token table as output head; not in published weights")
-    distill: Literal["dinov2", "clip"] | None = Field(default=None, description="teacher whose features are learned")
+    tied_output: bool = Field(
+        default=False, description="the token table is the output head too; not in published weights"
+    )
+    distill: Literal["dinov2", "clip"] | None = Field(default=None, description="teacher whose features are predicted")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on the attention and the feed-forward output")
     text_dropout: float = Field(default=0.1, ge=0, lt=1, description="on the projected text")
 
@@ -86,47 +96,48 @@ class ModelConfig(Settings):
 
     @property
     def image_tokens(self) -> int:
-        """N, tokens an image."""
+        """Tokens of one image (N)."""
         return self.grid * self.grid
 
     @property
     def source_blocks(self) -> int:
-        """Pictures in a full source: the references and the background."""
+        """Most images in the source: the references and the background."""
         return self.max_references + self.background
 
     @property
     def target_blocks(self) -> int:
-        """Pictures in a full target: with identity disentanglement the references, and the picture."""
+        """Most images in the target: the picture and, with identity disentanglement, the references."""
         return 1 + self.max_references * self.identity_disentanglement
 
     @property
     def sequence(self) -> int:
-        """Tokens of one sample: text, instruct tokens, source and target blocks."""
+        """Most tokens of one sample: text, instruct tokens, source and target images."""
         return self.text_tokens + self.instruct_tokens + (self.source_blocks + self.target_blocks) * self.image_tokens
 
     @property
     def parameters(self) -> int:
-        """About how many: attention and feed-forward of every layer, the tables, and what projects the text."""
+        """About the number of parameters: attention and feed-forward of every layer, tables and text projection."""
         layer = 4 * self.width**2 + 3 * self.width * self.feed_forward_width
         tables = 2 * self.vocabulary + self.text_tokens + self.instruct_tokens
         return self.layers * layer + self.width * (tables + self.text_width + self.width)
 
     @property
     def canvas_sides(self) -> tuple[int, int]:
-        """Pictures along the side of the released layout's two canvases, for sources and for targets
-        (spec/tokenar.md section 2). Two sources lie side by side and have one target."""
+        """Images along a side of the source canvas and of the target canvas, in ``rotary_layout="canvas"``
+        (docs/differences.md, "Canvas positions"). With two source images the source canvas is two images wide and one
+        high, and the target canvas holds one image."""
         if self.source_blocks <= 2 or not self.background:
             return (2 if self.background else 1), 1
         return isqrt(self.source_blocks), isqrt(self.canvas_targets or self.target_blocks)
 
     @property
     def canvas_problem(self) -> str | None:
-        """Why the released layout has no place for this model's pictures; None if it has, or if it is not used.
-        The release builds such a model all the same, and fails when it runs: so does this one."""
+        """Why the canvases have no room for this model's images; None if they have, or with ``rotary_layout="grid"``.
+        Such a model can be built, as in the release, and fails when it runs."""
         sources, targets = self.canvas_sides
-        room = self.source_blocks if self.source_blocks == 2 == sources else sources**2
-        if self.rotary_layout == "canvas" and self.source_blocks > room:
-            return f"rotary_layout canvas holds {room} of {self.source_blocks} source blocks; use grid"
+        capacity = self.source_blocks if self.source_blocks == 2 == sources else sources**2
+        if self.rotary_layout == "canvas" and self.source_blocks > capacity:
+            return f"rotary_layout canvas holds {capacity} of {self.source_blocks} source blocks; use grid"
         if self.rotary_layout == "canvas" and self.target_blocks > targets**2:
             held = f"rotary_layout canvas holds {targets**2} of {self.target_blocks} target blocks"
             return f"{held}; use grid, or set identity_disentanglement to false"
@@ -139,13 +150,13 @@ class ModelConfig(Settings):
 
     @property
     def key_value_heads(self) -> int:
-        """Heads of the keys and values."""
+        """Number of key and value heads (K)."""
         return self.kv_heads or self.heads
 
     @property
     def feed_forward_width(self) -> int:
-        """Two thirds of four widths, times the multiplier if there is one, rounded up to ``feed_forward_multiple``
-        (spec/tokenar.md section 2)."""
+        """Two thirds of 4 * width, times ``feed_forward_multiplier`` if it is set, rounded up to a multiple of
+        ``feed_forward_multiple``: the rule of LLaMA and LlamaGen."""
         inner = int(2 * (4 * self.width) / 3)
         if self.feed_forward_multiplier is not None:
             inner = int(self.feed_forward_multiplier * inner)
@@ -153,7 +164,8 @@ class ModelConfig(Settings):
 
 
 class DropConfig(Settings):
-    """How often a training sample loses what guidance needs to do without (spec/tokenar.md section 1)."""
+    """Shares of the training samples whose images and text, images alone or text alone are replaced by the null tables,
+    so that guidance can be used at inference. The defaults are the release's."""
 
     both: float = Field(default=0.05, ge=0, le=1)
     image: float = Field(default=0.05, ge=0, le=1)
@@ -170,16 +182,16 @@ SIZES = {
     "B": (12, 12, 768), "L": (24, 16, 1024), "XL": (36, 20, 1280), "XXL": (48, 24, 1536), "XXXL": (48, 40, 2560),
     "1B": (22, 32, 2048), "3B": (24, 32, 3200), "7B": (32, 32, 4096),
 }  # fmt: skip
-"""Published sizes by name: layers, heads, width (spec/tokenar.md section 5)."""
+"""Published sizes by name: layers, heads, width."""
 
 
 def released(size: str = "XL") -> ModelConfig:
-    """The model of the released program as its training script sets it: 512 pixels, three references and a background.
+    """The model of the released training script: images of 512 pixels, three references and a background.
 
-    Computes what the release computes, oddities included: pictures scattered over one canvas (QUIRK 4), the background
-    under the last reference's index (QUIRK 1), null tables that are never trained (QUIRK 2), the caption's padding
-    read as text, and no index embedding at inference (QUIRK 8). Sampling as released also needs
-    ``SampleConfig(copies="drawn", guided_from="first")``. The numbers in brackets are those of spec/tokenar.md.
+    It computes what the release computes, with its oddities (docs/differences.md has a section for each): images are
+    scattered over one canvas of positions, the background has the last reference's index, the null tables are never
+    trained, the caption's padding is read as text, and the index embedding is left out at inference. Sampling as
+    released also needs ``SampleConfig(copies="drawn", guided_from="first")``.
     """
     layers, heads, width = SIZES[size]
     return ModelConfig(
@@ -189,19 +201,20 @@ def released(size: str = "XL") -> ModelConfig:
 
 
 def tokenar_xl() -> ModelConfig:
-    """The same size after the paper (sections 3.1.1 to 3.1.3), with what contradicts it in the release set right:
+    """A model of the released size that follows the paper (sections 3.1.1 to 3.1.3) where the release does not:
 
-    - a picture keeps its own grid, so that a token's neighbours are its neighbours (QUIRK 4);
-    - every source picture has an index of its own, the background too (QUIRK 1): the paper gives each source a unique
-      vector; and it is there at inference as in training (QUIRK 8) and on the references' copies;
-    - what stands for a dropped picture or text is learned (QUIRK 2), or guidance leans on noise;
-    - the caption's padding is not read as text: captions of one meaning and different length look alike.
+    - every image keeps its own grid of positions, so that neighbouring tokens have neighbouring positions;
+    - every source image has an index of its own, the background too, as the paper gives each source a unique vector.
+      The index embedding is used at inference as in training, and on the references' copies;
+    - the null tables are trained; in the release they stay random, and guidance compares with noise;
+    - the caption's padding is masked, so that the features of padding do not depend on the caption's length.
 
-    Text positions keep their zero rotation (QUIRK 3): LlamaGen's weights, from which training starts, were made with
-    it. Instruct tokens stand after the text as in the release; the paper puts them before the references.
+    Two things stay as in the release. Text positions keep their zero rotation, because training starts from LlamaGen's
+    weights, which were trained with it. Instruct tokens come after the text, where the paper has them before the
+    references. docs/differences.md has a section on each of these.
     """
-    fixed: dict[str, object] = {
+    changes: dict[str, object] = {
         "rotary_layout": "grid", "background_index": "own", "index_at_inference": True, "index_on_targets": True,
         "null_embeddings": "trained", "text_padding": "masked",
     }  # fmt: skip
-    return ModelConfig.model_validate(released().model_dump() | fixed)
+    return ModelConfig.model_validate(released().model_dump() | changes)

@@ -1,11 +1,11 @@
-"""The model folder that a finished run leaves and that sampler and evaluator read.
+"""The model folder that a training run writes and that the sampler and the evaluator read.
 
     model/    model.safetensors, config.json, tokenizer.safetensors
 
-The tokenizer is a fitted patch codebook or a VQ network, whose settings are then in config.json too. A T5 is too large
-to be put there; config.json names it.
+The tokenizer file holds a fitted patch codebook or a VQ network; the network's settings are in config.json. A T5 text
+encoder is too large to be copied into the folder, so config.json has its name only.
 
-Every file is written under a temporary name and renamed, so that a file that exists is whole.
+Every file is written under a temporary name and then renamed, so that a file that exists is complete.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from tokenar.model.transformer import TokenAR
 
 MODEL_FORMAT = 1
 FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
-"""Of a model folder; a model trained on codes alone may have no tokenizer."""
+"""The files of a model folder. The tokenizer may be missing if the model was trained on encoded shards."""
 
 
 @dataclass
 class Model:
-    """A trained model with what it needs to read prompts and pictures, and the folder that it was read from."""
+    """A trained network with its image tokenizer and text encoder, and the folder that it was read from."""
 
     net: TokenAR
     tokenizer: PatchCodebook | VqTokenizer
@@ -55,11 +55,12 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
+        """SHA-256 of the model folder's files."""
         return model_fingerprint(self.folder)
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder; UserError if it is none."""
+    """The files of a model folder; UserError if ``folder`` is not a model folder."""
     for name in FILES[:-1]:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no model there (no {name}); give the 'model' folder of a finished run")
@@ -67,7 +68,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256 of the files of a model folder; UserError if it is none."""
+    """SHA-256 of the files of a model folder; UserError if ``folder`` is not a model folder."""
     digest = hashlib.sha256()
     for path in model_files(folder):
         with open(path, "rb") as file:
@@ -84,11 +85,12 @@ def save_model(
     ema: Mapping[str, Tensor] | None = None,
     first: bool = True,
 ) -> None:
-    """Write the model folder; config.json comes last and marks it whole.
+    """Write the model folder. config.json is written last: a folder that has one is complete.
 
-    ``ema``, by parameter name, is written in place of the network's own weights. A model trained on codes alone may
-    have no tokenizer. A network that is spread over processes is saved by all of them together, each with its
-    ``first``: parameter after parameter is brought together, and only the first process keeps and writes it.
+    ``ema`` (averaged weights by parameter name) is saved in place of the network's own weights. ``tokenizer`` may be
+    None for a model that was trained on encoded shards. If the network is sharded over processes, all of them must
+    call this function, and ``first`` is True in one of them: every parameter is gathered in turn, and only that
+    process keeps and writes it.
     """
     weights = {}
     for name, tensor in (net.state_dict() | dict(ema or {})).items():
@@ -113,20 +115,21 @@ def save_model(
 
 
 AGAIN = "train or copy the model again"
+"""The advice at the end of error messages about a model folder."""
 
 
 def load_model(folder: str | Path) -> Model:
-    """Read a model folder, in evaluation mode; the encoders go to a GPU if there is one.
+    """Read a model folder. The network is in evaluation mode and on the CPU; the encoders are on a GPU if there is one.
 
-    UserError naming the file that is missing, damaged or of another model than the rest.
+    UserError, naming the file, if one is missing, damaged or does not fit the others.
     """
     folder = Path(folder)
     path = model_files(folder)[0]
     settings = read_json(path, AGAIN)
     try:
         if settings["format"] != MODEL_FORMAT:
-            found = one_line(settings["format"], 40)
-            raise UserError(f"{path}: model format {found}, this program reads {MODEL_FORMAT}; {AGAIN}")
+            stored = one_line(settings["format"], 40)
+            raise UserError(f"{path}: model format {stored}, this program reads {MODEL_FORMAT}; {AGAIN}")
         config = ModelConfig.model_validate(settings["model"])
         text: TextConfig | T5Config = TypeAdapter(TextConfig | T5Config).validate_python(settings["text"])
         vq = dict(settings.get("vq") or {})
@@ -140,29 +143,29 @@ def load_model(folder: str | Path) -> Model:
     device = own_device()
     net = _network(folder / "model.safetensors", config)
     tokenizer = _tokenizer(folder / "tokenizer.safetensors", vq_config, image_size, device)
-    reader = T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text)
-    for file, what, here, wanted in (
+    text_encoder = T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text)
+    for file, what, actual, expected in (
         ("tokenizer.safetensors", "tokens along a side", tokenizer.grid, config.grid),
         ("tokenizer.safetensors", "vocabulary", tokenizer.vocabulary, config.vocabulary),
-        ("config.json", "text of tokens", reader.tokens, config.text_tokens),
-        ("config.json", "text of width", reader.width, config.text_width),
+        ("config.json", "text of tokens", text_encoder.tokens, config.text_tokens),
+        ("config.json", "text of width", text_encoder.width, config.text_width),
     ):
-        if here != wanted:
-            raise UserError(f"{folder / file}: {what} {here}, the model has {wanted}; {AGAIN}")
-    return Model(net, tokenizer, reader, folder)
+        if actual != expected:
+            raise UserError(f"{folder / file}: {what} {actual}, the model has {expected}; {AGAIN}")
+    return Model(net, tokenizer, text_encoder, folder)
 
 
 def _network(path: Path, config: ModelConfig) -> TokenAR:
-    """The network of a configuration with the weights of a file, which must be those of such a network."""
+    """A network with this configuration and the weights of a file; UserError if they do not fit."""
     check_file(path, AGAIN)
     try:
         with safe_open(path, "pt") as file:
             layers = len({name.split(".")[1] for name in file.keys() if name.startswith("layers.")})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not the whole weights of this model ({one_line(error, 200)}); {AGAIN}") from error
-    if layers != config.layers:  # told before a network of so many is made
+    if layers != config.layers:  # checked before a network with so many layers is built
         raise UserError(f"{path}: {layers} layers, config.json says {config.layers}; {AGAIN}")
-    with torch.device("meta"):  # nothing is drawn for weights that the file replaces
+    with torch.device("meta"):  # initial values would only be overwritten
         net = TokenAR(config)
     weights = read_weights(path)
     check_fit(net, weights, str(path))

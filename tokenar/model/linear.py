@@ -1,4 +1,8 @@
-"""Products with weights, so that on a CPU a sample's numbers do not depend on its batch. B batch, T tokens."""
+"""Matrix products that on a CPU give each sample the same bits in any batch.
+
+The CPU library sums in an order that depends on the number of rows of a product, so these functions compute the
+products sample by sample. Shape legend: B batch, T tokens.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW_ROWS = 8
+"""``few_rows``, which is faster for few tokens, is used for up to this many tokens a sample."""
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., n] times weight [m, n] transposed: [..., m].
+    """x [..., n] times the transpose of weight [m, n]: [..., m].
 
-    Without gradients on a CPU, samples [B, T, n] are multiplied one by one, since the library's sums depend on the
-    number of rows in a product, and a picture must not depend on its batch.
+    On a CPU and without gradients, samples [B, T, n] are multiplied one by one, so that a drawn picture does not
+    depend on its batch.
     """
-    plain = type(weight.data) is Tensor  # neither quantised nor spread over processes
+    plain = type(weight.data) is Tensor  # not quantised, and not sharded over processes
     if not plain or x.dim() != 3 or x.device.type != "cpu" or torch.is_grad_enabled():
         return F.linear(x, weight)
     if x.shape[1] <= FEW_ROWS:
@@ -25,10 +30,10 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def few_rows(x: Tensor, matrix: Tensor) -> Tensor:
-    """x [..., r, n] times matrix [..., m, n] transposed: [..., r, m].
+    """x [..., r, n] times the transpose of matrix [..., m, n]: [..., r, m].
 
-    The rows go in as columns, each of them contiguous, three times as fast on a CPU; a single one twice, since alone it
-    is summed in another order.
+    It is computed as matrix times the transpose of x, whose columns are contiguous: three times as fast on a CPU. A
+    single row is multiplied twice over, because the library would sum a matrix-vector product in another order.
     """
     rows = x.shape[-2]
     if rows == 1:
@@ -37,15 +42,15 @@ def few_rows(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _many_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """x [1, T, n] -> [1, T, m] by oneDNN, where there is one: torch itself calls it for float32 never, although it is
-    twice as fast on AMD as what torch calls."""
+    """x [1, T, n] -> [1, T, m] with oneDNN if this build of torch has it. torch does not use oneDNN for float32 by
+    itself, although on AMD processors it is twice as fast as the library that torch uses."""
     if x.dtype is torch.float32 and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)
 
 
 class Linear(nn.Linear):
-    """``product`` with a weight of its own."""
+    """nn.Linear without a bias, computed by ``product``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight)

@@ -1,16 +1,18 @@
-"""Where every token sits: the segments of the sequence, the block ids, the rotary table, the attention mask. Pure.
+"""Where every token of a sequence is: segments, index ids, rotary positions, attention mask. All functions are pure.
 
-The sequence (spec/tokenar.md section 1) is
+A sequence is
 
     [reference 0 | ... | reference R-1 | background | text | instruct tokens | target blocks]
 
-Every picture is a block of N = grid x grid tokens in raster order. With identity disentanglement the target blocks
-are the R references again and then the picture; without it, only the picture.
+Every image is a block of N = grid x grid tokens in raster order. With identity disentanglement the target blocks are
+copies of the R references and then the picture (paper, section 3.1.2); without it, the picture alone.
 
-A block has a *slot*: reference i has slot i, and the background and the picture have the last slot, number
-``max_references``. The slot picks the rows of the null-image table and the place in the rotary layout, and, but for
-``background_index="last_reference"``, the row of the index table. Only real references get a block; nothing is padded
-with grey pictures.
+Every block has a *slot*. Reference i and its copy have slot i; the background and the picture have the last slot,
+number ``max_references``. The slot chooses the block's rows in the null-image table, its place in the rotary layout
+and, except with ``background_index="last_reference"``, its row in the index table. Only references that exist get a
+block (docs/differences.md, "Missing references").
+
+Shape legend: B batch, T positions of a sequence, H heads, N tokens an image, R references.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from tokenar.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Layout:
-    """Lengths in tokens of one sequence with R real references."""
+    """The segments of a sequence with ``references`` references (R), and their lengths in tokens."""
 
     config: ModelConfig
     references: int
 
     @property
     def image_tokens(self) -> int:
+        """Tokens of one image (N)."""
         return self.config.image_tokens
 
     @property
@@ -41,35 +44,38 @@ class Layout:
         return [*range(self.references), *background]
 
     @property
-    def copies(self) -> int:
-        """Reference blocks that are predicted before the picture."""
+    def reference_copies(self) -> int:
+        """Copies of references in the target, before the picture: R with identity disentanglement, else 0."""
         return self.references if self.config.identity_disentanglement else 0
 
     @property
     def target_slots(self) -> list[int]:
-        """Slots of the target blocks, in sequence order; the picture is the last."""
-        return [*range(self.copies), self.config.max_references]
+        """Slots of the target blocks, in sequence order; the picture comes last."""
+        return [*range(self.reference_copies), self.config.max_references]
 
     @property
     def source_tokens(self) -> int:
+        """Tokens of the references and the background."""
         return len(self.source_slots) * self.image_tokens
 
     @property
     def prefix(self) -> int:
-        """Positions before the first target token."""
+        """Tokens before the target: sources, text and instruct tokens."""
         return self.source_tokens + self.config.text_tokens + self.config.instruct_tokens
 
     @property
     def target_tokens(self) -> int:
+        """Tokens of the references' copies and the picture."""
         return len(self.target_slots) * self.image_tokens
 
     @property
     def total(self) -> int:
+        """Tokens of the whole sequence."""
         return self.prefix + self.target_tokens
 
 
 def make_layout(config: ModelConfig, references: int) -> Layout:
-    """The layout of sequences with ``references`` real references."""
+    """The layout of sequences with ``references`` references; ValueError if the model does not take that many."""
     if not 1 <= references <= config.max_references:
         raise ValueError(f"{references} references; the model takes 1 to {config.max_references}")
     return Layout(config, references)
@@ -78,8 +84,8 @@ def make_layout(config: ModelConfig, references: int) -> Layout:
 def source_ids(layout: Layout) -> torch.Tensor:
     """Row of the index table for every source token, [source_tokens] int64.
 
-    With ``background_index="last_reference"`` the background has the row of the last reference slot and the table's
-    last row is never used (QUIRK 1).
+    With ``background_index="last_reference"`` the background has the row of the last reference slot, and the table's
+    last row is never used (docs/differences.md, "Background index").
     """
     rows = torch.tensor(layout.source_slots)
     if layout.config.background_index == "last_reference":
@@ -88,27 +94,28 @@ def source_ids(layout: Layout) -> torch.Tensor:
 
 
 def null_rows(layout: Layout) -> torch.Tensor:
-    """Row of the null-image table for every source token, [source_tokens] int64: slot * N + raster position."""
+    """Row of the null-image table for every source token, [source_tokens] int64: slot * N + position in the image."""
     return _flat(layout, layout.source_slots)
 
 
 def _flat(layout: Layout, slots: list[int]) -> torch.Tensor:
-    """slot * N + raster position of every token of the blocks, [blocks N] int64."""
+    """slot * N + position in the image, for every token of the blocks with these slots: [len(slots) * N] int64."""
     raster = torch.arange(layout.image_tokens)
     return torch.cat([raster + slot * layout.image_tokens for slot in slots])
 
 
 def _with_text(layout: Layout, sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Join source and target coordinates, with (-1, -1) for the text and instruct positions between them."""
     text = torch.full((layout.config.text_tokens + layout.config.instruct_tokens, 2), -1)
     return torch.cat([sources, text, targets])
 
 
 def grid_coordinates(layout: Layout) -> torch.Tensor:
-    """Row and column of every position, [T, 2] int64; (-1, -1) marks text and instruct positions.
+    """Row and column of every position in ``rotary_layout="grid"``, [T, 2] int64; (-1, -1) at text and instruct tokens.
 
-    Layout "grid": every picture keeps its own grid, and the grids are stacked by slot: row = slot * grid + r,
-    column = c. A reference and its copy in the target sit at the same place, and so do the background and the
-    picture, so "the same place in the source" is one fixed offset.
+    Every image keeps its own grid, and the grids are stacked by slot: token (r, c) of an image has row
+    slot * grid + r and column c. A reference and its copy in the target have the same coordinates, and so have the
+    background and the picture. A token and its counterpart in the source are thus at distance 0 in rotary position.
     """
 
     def blocks(slots: list[int]) -> torch.Tensor:
@@ -119,20 +126,21 @@ def grid_coordinates(layout: Layout) -> torch.Tensor:
 
 
 def canvas_coordinates(layout: Layout) -> torch.Tensor:
-    """Row and column of every position, [T, 2] int64, as in the released program (spec/tokenar.md section 2).
+    """Row and column of every position in ``rotary_layout="canvas"``, [T, 2] int64, as in the released program.
 
-    Sources and targets have a canvas each, several pictures wide, and the second begins at the lower right of the
-    first. Tokens come block by block but fill a canvas row by row, so that a picture's rows lie scattered over the
-    canvas (QUIRK 4); published weights know no other order. The three released layouts follow from the number of
-    source blocks: one ("edit"), two ("edit2"), a square ("editplus").
+    The sources share one canvas several images wide and the targets another one, which begins at the lower right
+    corner of the first. The tokens come block by block but fill a canvas row by row, so the rows of one image are
+    scattered over the canvas (docs/differences.md, "Canvas positions"). Published weights need these positions. The
+    release has three layouts, chosen by the number of source blocks: one ("edit"), two ("edit2"), or a square number
+    ("editplus").
 
-    UserError for a model whose pictures have no place in them.
+    UserError if the canvases have no room for the model's images.
     """
     config = layout.config
     if config.canvas_problem:
         raise UserError(f"model.{config.canvas_problem}")
     grid, (wide, target_wide) = config.grid, config.canvas_sides
-    # A canvas of two pictures side by side ends after two grids; its targets begin after three all the same.
+    # With two sources side by side the source canvas is two grids wide, but the release starts the targets at three.
     offset = 3 if config.source_blocks == 2 else wide
 
     def scan(slots: list[int], width: int, start: int) -> torch.Tensor:
@@ -146,15 +154,15 @@ def canvas_coordinates(layout: Layout) -> torch.Tensor:
 
 
 def rotary_table(coordinates: torch.Tensor, head_width: int, base: float, text_rotary: str = "zero") -> torch.Tensor:
-    """Cosine and sine of every position and pair, [T, head_width / 2, 2] float32 (spec/tokenar.md section 2).
+    """Cosine and sine for every position and pair of channels, [T, head_width / 2, 2] float32.
 
-    The first half of the pairs turns by row * f_k, the second by column * f_k, with
-    f_k = base ** (-2k / (head_width / 2)). Text and instruct positions have cos = sin = 0, which makes zero vectors of
-    their queries and keys (QUIRK 3, in LlamaGen's weights too), or with ``text_rotary="identity"`` cos = 1, sin = 0,
-    which leaves them as they are.
+    The first half of the pairs is rotated by the angle row * f_k, the second half by column * f_k, where
+    f_k = base ** (-2k / (head_width / 2)). Text and instruct positions have cos = sin = 0, which turns their queries
+    and keys into zero vectors (docs/differences.md, "Text rotation"). With ``text_rotary="identity"`` they have
+    cos = 1 and sin = 0, which leaves queries and keys unchanged.
 
-    Angles are float64, so that every machine makes the same table. The release's are float32: an angle of 100 is then
-    off by up to 3e-5, and not by the same on every processor (see the golden test).
+    The angles are computed in float64, so that every machine makes the same table. The release computes them in
+    float32, where an angle of 100 is off by up to 3e-5, and by other amounts on other processors.
     """
     half = head_width // 2
     frequencies = 1.0 / base ** (torch.arange(0, half, 2, dtype=torch.float64) / half)
@@ -173,11 +181,11 @@ def layout_rotary(layout: Layout) -> torch.Tensor:
 
 
 def attention_mask(layout: Layout, length: int, text_mask: torch.Tensor | None) -> torch.Tensor:
-    """Which of the first ``length`` positions (rows) see which (columns): [length, length] bool, True is seen.
+    """Which of the first ``length`` positions (rows) attend to which (columns): [length, length] bool.
 
-    Causal; with ``source_attention="block"`` a source block sees the whole of itself and no other block
-    (spec/tokenar.md section 6). With ``text_mask`` [B, text_tokens] the text positions that are False there are seen
-    by nobody, and the mask is [B, 1, length, length].
+    The mask is causal. With ``source_attention="block"`` the tokens of a source image attend to all tokens of that
+    image and to nothing else. With ``text_mask`` [B, text_tokens] bool no position attends to the text positions that
+    are False there, and the mask has a batch dimension: [B, 1, length, length].
     """
     device = None if text_mask is None else text_mask.device
     position = torch.arange(length, device=device)
@@ -187,27 +195,28 @@ def attention_mask(layout: Layout, length: int, text_mask: torch.Tensor | None) 
         mask[: layout.source_tokens, : layout.source_tokens] = block[:, None] == block
     if text_mask is None:
         return mask
-    seen = torch.ones(len(text_mask), length, dtype=torch.bool, device=device)
-    seen[:, layout.source_tokens : layout.source_tokens + layout.config.text_tokens] = text_mask
-    return mask & seen[:, None, None, :]
+    visible = torch.ones(len(text_mask), length, dtype=torch.bool, device=device)
+    visible[:, layout.source_tokens : layout.source_tokens + layout.config.text_tokens] = text_mask
+    return mask & visible[:, None, None, :]
 
 
 def padding_last(layout: Layout, length: int, text_mask: torch.Tensor) -> torch.Tensor:
-    """Order of the first ``length`` positions in which the text's padding comes last, [B, length] int64.
+    """A permutation of the first ``length`` positions that puts the text's padding last, [B, length] int64.
 
-    ``text_mask`` [B, text_tokens] bool is True at the text's own positions; what is not moved keeps its order.
+    ``text_mask`` [B, text_tokens] bool is False at padding. All other positions keep their order.
     """
-    moved = torch.zeros(len(text_mask), length, dtype=torch.bool, device=text_mask.device)
-    moved[:, layout.source_tokens : layout.source_tokens + layout.config.text_tokens] = ~text_mask
-    return moved.int().argsort(dim=1, stable=True)
+    padding = torch.zeros(len(text_mask), length, dtype=torch.bool, device=text_mask.device)
+    padding[:, layout.source_tokens : layout.source_tokens + layout.config.text_tokens] = ~text_mask
+    return padding.int().argsort(dim=1, stable=True)
 
 
 def apply_rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Turn neighbouring pairs of ``x`` [B, H, T, head_width] by ``table`` [T, head_width / 2, 2]; in float32.
+    """Rotate neighbouring pairs of channels of ``x`` [B, H, T, head_width], in float32.
 
-    With a table for every sample it is [B, 1, T, head_width / 2, 2].
+    ``table`` holds cosine and sine, [T, head_width / 2, 2], or [B, 1, T, head_width / 2, 2] with positions of its own
+    for every sample.
     """
     even, odd = x.float()[..., 0::2], x.float()[..., 1::2]
     cos, sin = table[..., 0], table[..., 1]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return turned.flatten(-2).type_as(x)
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rotated.flatten(-2).type_as(x)

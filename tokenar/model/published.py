@@ -1,7 +1,7 @@
-"""Weights from elsewhere: LlamaGen's and TokenAR's checkpoints, and model folders of the Hugging Face hub.
+"""Loading published weights: LlamaGen's and TokenAR's checkpoints, and model repositories of the Hugging Face hub.
 
-A checkpoint must fit the model key by key. The only keys that may be missing are those that a text-to-image model
-cannot have (``NEW_KEYS``); they keep their initial values. Nothing is unpickled but tensors and plain values.
+A checkpoint must fit the model key by key. The only keys that may be missing are those that LlamaGen's text-to-image
+model does not have (``NEW_KEYS``); they keep their initial values. Only tensors and plain values are unpickled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEW_KEYS = frozenset({
     "img_uncond_embedding", "ref_index_embeddings.weight", "instruct_token_embeddings.weight", "alignment.weight",
     "alignment.bias",
 })  # fmt: skip
-"""What training from LlamaGen's t2i checkpoint starts afresh (spec/tokenar.md section 5)."""
+"""Parameters that LlamaGen's text-to-image checkpoint lacks: they are new when training starts from it."""
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _LEFT_BY_SAMPLING = re.compile(r"layers\.\d+\.attention\.kv_cache\.")
@@ -52,20 +52,21 @@ Code: {{ repo_url }}
 
 
 def load_published(net: nn.Module, path: str | Path) -> list[str]:
-    """Fill a TokenAR from a checkpoint file and return the keys that the file lacks, which stay as they were.
+    """Load a checkpoint file into a TokenAR. Returns the keys that the file lacks; they keep their values.
 
-    ``.safetensors``, or what torch.save wrote: weights under "model", "module" or "state_dict", or alone. Raises
-    UserError for a file that is no checkpoint, and naming the first key that differs, with both shapes.
+    The file is a ``.safetensors`` file or was written by torch.save, with the weights under "model", "module" or
+    "state_dict" or at the top. UserError if it is not a checkpoint, or if a key is missing, unknown or of another
+    shape; the message names the first such key and both shapes.
     """
     return fill(net, read_weights(Path(path)), str(path), NEW_KEYS)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint file by name, on the CPU. UserError for a file without any, or with NaN in one."""
+    """The weights of a checkpoint file by name, on the CPU. UserError if it has none, or if one has NaN or infinity."""
     content = read_content(path, "download the checkpoint again, or give the published file")
     if isinstance(content, dict):
-        held = (content[name] for name in ("model", "module", "state_dict") if isinstance(content.get(name), dict))
-        weights = next(held, content)
+        parts = (content[name] for name in ("model", "module", "state_dict") if isinstance(content.get(name), dict))
+        weights = next(parts, content)
         if weights and all(isinstance(value, Tensor) for value in weights.values()):
             check_finite(weights, path, "give a checkpoint from before the training went wrong")
             return weights
@@ -75,10 +76,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fill(
     net: nn.Module, weights: Mapping[str, Tensor], source: str, may_be_new: frozenset[str] = frozenset()
 ) -> list[str]:
-    """Copy ``weights`` into ``net``; return the keys of ``may_be_new`` that they lack. ``source`` is for messages.
+    """Copy ``weights`` into ``net``; returns the keys of ``may_be_new`` that they lack. ``source`` is for messages.
 
-    Left aside are the caches that sampling leaves in released checkpoints, and an alignment layer that the model does
-    not have. Raises UserError naming the first other key that differs.
+    Two kinds of unknown keys are ignored: the key/value caches that released checkpoints may contain after sampling,
+    and an alignment layer if the model has none. UserError naming the first other key that does not fit.
     """
     check_fit(net, weights, source, may_be_new)
     own = net.state_dict()
@@ -89,7 +90,7 @@ def fill(
 def check_fit(
     net: nn.Module, weights: Mapping[str, Tensor], source: str, may_be_new: frozenset[str] = frozenset()
 ) -> None:
-    """UserError naming the first key in which ``weights`` differ from those of ``net``, as ``fill`` says."""
+    """UserError if ``fill`` could not copy ``weights`` into ``net``; it names the first key that does not fit."""
     own, advice = net.state_dict(), f"use the model it was made for{_size(weights)}"
     for name, value in own.items():
         if name not in weights:
@@ -105,7 +106,7 @@ def check_fit(
 
 
 def _size(weights: Mapping[str, Tensor]) -> str:
-    """The size in brackets where width and number of layers are those of a published size."""
+    """ " (size XL)" if the weights have the width and number of layers of a published size, else nothing."""
     layers = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
     width = weights["norm.weight"].shape[0] if "norm.weight" in weights else 0
     known = [name for name, (depth, _, wide) in SIZES.items() if (depth, wide) == (layers, width)]
@@ -119,9 +120,10 @@ class PublishedModel(
     repo_url="https://github.com/lyrig/TokenAR",
     model_card_template=_CARD,
 ):
-    """save_pretrained, from_pretrained and push_to_hub of the hub's library, strict and with our configuration.
+    """The Hugging Face hub's save_pretrained, from_pretrained and push_to_hub for a TokenAR.
 
-    A folder holds config.json (ModelConfig), model.safetensors and README.md.
+    A model folder or repository has config.json (ModelConfig), model.safetensors and README.md. Weights must fit the
+    configuration key by key.
     """
 
     config: ModelConfig
@@ -129,7 +131,8 @@ class PublishedModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         assert isinstance(self, nn.Module)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        (save_directory / _CONFIG).unlink(missing_ok=True)  # it comes last: settings never stand beside other weights
+        # config.json is written last, so that it is never there beside weights it does not belong to.
+        (save_directory / _CONFIG).unlink(missing_ok=True)
         with replacing(save_directory / _WEIGHTS) as path:
             save_file(weights, path)
         with replacing(save_directory / _CONFIG) as path:
@@ -137,9 +140,9 @@ class PublishedModel(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """The model of a local folder or a hub repository, in evaluation mode; options as for hf_hub_download.
+        """The model of a local folder or a hub repository, in evaluation mode. Options are those of hf_hub_download.
 
-        Raises UserError where there is none, or where configuration and weights do not fit.
+        UserError if there is no model, or if configuration and weights do not fit together.
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **options)

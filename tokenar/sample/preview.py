@@ -1,4 +1,4 @@
-"""A picture while it grows: in a file, and on a terminal that shows colours."""
+"""A preview of a picture while it is drawn: in a file, and in a terminal that shows colours."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from data_schemas.io.files import write_atomically
 from tokenar.encoders.patches import ImageTokenizer, tensor_picture
 
 COLUMNS = 64
+"""Width in characters of the preview in a terminal."""
 
 
 class Preview:
-    """Shows the first picture of a batch after every row of tokens: ``file`` is written anew, and on a terminal the
-    picture stands above the progress bar."""
+    """Shows the first picture of a batch after every row of tokens: writes it to ``file``, and prints it if standard
+    error is a terminal, over the one before."""
 
     def __init__(self, tokenizer: ImageTokenizer, file: Path):
         self.tokenizer, self.file = tokenizer, file
         self.lines = 0
 
     def show(self, drawn: Sequence[Tensor]) -> None:
-        """The tokens that are drawn so far, each [rows]; what is missing is grey."""
+        """Show the tokens drawn so far, each [rows of the batch]. Tokens that are still missing appear grey."""
         grid = self.tokenizer.grid
         if not drawn or len(drawn) % grid:
             return
@@ -42,7 +43,7 @@ class Preview:
 
 
 def half_blocks(picture: Image.Image) -> list[str]:
-    """A square picture as lines of text: each character shows two pixels, one above the other."""
+    """A square picture as lines of coloured text. Each character shows two pixels, one above the other."""
     pixels = np.asarray(picture.convert("RGB").resize((COLUMNS, COLUMNS)))
     colour = [[";".join(map(str, pixel)) for pixel in row] for row in pixels]
     pairs = zip(colour[::2], colour[1::2], strict=True)

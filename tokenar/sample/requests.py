@@ -1,15 +1,15 @@
-"""What to draw pictures for: the samples of shards, folders as the published program reads them, or a JSON list.
+"""Requests to draw a picture, read from shards, from folders like those of the published program, or from a JSON list.
 
-    folder/              one sample, or a folder of such folders
-        ref/*.png            references, in the order of their names; any kind of picture
-        background.png       any kind of picture
-        description.txt
+    folder/              one request, or a folder of such folders
+        ref/*.png            the references, ordered by file name; any image format
+        background.png       any image format
+        description.txt      the prompt
 
     list.json            [{"references": ["cat.png", "cup.png"], "background": "table.png", "prompt": "a cat beside a
-                           cup", "id": "cat_cup", "seed": 7}, ...]; id and seed may be left out; files are looked for
-                           beside the list
+                           cup", "id": "cat_cup", "seed": 7}, ...]; id and seed are optional; paths are relative to the
+                           list's folder
 
-Transparent parts of pictures become white, as in the shards.
+Transparent parts of images become white, as in the shards (docs/differences.md, "Transparent pixels").
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from data_schemas.settings import MAX_SEED, first_mistake
 from data_schemas.shards import check_distinct, decode_sample, expand_shards, read_distinct, sample_ids
 
 MAX_PROMPT = 1_000_000
-"""Bytes of a description.txt."""
+"""Most bytes of a description.txt."""
 
 
 @dataclass
 class Request:
-    """Pictures and words to draw one picture from; references and background are RGB."""
+    """What one picture is drawn from: a prompt, and references and a background in RGB."""
 
     sample_id: str
     prompt: str
@@ -49,7 +49,7 @@ class Request:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the pictures, the first 16 digits."""
+        """The first 16 digits of the SHA-256 of the references and the background."""
         digest = hashlib.sha256()
         for picture in (*self.references, self.background):
             digest.update(f"{picture.size} ".encode() + picture.tobytes())
@@ -58,7 +58,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests by number: their ids, and how to read those that are wanted, in order."""
+    """A list of requests that are read when needed. ``read(wanted)`` yields (number, request) in order, for the numbers
+    for which ``wanted`` returns True."""
 
     sample_ids: list[str]
     read: Callable[[Callable[[int], bool]], Iterator[tuple[int, Request]]]
@@ -76,7 +77,7 @@ class Entry(BaseModel):
 
 
 def from_shards(pattern: str, limit: int | None = None) -> Requests:
-    """The samples of every shard that ``pattern`` names, in stored order."""
+    """The samples of all shards that the glob ``pattern`` names, in stored order."""
     urls = expand_shards(pattern)
     ids = list(islice(_distinct_ids(urls), limit))
     if not ids:
@@ -92,6 +93,7 @@ def from_shards(pattern: str, limit: int | None = None) -> Requests:
 
 
 def _distinct_ids(urls: list[str]) -> Iterator[str]:
+    """The sample ids of shards; UserError if an id comes twice."""
     shard_of: dict[str, str] = {}
     for url in urls:
         for sample_id in sample_ids(url):
@@ -100,7 +102,7 @@ def _distinct_ids(urls: list[str]) -> Iterator[str]:
 
 
 def from_folder(path: str | Path, limit: int | None = None) -> Requests:
-    """The sample in a folder, or those in its folders by name."""
+    """The request in a folder, or those in its subfolders, ordered by name."""
     root = Path(path)
     if not _is_folder(root):
         raise UserError(f"{root}: no such folder; give one with ref/, background.png and description.txt")
@@ -113,12 +115,12 @@ def from_folder(path: str | Path, limit: int | None = None) -> Requests:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
+    except OSError as error:  # the name is too long, or a parent may not be entered
         raise UserError(f"{path}: cannot be read ({error.strerror}); give another folder") from error
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, without hidden files."""
+    """The entries of a folder, ordered by name, without hidden ones."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
@@ -130,12 +132,13 @@ def _name(folder: Path) -> str:
 
 
 def _folder(folder: Path) -> Request:
+    """Read the request in one folder."""
     files = [p for p in _listed(folder / "ref") if p.suffix.lower() in pictures.SUFFIXES]
     if not files:
         kinds = ", ".join(pictures.SUFFIXES)
         raise UserError(f"{folder / 'ref'}: no reference there; put 1 or more pictures in it ({kinds})")
-    there = [p for p in _listed(folder) if p.stem == "background" and p.suffix.lower() in pictures.SUFFIXES]
-    background = min(there, key=lambda p: pictures.SUFFIXES.index(p.suffix.lower()), default=None)
+    backgrounds = [p for p in _listed(folder) if p.stem == "background" and p.suffix.lower() in pictures.SUFFIXES]
+    background = min(backgrounds, key=lambda p: pictures.SUFFIXES.index(p.suffix.lower()), default=None)
     if background is None:
         raise UserError(f"{folder}: no background.png; add the scene to draw into (a plain white picture is one too)")
     prompt = decoded(read_file(folder / "description.txt", "add the prompt", MAX_PROMPT)).strip()
@@ -143,7 +146,7 @@ def _folder(folder: Path) -> Request:
 
 
 def from_list(path: str | Path, limit: int | None = None) -> Requests:
-    """The entries of a JSON list."""
+    """The requests of a JSON list."""
     file = Path(path)
     try:
         entries = TypeAdapter(list[Entry]).validate_json(decoded(read_file(file, "give a JSON list", MAX_LIST)))
@@ -157,17 +160,18 @@ def from_list(path: str | Path, limit: int | None = None) -> Requests:
         references = [_picture(file.parent / reference) for reference in entry.references]
         return Request(name, entry.prompt, references, _picture(file.parent / entry.background), entry.seed)
 
-    asked = [(name, partial(request, name, entry)) for name, entry in zip(names, entries, strict=False)]
-    return _from_files(asked, str(file))
+    readers = [(name, partial(request, name, entry)) for name, entry in zip(names, entries, strict=False)]
+    return _from_files(readers, str(file))
 
 
-def _from_files(entries: Sequence[tuple[str, Callable[[], Request]]], where: str) -> Requests:
-    names = [name for name, _ in entries]
+def _from_files(readers: Sequence[tuple[str, Callable[[], Request]]], where: str) -> Requests:
+    """Requests from pairs of an id and a function that reads the request; UserError if an id comes twice."""
+    names = [name for name, _ in readers]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{where}: the id {twice!r} stands there twice; give every entry its own")
 
     def read(wanted: Callable[[int], bool]) -> Iterator[tuple[int, Request]]:
-        return ((number, open_it()) for number, (_, open_it) in enumerate(entries) if wanted(number))
+        return ((number, read_request()) for number, (_, read_request) in enumerate(readers) if wanted(number))
 
     return Requests(names, read)
 

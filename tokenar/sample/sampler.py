@@ -1,4 +1,4 @@
-"""Pictures from a trained model: one call for one picture, or a folder full of them.
+"""Drawing pictures with a trained model: a single one in Python, or a folder of them.
 
 from tokenar.sample import Sampler
 
@@ -41,14 +41,15 @@ from tokenar.sample.preview import Preview
 from tokenar.sample.requests import Request, Requests, from_shards
 
 NEXT_SEED = 1_000_000
-"""How far the seeds of one request are apart."""
+"""The difference between the seeds of two pictures of one request."""
 STEPS = 1000
-"""In so many steps a picture's progress is counted."""
+"""Progress bar steps for one picture."""
 
 
 @dataclass
-class Ready:
-    """A request as the model reads it: codes [R+1, N], text [text_tokens, C] and where it has words [text_tokens]."""
+class EncodedRequest:
+    """A request as the model reads it: source codes [R+1, N] int64, text features [text_tokens, C], and the text mask
+    [text_tokens] bool, False at padding. ``number`` is the request's number."""
 
     number: int
     request: Request
@@ -58,14 +59,17 @@ class Ready:
 
 
 class Sampler:
-    """A model that is loaded once, with the memory that drawing takes; on a GPU if there is one, in bfloat16."""
+    """Draws pictures with one model, which is loaded once. Uses a GPU in bfloat16 if there is one, else the CPU.
+
+    The memory for drawing is kept between calls and reused for batches of the same shape.
+    """
 
     def __init__(self, model: str | Path | Model, config: SampleConfig | None = None):
         self.model = model if isinstance(model, Model) else load_model(model)
         self.config = config or SampleConfig()
         self.device = own_device()
         on_gpu, quantised = self.device.type == "cuda", self.config.weights != "full"
-        # A given model is somebody else's too, and stays as it is.
+        # The caller's model must not be changed.
         net = copy.deepcopy(self.model.net) if isinstance(model, Model) and (on_gpu or quantised) else self.model.net
         self.net = net.to(self.device, torch.bfloat16 if on_gpu else None).eval()
         if quantised:
@@ -75,38 +79,42 @@ class Sampler:
     def draw(
         self, references: Sequence[Image.Image], background: Image.Image, prompt: str, seed: int | None = None
     ) -> Image.Image:
-        """One picture. Transparent parts of the given ones count as white; the configuration's seed is the default."""
-        flat = [pictures.on_white(picture) for picture in references]
-        request = Request("the picture", prompt, flat, pictures.on_white(background))
-        ready = self.ready([(0, request)])
-        return self.pictures(ready, [self.config.seed if seed is None else seed])[0]
+        """Draw one picture, with ``config.seed`` if no seed is given. Transparent parts of the images become white."""
+        opaque = [pictures.on_white(picture) for picture in references]
+        request = Request("the picture", prompt, opaque, pictures.on_white(background))
+        encoded = self.encode([(0, request)])
+        return self.pictures(encoded, [self.config.seed if seed is None else seed])[0]
 
-    def ready(self, requests: Sequence[tuple[int, Request]]) -> list[Ready]:
-        """Encode requests; UserError for a number of references that the model does not take."""
-        most, found = self.net.config.max_references, []
+    def encode(self, requests: Sequence[tuple[int, Request]]) -> list[EncodedRequest]:
+        """Encode numbered requests; UserError if one has more references than the model takes, or none."""
+        most, encoded = self.net.config.max_references, []
         for number, request in requests:
             count = len(request.references)
             if not 1 <= count <= most:
                 raise UserError(f"{request.sample_id}: {count} references; the model takes 1 to {most}")
-            shown = samples.pixels_of([*request.references, request.background], self.model.tokenizer.image_size)
-            codes = self.model.tokenizer.encode(samples.as_float(shown))
+            pixels = samples.pixels_of([*request.references, request.background], self.model.tokenizer.image_size)
+            codes = self.model.tokenizer.encode(samples.as_float(pixels))
             text, mask = self.model.text.encode_with_mask([request.prompt])
-            found.append(Ready(number, request, codes, text[0], mask[0]))
-        return found
+            encoded.append(EncodedRequest(number, request, codes, text[0], mask[0]))
+        return encoded
 
     def pictures(
         self,
-        ready: Sequence[Ready],
+        requests: Sequence[EncodedRequest],
         seeds: Sequence[int],
-        step: Callable[[float], object] = lambda share: None,
+        step: Callable[[float], object] = lambda fraction: None,
         preview: Preview | None = None,
     ) -> list[Image.Image]:
-        """Draw for requests with one number of references, n seeds each, side by side; ``step`` hears how far it is."""
+        """Draw a batch of requests that have the same number of references, with the same number of seeds each.
+
+        ``seeds`` has those of one request side by side, and the pictures come in the same order. ``step`` is called
+        after each token with the fraction that is done.
+        """
         sources, text, mask = (
-            torch.stack([getattr(one, name) for one in ready]).to(self.device)
+            torch.stack([getattr(request, name) for request in requests]).to(self.device)
             for name in ("sources", "text", "text_mask")
         )
-        decoder = self._decoder_for(len(ready), sources.shape[1] - 1, len(seeds) // len(ready))
+        decoder = self._decoder_for(len(requests), sources.shape[1] - 1, len(seeds) // len(requests))
         n, drawn = self.net.config.image_tokens, []
         for token, _ in decoder.decode(sources, text, seeds, text_mask=mask):
             drawn.append(token.clone())
@@ -117,16 +125,19 @@ class Sampler:
         return [tensor_picture(pixels) for pixels in self.model.tokenizer.decode(codes.cpu())]
 
     def _decoder_for(self, inputs: int, references: int, seeds: int) -> Decoder:
+        """A decoder for this shape; the last one is kept."""
         shape = (inputs, references, seeds)
         if self._decoder is None or self._decoder.shape != shape:
-            self._decoder = None  # its memory first
+            self._decoder = None  # frees its memory before the new one allocates
             self._decoder = Decoder(self.net, inputs, references, self.config, seeds)
         return self._decoder
 
 
 def quantise(net: TokenAR, weights: str) -> None:
-    """Keep weights of blocks and head as int8 or float8 with a scale for each row, in place; products stay as precise
-    as they were. UserError without torchao."""
+    """Store the weights of the blocks and the output head as int8 or float8 with a scale for each row, in place.
+
+    Products are still computed in the activations' type. UserError if torchao is not installed.
+    """
     try:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError as error:
@@ -139,7 +150,7 @@ def quantise(net: TokenAR, weights: str) -> None:
 
 def sample_pictures(
     model: str | Path | Model,
-    asked: str | Requests,
+    requests: str | Requests,
     out: str | Path,
     config: SampleConfig | None = None,
     *,
@@ -148,16 +159,18 @@ def sample_pictures(
     preview: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Draw for every request (or sample of the shards that a glob names); returns what ``out/samples.json`` holds.
+    """Draw a picture for every request, or for every sample of the shards that a glob names.
 
-    ``out`` gets ``<sample_id>.png`` (an id's slash as ``%2F``) with the recipe in its metadata, with several seeds
-    ``<sample_id>-<k>.png``. Number
-    i is drawn with its own seed or ``config.seed + i``, and further seeds from there in steps of NEXT_SEED. A picture
-    that is there with the same recipe is not drawn again. Under torchrun every process draws its share. ``preview``
-    shows the first picture of each batch as it grows. Raises UserError for what cannot be used.
+    Writes ``<sample_id>.png`` to the folder ``out`` (a slash in an id as ``%2F``), or ``<sample_id>-<k>.png`` with
+    several seeds, and the list of all pictures to ``out/samples.json``; returns that list. Every PNG has its recipe in
+    its metadata, and a picture that exists with the same recipe is not drawn again. Request i is drawn with its own
+    seed if it has one, else with ``config.seed + i``; its further pictures have seeds NEXT_SEED apart. Under torchrun
+    every process draws a part of the requests. ``preview`` shows the first picture of each batch while it is drawn.
+    UserError for input that cannot be used.
     """
     folder = Path(out)
-    requests = from_shards(asked, limit) if isinstance(asked, str) else asked
+    if isinstance(requests, str):
+        requests = from_shards(requests, limit)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,14 +179,15 @@ def sample_pictures(
         drawing = Drawing(Sampler(model, config), folder, seeds, preview)
         if group.first:
             sweep(folder)
-            (folder / "samples.json").unlink(missing_ok=True)  # it says what is of this call, once all of it is there
+            (folder / "samples.json").unlink(missing_ok=True)  # written again when all pictures are there
         group.wait()
         total = len(range(group.rank, len(requests.sample_ids), group.world)) * seeds * STEPS
-        shown = group.first and not quiet and not (preview and sys.stderr.isatty())  # one of them has the terminal
+        # The preview takes the place of the progress bar in a terminal.
+        shown = group.first and not quiet and not (preview and sys.stderr.isatty())
         with Progress("sample", total, every=STEPS, unit=STEPS, show=shown) as bar:
             records = drawing.all(requests.read(lambda number: number % group.world == group.rank), bar)
-        found = {number: own for each in group.gathered(records) for number, own in each.items()}
-        listed = [record for number in sorted(found) for record in found[number]]
+        by_number = {number: own for part in group.gathered(records) for number, own in part.items()}
+        listed = [record for number in sorted(by_number) for record in by_number[number]]
         if group.first:
             content = json.dumps(listed, indent=2, ensure_ascii=False) + "\n"
             write_atomically(folder / "samples.json", lambda path: path.write_text(content))
@@ -181,7 +195,7 @@ def sample_pictures(
 
 
 class Drawing:
-    """One process's part of ``sample``."""
+    """One process's part of ``sample_pictures``."""
 
     def __init__(self, sampler: Sampler, folder: Path, seeds: int, preview: bool):
         self.sampler, self.folder, self.seeds = sampler, folder, seeds
@@ -189,12 +203,12 @@ class Drawing:
         self.preview = Preview(sampler.model.tokenizer, folder / "preview.png") if preview else None
 
     def all(self, requests: Iterable[tuple[int, Request]], bar: Progress) -> dict[int, list[dict[str, Any]]]:
-        """Draw for all requests, in batches with one number of references each; the records by number of request."""
+        """Draw all requests, in batches with the same number of references; returns the records by request number."""
         records: dict[int, list[dict[str, Any]]] = {}
         waiting: dict[int, list[tuple[int, Request]]] = defaultdict(list)
         for number, request in requests:
             records[number] = self.records(number, request, bar)
-            if all(_is_there(self.folder / record["file"], record) for record in records[number]):
+            if all(_exists(self.folder / record["file"], record) for record in records[number]):
                 bar.advance("there already", by=self.seeds * STEPS)
                 continue
             same = waiting[len(request.references)]
@@ -208,7 +222,7 @@ class Drawing:
         return records
 
     def records(self, number: int, request: Request, bar: Progress) -> list[dict[str, Any]]:
-        """What is said of each of a request's pictures."""
+        """The record of each of a request's pictures: its file, and the recipe that decides what it shows."""
         text, first = self.sampler.model.text, request.seed
         if (length := text.length(request.prompt)) > text.tokens:
             bar.line(f"{request.sample_id}: the prompt has {length} tokens, those after {text.tokens} are not read")
@@ -225,23 +239,24 @@ class Drawing:
 
     def batch(self, chosen: list[tuple[int, Request]], records: dict[int, list[dict[str, Any]]], bar: Progress) -> None:
         """Draw and write one batch."""
-        told = [record for number, _ in chosen for record in records[number]]
-        done = 0
+        batch_records = [record for number, _ in chosen for record in records[number]]
+        seeds, done = [record["seed"] for record in batch_records], 0
 
-        def step(share: float) -> None:
+        def step(fraction: float) -> None:
             nonlocal done
-            bar.advance(by=len(told) * (now := int(share * STEPS)) - done)
-            done = len(told) * now
+            now = len(batch_records) * int(fraction * STEPS)
+            bar.advance(by=now - done)
+            done = now
 
-        drawn = self.sampler.pictures(self.sampler.ready(chosen), [r["seed"] for r in told], step, self.preview)
-        for record, picture in zip(told, drawn, strict=True):
+        drawn = self.sampler.pictures(self.sampler.encode(chosen), seeds, step, self.preview)
+        for record, picture in zip(batch_records, drawn, strict=True):
             recipe = PngInfo()
             recipe.add_itxt("tokenar", json.dumps(record, sort_keys=True, ensure_ascii=False))
             write_atomically(self.folder / record["file"], partial(picture.save, format="PNG", pnginfo=recipe))
 
 
-def _is_there(path: Path, record: dict[str, Any]) -> bool:
-    """Whether a picture with this recipe is there, whole."""
+def _exists(path: Path, record: dict[str, Any]) -> bool:
+    """Whether ``path`` is a complete picture with this record in its metadata."""
     try:
         picture = pictures.decode(read_file(path, "draw it again", pictures.MAX_BYTES), str(path))
         return parse_json(picture.info.get("tokenar", "null"), str(path)) == record

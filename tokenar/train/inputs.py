@@ -16,8 +16,9 @@ from data_schemas.io.files import write_atomically
 from data_schemas.progress import Progress, tell
 from data_schemas.shards import expand_shards
 from tokenar.config import TrainConfig
-from tokenar.data.encoded_shards import EncodedShards, Source, is_encoded, pad_text
+from tokenar.data.encoded_shards import EncodedShards, pad_text
 from tokenar.data.samples import Encoded, InMemory, Resized, Samples, as_float, encode_resized, read_resized, variations
+from tokenar.data.shard_index import Source, is_encoded
 from tokenar.encoders.config import T5Config, VqConfig
 from tokenar.encoders.patches import ImageTokenizer, PatchCodebook
 from tokenar.encoders.teacher import Teacher

@@ -1,0 +1,167 @@
+"""The layers of the transformer: norm, attention, feed-forward, block, text embedding and alignment.
+
+Their attribute names are the published state dict's.
+
+Shape legend: B batch, T tokens, D model width, H query heads, K key/value heads, N tokens an image, C text width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenar.model.cache import KeyValueCache, attend
+from tokenar.model.config import ModelConfig
+from tokenar.model.linear import Linear
+from tokenar.model.positions import apply_rotary
+
+TEACHER_WIDTH = 768
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the last dimension, then multiply by a learned weight.
+
+    The quotient is computed in float32 and rounded to the input's type before the weight is applied, as in the
+    published code. torch.nn.functional.rms_norm rounds after the weight, which gives other bits in bfloat16.
+    """
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused projection for q, k and v, and rotary position embedding.
+
+    With K < H, key/value head j serves the H/K consecutive query heads that start at j * H/K.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = config.heads, config.key_value_heads, config.head_width
+        projected = (self.heads + 2 * self.kv_heads) * self.head_width
+        self.wqkv = Linear(config.width, projected, bias=False)
+        self.wo = Linear(config.width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None, last: int | None
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D], or [B, last, D] if ``last`` is given: the output of the last positions only.
+
+        With a cache, ``x`` holds the positions that follow the cached ones; ``layer`` is this layer's number in the
+        cache. ``mask`` is as positions.attention_mask returns it; None means causal.
+        """
+        heads = self.wqkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [B, H + K or K, T, D/H]
+        q, k = apply_rotary(qk, rotary).split([self.heads, self.kv_heads], dim=1)
+        if last is not None:
+            q, mask = q[:, :, -last:], None if mask is None else mask[..., -last:, :]
+        mixed = attend(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
+        return self.dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.w1 = Linear(config.width, config.feed_forward_width, bias=False)
+        self.w3 = Linear(config.width, config.feed_forward_width, bias=False)
+        self.w2 = Linear(config.feed_forward_width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.silu(self.w1(x), inplace=not torch.is_grad_enabled())
+        return self.dropout(self.w2(gate * self.w3(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm x), then x + feed_forward(norm x)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None, last: int | None
+    ) -> Tensor:
+        """[B, T, D] -> [B, T or last, D]; the arguments are those of Attention."""
+        mixed = self.attention(self.attention_norm(x), rotary, cache, layer, mask, last)
+        x = x[:, -mixed.shape[1] :] + mixed
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class TextProjection(nn.Module):
+    """Text features [..., C] to model width [..., D]. There are no biases, so zero features (padding) stay zero."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.fc1 = Linear(config.text_width, config.width, bias=False)
+        self.fc2 = Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def add_null_table(module: nn.Module, name: str, rows: int, width: int, config: ModelConfig) -> None:
+    """Give ``module`` a null table: the embeddings [rows, width] that replace a dropped image or text.
+
+    Its rows are drawn from N(0, 1 / width). With ``null_embeddings="frozen"`` it is a buffer: in the state dict, but
+    never trained (docs/differences.md, "Null tables").
+    """
+    table = torch.randn(rows, width) / math.sqrt(width)
+    if config.null_embeddings == "frozen":
+        module.register_buffer(name, table)
+    else:
+        module.register_parameter(name, nn.Parameter(table))
+
+
+class TextEmbedding(nn.Module):
+    """The text projection, and the null-text table [text_tokens, C] that replaces dropped text."""
+
+    uncond_embedding: Tensor
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.cap_proj = TextProjection(config)
+        add_null_table(self, "uncond_embedding", config.text_tokens, config.text_width, config)
+        self.dropout = nn.Dropout(config.text_dropout)
+
+    def forward(self, text: Tensor, dropped: Tensor | None) -> Tensor:
+        """Text features [B, text_tokens, C] -> [B, text_tokens, D].
+
+        Samples for which ``dropped`` [B] bool is True get the null text instead of their own.
+        """
+        if dropped is not None:
+            text = torch.where(dropped[:, None, None], self.uncond_embedding, text)
+        return self.dropout(self.cap_proj(text))
+
+
+class Alignment(nn.Conv2d):
+    """Map the hidden states of an image to the features of a distillation teacher (paper, Eq. A2).
+
+    A convolution of kernel and stride 2 maps every 2 x 2 tokens to one feature vector of the teacher's width.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.width, TEACHER_WIDTH, kernel_size=2, stride=2)
+        self.grid, self.teacher = config.grid, config.distill
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, N, D] -> [B, (grid / 2)^2, 768] in raster order; for CLIP interpolated to its 14 x 14 patches."""
+        features = super().forward(hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
+        if self.teacher == "clip":
+            features = F.interpolate(features, size=(14, 14), mode="bilinear", antialias=True)
+        return features.flatten(2).transpose(1, 2)
