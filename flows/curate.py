@@ -45,12 +45,12 @@ def rerun_stage(
 
 def _finish(result: CurationResult) -> dict:
     """Report, artifacts and the paths that users look for."""
-    places = write_results(result)
+    results = write_results(result)
     if under_prefect():
         manifest = read_manifest(result)
         create_table_artifact(funnel_rows(result, manifest), key="funnel", description="What became of the samples")
         create_markdown_artifact(picture_table(result, manifest), key="pictures", description="Kept, rejected and why")
         if flow_run.parent_flow_run_id is None:  # a flow above this one tells them with its own
-            for name, place in places.items():
-                print(f"{name:<12} {place}")
-    return places
+            for name, path in results.items():
+                print(f"{name:<12} {path}")
+    return results

@@ -42,15 +42,15 @@ def evaluate_tokenar(
     return result
 
 
-def _show(result: dict, place: Path) -> None:
+def _show(result: dict, folder: Path) -> None:
     """The artifacts of an evaluation."""
     rows = [{"method": name} | method["figures"] for name, method in result["methods"].items()]
     create_table_artifact(rows, key="evaluation", description="Means over the test samples")
-    create_markdown_artifact((place / "table.md").read_text(), key="evaluation-table",
+    create_markdown_artifact((folder / "table.md").read_text(), key="evaluation-table",
                              description="In the layout of the paper's Tables 2 and 3")  # fmt: skip
-    create_markdown_artifact(inlined(place / "grid.png", 1200), key="evaluation-grid",
+    create_markdown_artifact(inlined(folder / "grid.png", 1200), key="evaluation-grid",
                              description="References, background, every method, truth")  # fmt: skip
-    create_markdown_artifact(picture_strips(place / "pictures"), key="drawn-pictures",
+    create_markdown_artifact(picture_strips(folder / "pictures"), key="drawn-pictures",
                              description="References, background, every method, truth")  # fmt: skip
 
 

@@ -33,32 +33,32 @@ PORT_TAKEN = 3
 @tells_mistakes
 def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = None) -> dict:
     """The whole road; returns where everything is. What an earlier run made from the same settings is kept."""
-    places = here(curate_instructar)(config)
+    results = here(curate_instructar)(config)
     training = Path(config.run_url) / "training"
 
-    if "shards" not in places:
+    if "shards" not in results:
         raise UserError(f"{config.run_url}: no sample for training was kept; plan more with --samples")
 
     def trained() -> dict[str, Any]:
-        return here(train_tokenar)(places["shards"], places.get("test_shards"), str(training), steps=steps)
+        return here(train_tokenar)(results["shards"], results.get("test_shards"), str(training), steps=steps)
 
     try:
         summary = trained()
     except OtherRun as error:  # no model of a user's is lost for a new dataset
-        aside = next(place for n in count(1) if not (place := training.with_name(f"training-{n}")).exists())
+        aside = next(path for n in count(1) if not (path := training.with_name(f"training-{n}")).exists())
         training.rename(aside)
         print(f"{error.args[0].partition(';')[0]}; it is kept as {aside}")
         summary = trained()
     report_run(config)
     if "model" in summary:
-        places["checkpoint"] = summary["model"]
+        results["checkpoint"] = summary["model"]
     if "evaluation" in summary:
         (model,) = summary["evaluation"]["methods"]
-        places |= {
+        results |= {
             "samples": f"{training}/evaluation/{model}/samples",
             "evaluation": f"{training}/evaluation/table.md",
         }
-    return places
+    return results
 
 
 def server_comes() -> bool:
@@ -104,12 +104,12 @@ def _quickstart_command() -> None:
     if given.steps is not None:
         cpu_small(steps=given.steps)  # a number that cannot be trained is told before the curation
     run: Callable[..., dict] = quickstart if server_comes() else quickstart.fn
-    places = run(config, given.steps)
-    if "checkpoint" not in places:  # the trainer has saved, and left early
+    results = run(config, given.steps)
+    if "checkpoint" not in results:  # the trainer has saved, and left early
         raise KeyboardInterrupt
     print("\nDone. Look at the report first:")
-    for what, place in places.items():
-        print(f"  {what:<12} {place}")
+    for name, path in results.items():
+        print(f"  {name:<12} {path}")
 
 
 if __name__ == "__main__":

@@ -68,9 +68,9 @@ def _run_config(
     return found if before is None else _config("embedded", None, overrides, None, None, samples, pool, before)
 
 
-def _show(places: dict[str, str]) -> None:
-    for what, place in places.items():
-        typer.echo(f"{what:<12} {place}")
+def _show(results: dict[str, str]) -> None:
+    for name, path in results.items():
+        typer.echo(f"{name:<12} {path}")
 
 
 @app.command("curate")

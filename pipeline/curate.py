@@ -170,11 +170,11 @@ class CurationResult:
 def check_inputs(config: CurationConfig) -> None:
     """UserError naming every model and reference pool that is not on this machine, before hours are spent."""
     problems = []
-    looks: list[Callable[[], object]] = [partial(models.require, build_stages(config))]
-    looks += [partial(pools.require, pool) for pool in config.references.pools()]
-    for look in looks:
+    checks: list[Callable[[], object]] = [partial(models.require, build_stages(config))]
+    checks += [partial(pools.require, pool) for pool in config.references.pools()]
+    for check in checks:
         try:
-            look()
+            check()
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -198,8 +198,8 @@ def curate(
     run = Run.of(config)
     with reaching(config.run_url):  # a bucket that cannot be reached is told before any work
         before = remembered.remembered(config)
-    if before is not None and (told := remembered.differences(before, config.model_dump(mode="json"))):
-        print(f"settings that differ from this run's last curation: {'; '.join(told)}", file=sys.stderr, flush=True)
+    if before is not None and (changed := remembered.differences(before, config.model_dump(mode="json"))):
+        print(f"settings that differ from this run's last curation: {'; '.join(changed)}", file=sys.stderr, flush=True)
     remembered.remember(config)
     _sweep(run)
     for stage in run.stages():

@@ -70,8 +70,8 @@ def pool_digest(run: Run) -> str:
 def cutout_reader(run: Run, pool: str) -> Callable[[str, str], bytes]:
     """Reads a picture of a reference by its id and the picture's name; ``pool`` tells one pool from the next."""
     store = run.store("references")
-    places: dict[str, PartPictures] = {}
+    pictures_of: dict[str, PartPictures] = {}
     for part in run.pool_parts():
         pictures = store.pictures(part, need_part(run, "references", part))
-        places |= dict.fromkeys(pictures.places, pictures)
-    return lambda reference_id, name: places[reference_id].read(reference_id, name)
+        pictures_of |= dict.fromkeys(pictures.entries, pictures)
+    return lambda reference_id, name: pictures_of[reference_id].read(reference_id, name)

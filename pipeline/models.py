@@ -55,8 +55,8 @@ def check(stages: Iterable[Stage]) -> list[Found]:
     for stage in stages:
         for weights in stage.weights():
             seen = look(weights)
-            place, problem = (None, seen) if isinstance(seen, str) else (seen, "")
-            found.append(Found(stage.name, weights, place, problem))
+            path, problem = (None, seen) if isinstance(seen, str) else (seen, "")
+            found.append(Found(stage.name, weights, path, problem))
     return found
 
 

@@ -16,7 +16,7 @@ from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Stage
 from pipeline.planning import planning
 from pipeline.references import cutouts
-from pipeline.references.pools import Source
+from pipeline.references.sources import Source
 
 PLAN_VERSION = 1
 DECIDE_VERSION = 2

@@ -18,7 +18,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,8 +31,17 @@ from data_schemas.schema import TableSchema, validate
 Members = Mapping[str, Mapping[str, bytes]]
 """Pictures of a part: sample id -> member name ("target.png") -> bytes."""
 
-Places = Mapping[str, Mapping[str, tuple[int, int, int]]]
-"""Sample id -> member name -> (first byte in the tar, bytes, CRC-32)."""
+
+class TarEntry(NamedTuple):
+    """Where the bytes of one member are in a tar, and their CRC-32 checksum."""
+
+    offset: int
+    size: int
+    checksum: int
+
+
+Entries = Mapping[str, Mapping[str, TarEntry]]
+"""Sample id -> member name -> its entry in the tar."""
 
 BLOCK = 1 << 20
 
@@ -69,10 +78,15 @@ class Part:
     table: pa.Table
     digest: str
     tar_sha256: str | None
-    places: Places
+    entries: Entries
 
     def rows(self) -> list[dict]:
         return self.table.to_pylist()
+
+
+def _parse_entries(stored: bytes) -> Entries:
+    by_sample = json.loads(stored)
+    return {i: {name: TarEntry(*entry) for name, entry in members.items()} for i, members in by_sample.items()}
 
 
 class PartStore:
@@ -107,20 +121,20 @@ class PartStore:
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
             validate(table, self.schema, part)
             metadata = table.schema.metadata or {}
-            places: Places = json.loads(metadata.get(b"members", b"{}"))
-        except (OSError, ValueError, pa.ArrowException):
+            entries = _parse_entries(metadata.get(b"members", b"{}"))
+        except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException):
             return None
         if made_from is not None and metadata.get(b"made_from") != made_from.encode():
             return None
         tar = metadata.get(b"tar_sha256")
         if tar is not None and not self._tar_is_whole(part, tar.decode()):
             return None
-        return Part(table, content_digest(data), None if tar is None else tar.decode(), places)
+        return Part(table, content_digest(data), None if tar is None else tar.decode(), entries)
 
     def _tar_is_whole(self, part: str, sha256: str) -> bool:
         notes = self.notes(part)
         try:
-            seen = self._entry(self.path(part, "tar"))
+            seen = self._file_stamp(self.path(part, "tar"))
             if seen == notes.get("tar_seen"):
                 return True
             if file_sha256(self.fs, self.path(part, "tar")) != sha256:
@@ -130,16 +144,16 @@ class PartStore:
         self._write_notes(part, {**notes, "tar_seen": seen})
         return True
 
-    def _entry(self, path: str) -> str:
+    def _file_stamp(self, path: str) -> str:
         """What the file system says of a file, which changes when it is written."""
         if not isinstance(self.fs, LocalFileSystem):
             return self.fs.ukey(path)
-        found = os.stat(path)  # and not fsspec's key, which changes when the file gets a second name
-        return f"{found.st_size} {found.st_mtime_ns}"
+        status = os.stat(path)  # and not fsspec's key, which changes when the file gets a second name
+        return f"{status.st_size} {status.st_mtime_ns}"
 
     def pictures(self, part: str, whole: Part) -> PartPictures:
         """Reads single pictures of a part that ``read`` has found whole."""
-        return PartPictures(self, part, whole.places)
+        return PartPictures(self, part, whole.entries)
 
     def commit(
         self,
@@ -159,9 +173,10 @@ class PartStore:
         notes: dict[str, object] = dict(timing or {})
         if members is not None:
             path = self.path(part, "tar")
-            sha256, places = write_stream(self.fs, path, lambda file: write_tar(file, members.items()))
-            metadata |= {b"tar_sha256": sha256.encode(), b"members": json.dumps(places, separators=(",", ":")).encode()}
-            notes["tar_seen"] = self._entry(path)
+            sha256, entries = write_stream(self.fs, path, lambda file: write_tar(file, members.items()))
+            stored = json.dumps(entries, separators=(",", ":"))
+            metadata |= {b"tar_sha256": sha256.encode(), b"members": stored.encode()}
+            notes["tar_seen"] = self._file_stamp(path)
         if notes:
             self._write_notes(part, notes)
         buffer = io.BytesIO()
@@ -187,13 +202,13 @@ class PartStore:
 class PartPictures:
     """Pictures of one part, each read alone from where it lies in the tar and compared with its checksum."""
 
-    def __init__(self, store: PartStore, part: str, places: Places):
-        self.places = places
+    def __init__(self, store: PartStore, part: str, entries: Entries):
+        self.entries = entries
         self._store, self._part = store, part
 
     def read(self, sample_id: str, name: str) -> bytes:
         """One picture's bytes; KeyError if the sample has none of this name."""
-        start, size, checksum = self.places[sample_id][name]
+        start, size, checksum = self.entries[sample_id][name]
         path, fs = self._store.path(self._part, "tar"), self._store.fs
         if isinstance(fs, LocalFileSystem):  # fsspec's own way takes ten times as long, and a shard has hundreds
             with open(path, "rb", buffering=0) as file:
@@ -208,7 +223,7 @@ class PartPictures:
 
     def of(self, sample_id: str) -> Mapping[str, bytes]:
         """The pictures of one sample by name, read when they are asked for; empty if it has none."""
-        return _SamplePictures(self, sample_id, tuple(self.places.get(sample_id, ())))
+        return _SamplePictures(self, sample_id, tuple(self.entries.get(sample_id, ())))
 
 
 class _SamplePictures(Mapping[str, bytes]):
@@ -230,22 +245,23 @@ class _SamplePictures(Mapping[str, bytes]):
 # Writing
 
 
-def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]]) -> tuple[str, Places]:
+def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]]) -> tuple[str, Entries]:
     """Write an uncompressed WebDataset tar with fixed headers, in the order given: (its SHA-256, its places)."""
-    hashed = _Hashed(file)
-    places: dict[str, dict[str, tuple[int, int, int]]] = {}
-    with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=BLOCK) as tar:  # type: ignore[call-overload]
-        for sample_id, own in members:
-            found = places[sample_id] = {}
-            for name in sorted(own):
-                entry = tarfile.TarInfo(f"{sample_id}.{name}")
-                entry.size, entry.mode, entry.uname, entry.gname = len(own[name]), 0o444, "instructar", "instructar"
-                found[name] = (tar.offset + tarfile.BLOCKSIZE, entry.size, zlib.crc32(own[name]))
-                tar.addfile(entry, io.BytesIO(own[name]))
-    return hashed.digest.hexdigest(), places
+    hashing = _HashingFile(file)
+    entries: dict[str, dict[str, TarEntry]] = {}
+    with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=BLOCK) as tar:  # type: ignore[call-overload]
+        for sample_id, pictures in members:
+            of_sample = entries[sample_id] = {}
+            for name in sorted(pictures):
+                header = tarfile.TarInfo(f"{sample_id}.{name}")
+                header.size, header.mode = len(pictures[name]), 0o444
+                header.uname = header.gname = "instructar"
+                of_sample[name] = TarEntry(tar.offset + tarfile.BLOCKSIZE, header.size, zlib.crc32(pictures[name]))
+                tar.addfile(header, io.BytesIO(pictures[name]))
+    return hashing.digest.hexdigest(), entries
 
 
-class _Hashed:
+class _HashingFile:
     """Passes on what is written, and counts and hashes it."""
 
     def __init__(self, file: IO[bytes]):

@@ -148,9 +148,9 @@ class GlobalContext(nn.Module):
         quadrants, whole = maps[:, :4], tokens(maps[:, 4])
         sizes = [(round(height / ratio), round(width / ratio)) for ratio in (1, 4, 8)]
         keys = pools(stitch(quadrants), sizes)
-        places = torch.cat([position_code(*size, maps.device) for size in sizes])
+        codes = torch.cat([position_code(*size, maps.device) for size in sizes])
         queries = whole + position_code(height, width, maps.device)
-        whole = whole + attend(self.attention[0], queries, keys + places, keys)
+        whole = whole + attend(self.attention[0], queries, keys + codes, keys)
         whole = feed_forward(self.norm1, self.linear1, self.linear2, self.norm2, whole)
         whole = untokens(whole, height, width)
         detail = tokens(quadrants)  # [B, 4, hw, C]
@@ -250,8 +250,8 @@ def position_code(height: int, width: int, device: torch.device) -> Tensor:
     period = 10000.0 ** (2 * (channel // 2) / len(channel))
 
     def axis(length: int) -> Tensor:
-        place = (torch.arange(1, length + 1, device=device) - 0.5) / (length + 1e-6) * 2 * math.pi
-        angle = place[:, None] / period
+        position = (torch.arange(1, length + 1, device=device) - 0.5) / (length + 1e-6) * 2 * math.pi
+        angle = position[:, None] / period
         return torch.where(channel % 2 == 0, angle.sin(), angle.cos())
 
     rows = axis(height)[:, None].expand(-1, width, -1)

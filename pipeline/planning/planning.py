@@ -110,9 +110,9 @@ def split_subjects(categories: dict[str, str], share: float, rng: np.random.Gene
         hold(subject)
     used = Counter(categories[s] for s in held_out)
     waiting: dict[str, deque[tuple[int, str]]] = {}
-    for place, subject in enumerate(shuffled):
+    for position, subject in enumerate(shuffled):
         if subject not in held_out:
-            waiting.setdefault(categories[subject], deque()).append((place, subject))
+            waiting.setdefault(categories[subject], deque()).append((position, subject))
     while len(held_out) < math.ceil(len(categories) * share):
         alive = sum(n > 0 for n in left.values())
         free = [c for c, queue in waiting.items() if queue and alive - (left[c] == 1) >= 2]

@@ -43,12 +43,12 @@ def draw_boxes(
     """
     entry = relation_data()["layouts"][layout]
     mirrored = rng.random() < 0.5
-    placed = [_place(s, a, h) for s, a, h in zip(entry["slots"], aspects, heights, strict=True)]
+    fitted = [_fit_into_slot(s, a, h) for s, a, h in zip(entry["slots"], aspects, heights, strict=True)]
     if entry["overlap"] is not None:
-        placed = _close(placed, layout, entry["overlap"])
+        fitted = _move_together(fitted, layout, entry["overlap"])
     for attempt in range(ATTEMPTS + 1):
         if attempt < ATTEMPTS:
-            moved = np.array(placed) + rng.uniform(-jitter, jitter, (2, 4))
+            moved = np.array(fitted) + rng.uniform(-jitter, jitter, (2, 4))
         else:
             moved = np.array(entry["slots"])
         if mirrored:
@@ -59,7 +59,7 @@ def draw_boxes(
     raise RuntimeError(f"layout {layout!r}: its own slots break the rules for boxes; mend relations.yaml")
 
 
-def _place(slot: Sequence[float], aspect: float, height: float) -> list[float]:
+def _fit_into_slot(slot: Sequence[float], aspect: float, height: float) -> list[float]:
     """A box of the cut-out's shape in its slot: centred, at its bottom, at most a quarter wider than it."""
     left, top, right, bottom = slot
     aspect = min(1.6, max(0.6, aspect))
@@ -68,7 +68,7 @@ def _place(slot: Sequence[float], aspect: float, height: float) -> list[float]:
     return [middle - half, bottom - tall, middle + half, bottom]
 
 
-def _close(boxes: Sequence[Sequence[float]], layout: str, overlap: float) -> list[list[float]]:
+def _move_together(boxes: Sequence[Sequence[float]], layout: str, overlap: float) -> list[list[float]]:
     """Move boxes until they overlap: sideways towards each other, or (carry) the upper one onto the lower."""
     first, second = (list(box) for box in boxes)
     if layout == "carry":

@@ -22,7 +22,8 @@ from pipeline.matting.grabcut import run_grabcut
 from pipeline.references import pools
 from pipeline.references.files import census
 from pipeline.references.packaged import package_file, packaged
-from pipeline.references.pools import Box, PoolConfig, Reader, Source
+from pipeline.references.pools import PoolConfig
+from pipeline.references.sources import Box, Reader, Source
 
 VERSION = 3
 WORKING_SIDE = 384
@@ -129,7 +130,7 @@ def mark_duplicates(rows: Sequence[dict]) -> list[dict]:
 
 def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> tuple[dict, dict[str, bytes]]:
     """The row of one picture, and its cut-out, longest side ``config.size``: "cutout.png" is RGBA, "white.png" RGB."""
-    picture = pictures.decode(reader.read(source.place, source.source), source.source)
+    picture = pictures.decode(reader.read(source.location, source.source), source.source)
     labels = None
     if source.mask is not None:
         where = f"{source.source}: mask"

@@ -12,7 +12,7 @@ from data_schemas.io import text
 from data_schemas.io.files import check_file
 from data_schemas.io.pictures import SUFFIXES
 
-SPLITS = {"train", "training", "test", "validation", "valid", "val", "dev"}
+SPLIT_FOLDERS = {"train", "training", "test", "validation", "valid", "val", "dev"}
 ABOUT = ("readme", "license", "licence", "thumbs", "desktop")
 """Stems of files about a folder, which nobody takes for references."""
 
@@ -47,7 +47,7 @@ def descend(root: Path, split: str) -> Path:
         folders = {p.name: p for p in there if p.is_dir() and not p.is_symlink()}
         if any(p.suffix.lower() in SUFFIXES for p in there if p.is_file()):
             return root
-        if split in folders and set(folders) <= SPLITS:
+        if split in folders and set(folders) <= SPLIT_FOLDERS:
             root = folders[split]
         elif len(folders) == 1:
             (root,) = folders.values()

@@ -21,8 +21,8 @@ def packaged() -> dict:
 def package_file(package: str, file: str) -> Path:
     """A data file of an installed package, found without importing the package."""
     spec = find_spec(package)
-    places = spec.submodule_search_locations if spec is not None else None
-    for place in places or ():
-        if (path := Path(place, file)).is_file():
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        if (path := Path(folder, file)).is_file():
             return path
     raise UserError(f"packaged picture {package}/{file} is not there; install the project's requirements again")

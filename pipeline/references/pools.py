@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,16 +23,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import Field, model_validator
 
 from data_schemas.errors import UserError
-from data_schemas.io import pictures
-from data_schemas.io.files import read_file
 from data_schemas.io.pictures import SUFFIXES
 from data_schemas.io.text import from_path, label, one_line
 from data_schemas.settings import Settings, suggest
-from pipeline.references.files import SPLITS, census, descend, mask_file, note, other_kinds, walk
+from pipeline.references.files import SPLIT_FOLDERS, census, descend, mask_file, note, other_kinds, walk
 from pipeline.references.packaged import package_file, packaged
-from pipeline.references.parquet import PictureColumn, column_names, find_columns, list_rows
-
-Box = tuple[float, float, float, float]
+from pipeline.references.parquet import column_names, find_columns, list_rows
+from pipeline.references.sources import PictureLocation, Source
 
 
 class PoolConfig(Settings):
@@ -91,40 +88,6 @@ class PoolConfig(Settings):
 def presets() -> dict[str, dict]:
     """pools.yaml: by short name, "read" (keys of PoolConfig) and what its makers say of the pool."""
     return yaml.safe_load((files("pipeline.references") / "pools.yaml").read_text())
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the bytes of a picture are: a file, or a row and column of a Parquet file."""
-
-    path: Path
-    row: int | None = None
-    column: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One reference picture before it is read.
-
-    ``source`` is its file (and row) relative to the pool; ``sha256`` is empty if it cannot be read. ``box`` is the
-    part of the picture that shows the subject (left, top, right, bottom, fractions; None for all of it), ``inside``
-    and ``outside`` parts that surely are or are not the subject; ``mask`` is its label map, of which ``labels`` (None:
-    all but 0) are the subject.
-    """
-
-    reference_id: str
-    subject_id: str
-    name: str
-    category: str
-    source: str
-    sha256: str
-    place: Place
-    box: Box | None = None
-    inside: tuple[Box, ...] = ()
-    outside: tuple[Box, ...] = ()
-    mask: Place | None = None
-    mask_sha256: str = ""
-    labels: tuple[int, ...] | None = None
 
 
 def list_pool(pool: PoolConfig) -> list[Source]:
@@ -205,14 +168,14 @@ def _packaged_source(entry: dict) -> Source:
     # a package's picture is known by its file too: several entries may cut from one
     reference_id = _id(source, box, inside, outside, name, category, digest)
     subject_id = f"{_slug(category)}/{_slug(name)}"
-    return Source(reference_id, subject_id, name, category, source, digest, Place(path), box, inside, outside)
+    return Source(reference_id, subject_id, name, category, source, digest, PictureLocation(path), box, inside, outside)
 
 
 def _of_split(root: Path, found: list[Path], pool: PoolConfig) -> list[Path]:
     """The Parquet files whose names say this split; all of them if none says any."""
     words = {path: set(re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())) for path in found}
     own = [path for path in found if pool.split.lower() in words[path]]
-    if own or not any(words[path] & SPLITS for path in found):
+    if own or not any(words[path] & SPLIT_FOLDERS for path in found):
         return own or found
     names = ", ".join(path.relative_to(root).as_posix() for path in found[:5])
     raise UserError(f"references.pool {pool.source}: no Parquet file of split {pool.split!r}; there is: {names}")
@@ -231,8 +194,8 @@ def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: st
                     f"{path}: no column says what a picture shows; set category_column (there is: "
                     f"{', '.join(column_names(path))}) or one category for all of them"
                 )
-            image = Place(path, row.number, columns.image)
-            mask = Place(path, row.number, columns.mask) if columns.mask else None
+            image = PictureLocation(path, row.number, columns.image)
+            mask = PictureLocation(path, row.number, columns.mask) if columns.mask else None
             stem = "" if pool.subject == "category" else made_from.stem
             name = row.name or (_words(stem) if stem else "")
             sources.append(
@@ -264,17 +227,22 @@ def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
         name = note(path) or ("" if pool.subject == "category" else _words(path.stem))
         where = prefix + from_path(path.relative_to(root).as_posix())
         mask = mask_file(top / pool.mask / relative) if pool.mask else None
-        digest = _digest(mask) if mask else ""
-        sources.append(
-            _source(pool, where, Place(path), _digest(path), category, name, Place(mask) if mask else None, digest)
-        )
+        mask_digest = _digest(mask) if mask else ""
+        image, labels = PictureLocation(path), PictureLocation(mask) if mask else None
+        sources.append(_source(pool, where, image, _digest(path), category, name, labels, mask_digest))
     return sources
 
 
 def _source(
-    pool: PoolConfig, source: str, place: Place, digest: str, category: str, name: str, mask: Place | None,
+    pool: PoolConfig,
+    source: str,
+    location: PictureLocation,
+    digest: str,
+    category: str,
+    name: str,
+    mask: PictureLocation | None,
     mask_digest: str,
-) -> Source:  # fmt: skip
+) -> Source:
     """A picture of a pool by what it shows; ``category`` and ``name`` as found, before the pool's own words."""
     name, category = label(name), from_path(category)
     of_subject = {"name": name or category, "category": category, "picture": digest[:12] or source}[pool.subject]
@@ -287,7 +255,7 @@ def _source(
     labels = pool.subject_labels
     reference_id = _id(name, category, subject_id, digest or source, mask_digest, labels)
     return Source(
-        reference_id, subject_id, name, category, source, digest, place,
+        reference_id, subject_id, name, category, source, digest, location,
         mask=mask, mask_sha256=mask_digest, labels=labels,
     )  # fmt: skip
 
@@ -325,35 +293,3 @@ def _words(name: str) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-") or hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-class Reader:
-    """Bytes of pictures, wherever they are; quick if the rows of a Parquet file are asked for in order."""
-
-    def __init__(self) -> None:
-        self._columns: dict[Place, PictureColumn] = {}
-
-    def read(self, place: Place, source: str) -> bytes:
-        """Bytes of one picture, at most pictures.MAX_BYTES; UserError naming ``source`` if there are none."""
-        try:
-            data = self._bytes(place)
-        except UserError as error:  # its place on this machine is not stored
-            raise UserError(f"{source}{str(error).removeprefix(str(place.path))}") from error
-        if data is None:
-            raise UserError(f"{source}: column {place.column!r} holds no bytes in this row; embed its pictures")
-        return data
-
-    def _bytes(self, place: Place) -> bytes | None:
-        if place.row is not None:
-            return self._column(place).at(place.row)
-        if not place.path.is_file():
-            raise UserError(f"{place.path}: not a file that can be read; replace or remove it")
-        return read_file(place.path, "replace or remove it", pictures.MAX_BYTES)
-
-    def _column(self, place: Place) -> PictureColumn:
-        key = replace(place, row=None)
-        if key not in self._columns:
-            for other in [k for k in self._columns if k.path != place.path]:  # files come one after another
-                self._columns.pop(other).close()
-            self._columns[key] = PictureColumn(place.path, place.column)
-        return self._columns[key]

@@ -173,14 +173,14 @@ def floor_rows(
     Samples that the stage fails on are left out, and those for which every other sample shares a subject.
     """
     pool = pool_digest(run)
-    place = {row["sample_id"]: k for k, row in enumerate(plan)}
+    row_of = {row["sample_id"]: k for k, row in enumerate(plan)}
     rows: list[dict] = []
     chosen = spread_evenly(parts, math.ceil(count / run.config.part_size))
     for k, part in enumerate(chosen):
         inputs = stage_inputs(PartJob(run, stage.name, part, "", pool), stage.reads)
         samples = [s for s in inputs.samples()[0] if s.sample_id in usable]
         wanted = math.ceil((count - len(rows)) / (len(chosen) - k))
-        wrong = [wrong_sample(s, plan, place[s.sample_id]) for s in spread_evenly(samples, wanted)]
+        wrong = [wrong_sample(s, plan, row_of[s.sample_id]) for s in spread_evenly(samples, wanted)]
         made, _, _ = stage.run([s for s in wrong if s is not None], {})
         plans = {s.sample_id: s.plan for s in wrong if s is not None}
         rows += [
@@ -191,14 +191,14 @@ def floor_rows(
     return rows
 
 
-def wrong_sample(sample: Sample, plan: Sequence[dict], place: int) -> Sample | None:
+def wrong_sample(sample: Sample, plan: Sequence[dict], row: int) -> Sample | None:
     """The sample with the references of another that has neither of its subjects; None if there is no such one.
 
     The search begins half the plan away, so that every sample has another donor, and always the same.
     """
     own = {sample.plan["subject_0_id"], sample.plan["subject_1_id"]}
     for step in range(len(plan)):
-        donor = plan[(place + len(plan) // 2 + step) % len(plan)]
+        donor = plan[(row + len(plan) // 2 + step) % len(plan)]
         if not own & {donor["subject_0_id"], donor["subject_1_id"]}:
             wrong = {**sample.plan, **{key: donor[key] for key in WRONG}}
             return replace(sample, rows={**sample.rows, "plan": wrong}, saved={})
@@ -207,8 +207,8 @@ def wrong_sample(sample: Sample, plan: Sequence[dict], place: int) -> Sample | N
 
 def spread_evenly(things: Sequence[T], count: int) -> list[T]:
     """``count`` of the things at even distances, first and last among them; all if there are no more."""
-    places = np.linspace(0, len(things) - 1, min(count, len(things))).round().astype(int)
-    return [things[k] for k in places.tolist()]
+    chosen = np.linspace(0, len(things) - 1, min(count, len(things))).round().astype(int)
+    return [things[k] for k in chosen.tolist()]
 
 
 # Figures

@@ -18,9 +18,18 @@ from data_schemas.io.storage import url_to_fs, write_file
 from pipeline.config import CurationConfig
 from pipeline.dataset.publish import PictureReader
 from pipeline.jobs import pool_digest
-from pipeline.report.calibration import Calibration, RuleFigures, measure, table_schema, text_table, thresholds_text
+from pipeline.report.calibration import (
+    Calibration,
+    RuleFigures,
+    measure,
+    spread_evenly,
+    table_schema,
+    text_table,
+    thresholds_text,
+)
 from pipeline.report.charts import bound_text, contrast
-from pipeline.report.page import count_text, data_uri, number_text, share_text
+from pipeline.report.sample_cards import data_uri
+from pipeline.report.text import count_text, number_text, share_text
 
 SHOWN = 48
 """Samples on a rule's board."""
@@ -51,8 +60,8 @@ def calibrate(config: CurationConfig, stage: str, floor_samples: int = 64) -> di
     }
     for name, data in files.items():
         write_file(fs, f"{root}/{name}", data)
-    places = {"calibration": "index.html", "scores": "scores.parquet", "thresholds": "thresholds.yaml"}
-    return {what: f"{folder}/{name}" for what, name in places.items()}
+    paths = {"calibration": "index.html", "scores": "scores.parquet", "thresholds": "thresholds.yaml"}
+    return {name: f"{folder}/{file}" for name, file in paths.items()}
 
 
 def render(found: Calibration, picture: Callable[[str, str], Image.Image | None], thresholds: str) -> str:
@@ -126,7 +135,6 @@ def rule_view(figures: RuleFigures, samples: int, uri: Uri) -> dict[str, Any]:
 def board(figures: RuleFigures, uri: Uri) -> list[dict[str, Any]]:
     """Samples from the lowest to the highest score, at even distances by rank."""
     ordered = figures.scores.sort_values(kind="stable")
-    places = np.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).round().astype(int).tolist()
     rule = figures.rule
     return [
         {
@@ -136,5 +144,5 @@ def board(figures: RuleFigures, uri: Uri) -> list[dict[str, Any]]:
             "target": uri(sample_id, "target", TARGET_SIDE),
             "references": [uri(sample_id, f"reference_{i}", REFERENCE_SIDE) for i in range(2)],
         }
-        for sample_id, score in ((str(ordered.index[k]), float(ordered.iloc[k])) for k in places)
+        for sample_id, score in spread_evenly([(str(i), float(score)) for i, score in ordered.items()], SHOWN)
     ]

@@ -223,9 +223,9 @@ def _packaged_licences(used: Iterable[str]) -> tuple[Licence, ...]:
     return tuple(Licence(licence, "; ".join(of[licence])) for licence in sorted(of))
 
 
-def _stated_licence(place: Path) -> str:
+def _stated_licence(source: Path) -> str:
     """What the pool itself states: ``license`` in the front matter of its README.md, else its LICENSE's first line."""
-    folder = place if place.is_dir() else place.parent
+    folder = source if source.is_dir() else source.parent
     found = re.match(r"---\n(.*?)\n---", _start_of(folder / "README.md"), re.DOTALL)
     if found:
         try:

@@ -153,13 +153,13 @@ def _mark_bounds(axes: Axes, bounds: Sequence[tuple[str, float, str]], limits: t
         failing = (low, threshold) if bound == "min" else (threshold, high)
         axes.axvspan(*failing, color=REJECTED, alpha=0.07, linewidth=0)
         axes.axvline(threshold, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
-        place = (threshold - low) / (high - low)
-        side = "left" if place < 0.1 else "right" if place > 0.9 else "center"
-        place_x = low if side == "left" else high if side == "right" else threshold
+        share = (threshold - low) / (high - low)
+        side = "left" if share < 0.1 else "right" if share > 0.9 else "center"
+        label_x = low if side == "left" else high if side == "right" else threshold
         transform = axes.get_xaxis_transform()
-        above = sum(abs(place - other) < 0.25 for other in lines)  # labels of close lines are stacked
-        axes.text(place_x, 1.03 + 0.09 * above, text, color=INK, ha=side, transform=transform)
-        lines.append(place)
+        above = sum(abs(share - other) < 0.25 for other in lines)  # labels of close lines are stacked
+        axes.text(label_x, 1.03 + 0.09 * above, text, color=INK, ha=side, transform=transform)
+        lines.append(share)
 
 
 def _bin_edges(values: Sequence[float], threshold: float | None) -> np.ndarray:

@@ -24,7 +24,9 @@ from pipeline.curate import CurationResult
 from pipeline.dataset.publish import PictureReader, make_manifest, shard_digests
 from pipeline.jobs import pool_digest, pool_rows
 from pipeline.report.card import dataset_card, pool_facts
-from pipeline.report.page import ReportData, RuleLine, Training, data_uri, write_report
+from pipeline.report.data import ReportData, RuleLine, Training
+from pipeline.report.page import write_report
+from pipeline.report.sample_cards import data_uri
 from pipeline.run import Run
 from pipeline.synthesis.collage import CollageConfig
 

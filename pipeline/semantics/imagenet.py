@@ -34,7 +34,7 @@ class ImageNetJudge(Stage):
     Config = ImageNetConfig
 
     def setup(self) -> None:
-        encoders.load_efficientnet()
+        encoders.efficientnet()
         self.references = encoders.EncodedReferences(encoders.label_probabilities, self.config.padding)
 
     def process(self, sample: Sample) -> dict:

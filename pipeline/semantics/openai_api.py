@@ -134,7 +134,7 @@ class ApiJudge(VlmJudge):
                 f"{self.config.api_key_env} holds more than a key: letters, digits and signs, without spaces"
             )
         try:
-            served = together(self._served())
+            served = run_in_loop(self._served())
         except (openai.AuthenticationError, openai.PermissionDeniedError):
             raise self._refused() from None
         except openai.NotFoundError:
@@ -163,7 +163,7 @@ class ApiJudge(VlmJudge):
         )
 
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer | Exception]:
-        answers = together(self._ask_all(requests))
+        answers = run_in_loop(self._ask_all(requests))
         for answer in answers:
             if isinstance(answer, StageUnusable):
                 raise answer
@@ -225,7 +225,7 @@ class ApiJudge(VlmJudge):
 _starting = threading.Lock()
 
 
-def together(work: Coroutine[Any, Any, T]) -> T:
+def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``, done in the loop that the requests of all threads run in; a thread may have its own."""
     with _starting:
         loop = _loop(os.getpid())
@@ -261,13 +261,13 @@ def answer_of(completion: Any, seconds: float) -> Answer:
     usage = completion.usage
     return Answer(
         text if isinstance(text, str) else "",  # a refusal has no content: unreadable, not broken
-        count(getattr(usage, "prompt_tokens", None)),
-        count(getattr(usage, "completion_tokens", None)),
+        token_count(getattr(usage, "prompt_tokens", None)),
+        token_count(getattr(usage, "completion_tokens", None)),
         seconds,
     )
 
 
-def count(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 10**8 else None
 
 

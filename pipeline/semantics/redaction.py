@@ -45,16 +45,16 @@ class Redactor:
         if self._words is not None:
             text = self._words.sub(HIDDEN, text)
         parts, end = [], 0
-        for start, stop in self._places(text):
+        for start, stop in self._spans(text):
             parts += [text[end:start], HIDDEN]
             end = stop
         return "".join([*parts, text[end:]])
 
-    def _places(self, text: str) -> list[tuple[int, int]]:
+    def _spans(self, text: str) -> list[tuple[int, int]]:
         """Where secrets are, as (start, stop) in order; what touches is one."""
-        places: list[tuple[int, int]] = []
+        found: list[tuple[int, int]] = []
         if not self._pieces:
-            return places
+            return found
         plain, spans = readable(text)
         hits = [
             (spans[i][0], spans[i + size - 1][1])
@@ -63,11 +63,11 @@ class Redactor:
             if plain[i : i + size] in pieces
         ]
         for start, stop in sorted(hits):
-            if places and start <= places[-1][1]:
-                places[-1] = (places[-1][0], max(stop, places[-1][1]))
+            if found and start <= found[-1][1]:
+                found[-1] = (found[-1][0], max(stop, found[-1][1]))
             else:
-                places.append((start, stop))
-        return places
+                found.append((start, stop))
+        return found
 
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -100,16 +100,16 @@ def readable(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
     """
     spans = [(i, i + 1) for i in range(len(text))]
     for _ in range(3):
-        letters, places, end = [], [], 0
+        letters, merged, end = [], [], 0
         for found in _ESCAPE.finditer(text):
             letters.append(text[end : found.start()])
-            places += spans[end : found.start()]
+            merged += spans[end : found.start()]
             letters.append(_letter(found))
-            places.append((spans[found.start()][0], spans[found.end() - 1][1]))
+            merged.append((spans[found.start()][0], spans[found.end() - 1][1]))
             end = found.end()
         if not end:
             break
-        text, spans = "".join([*letters, text[end:]]), [*places, *spans[end:]]
+        text, spans = "".join([*letters, text[end:]]), [*merged, *spans[end:]]
     seen = [i for i, letter in enumerate(text) if not _UNSEEN.match(letter)]
     lower = "".join(low if len(low := text[i].lower()) == 1 else text[i] for i in seen)
     return lower, [spans[i] for i in seen]

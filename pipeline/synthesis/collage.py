@@ -8,11 +8,12 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 from pydantic import Field
 
-from data_schemas.tables import SYNTHESIS
+from data_schemas.tables import FAULTS, SYNTHESIS
 from pipeline.core.stage import Sample, Stage, StageConfig
 from pipeline.references.cutouts import load_backgrounds
 
-FAULTS = ("missing", "swapped", "colour")
+KINDS = FAULTS[1:]
+"""The faults that can be planted: all codes of the table but "none"."""
 
 
 class CollageConfig(StageConfig):
@@ -61,7 +62,7 @@ class Collage(Stage):
 
 def choose_fault(index: int, rng: np.random.Generator, share: float) -> tuple[str, int | None]:
     """A fault for exactly ``share`` of a plan, and the subject it hits (None where it hits the whole picture)."""
-    kind, subject = FAULTS[rng.integers(3)], int(rng.integers(2))
+    kind, subject = KINDS[rng.integers(3)], int(rng.integers(2))
     if int((index + 1) * share) == int(index * share):
         return "none", None
     return kind, None if kind == "colour" else subject

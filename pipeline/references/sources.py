@@ -1,0 +1,80 @@
+"""Reference pictures before they are decoded: what is known of each, where its bytes are, and reading them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_schemas.errors import UserError
+from data_schemas.io import pictures
+from data_schemas.io.files import read_file
+from pipeline.references.parquet import PictureColumn
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge, as fractions of the picture's width and height."""
+
+
+@dataclass(frozen=True)
+class PictureLocation:
+    """Where the bytes of a picture are: a file, or a row and column of a Parquet file."""
+
+    path: Path
+    row: int | None = None
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One reference picture before it is read.
+
+    ``source`` is its file (and row) relative to the pool; ``sha256`` is empty if it cannot be read. ``box`` is the
+    part of the picture that shows the subject (left, top, right, bottom, fractions; None for all of it), ``inside``
+    and ``outside`` parts that surely are or are not the subject; ``mask`` is its label map, of which ``labels`` (None:
+    all but 0) are the subject.
+    """
+
+    reference_id: str
+    subject_id: str
+    name: str
+    category: str
+    source: str
+    sha256: str
+    location: PictureLocation
+    box: Box | None = None
+    inside: tuple[Box, ...] = ()
+    outside: tuple[Box, ...] = ()
+    mask: PictureLocation | None = None
+    mask_sha256: str = ""
+    labels: tuple[int, ...] | None = None
+
+
+class Reader:
+    """Bytes of pictures, wherever they are; quick if the rows of a Parquet file are asked for in order."""
+
+    def __init__(self) -> None:
+        self._columns: dict[PictureLocation, PictureColumn] = {}
+
+    def read(self, location: PictureLocation, source: str) -> bytes:
+        """Bytes of one picture, at most pictures.MAX_BYTES; UserError naming ``source`` if there are none."""
+        try:
+            data = self._bytes(location)
+        except UserError as error:  # its place on this machine is not stored
+            raise UserError(f"{source}{str(error).removeprefix(str(location.path))}") from error
+        if data is None:
+            raise UserError(f"{source}: column {location.column!r} holds no bytes in this row; embed its pictures")
+        return data
+
+    def _bytes(self, location: PictureLocation) -> bytes | None:
+        if location.row is not None:
+            return self._column(location).at(location.row)
+        if not location.path.is_file():
+            raise UserError(f"{location.path}: not a file that can be read; replace or remove it")
+        return read_file(location.path, "replace or remove it", pictures.MAX_BYTES)
+
+    def _column(self, location: PictureLocation) -> PictureColumn:
+        key = replace(location, row=None)
+        if key not in self._columns:
+            for other in [k for k in self._columns if k.path != location.path]:  # files come one after another
+                self._columns.pop(other).close()
+            self._columns[key] = PictureColumn(location.path, location.column)
+        return self._columns[key]

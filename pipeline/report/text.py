@@ -1,0 +1,60 @@
+"""Numbers, text and reasons as the pages show them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import yaml
+
+from pipeline.report.charts import number
+
+
+def count_text(value: object) -> str:
+    """A count with thousands set apart; an en dash where there is none."""
+    found = as_float(value)
+    return f"{found:,.0f}" if math.isfinite(found) else "–"
+
+
+def number_text(value: object) -> str:
+    """A whole number in full, any other to three digits."""
+    return count_text(value) if isinstance(value, Integral) else number(as_float(value))
+
+
+def share_text(value: object) -> str:
+    """A fraction as a percentage; never "100 %" or "0 %" for a share that is only close to it."""
+    found = as_float(value)
+    if not math.isfinite(found):
+        return "–"
+    digits = 1 if 0 < found < 0.01 or 0.99 < found < 1 else 0
+    return f"{100 * found:.{digits}f} %"
+
+
+def as_float(value: object) -> float:
+    """The value as a number; NaN for None, text and anything else that is not one."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def as_text(value: object) -> str:
+    """The value of a text column; empty for a null, in whichever way the table spells it."""
+    return value if isinstance(value, str) else ""
+
+
+def reasons_of(row: Mapping[str, Any]) -> list[str]:
+    """The row's reason codes; a null column, a list and an array all read as a list."""
+    reasons = row.get("reasons")
+    if reasons is None or isinstance(reasons, str | float):
+        return [reasons] if isinstance(reasons, str) and reasons else []
+    return [str(reason) for reason in reasons]
+
+
+def yaml_text(config: Mapping[str, Any]) -> str:
+    """The config as YAML; a value YAML has no word for (a path, an enum) is shown as its text."""
+    plain = json.loads(json.dumps(config, default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
