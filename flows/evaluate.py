@@ -1,4 +1,4 @@
-"""The flow of the evaluation: several checkpoints and other methods' pictures in one table."""
+"""The Prefect flow of the evaluation: checkpoints and pictures of other methods, compared in one table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokenar.evaluate.run import evaluate_models
 @flow(name="evaluate-tokenar", log_prints=True)
 @tells_mistakes
 def evaluate_tokenar(
-    models: list[str] = ["runs/quickstart/training/model"],  # noqa: B006  what Prefect's form shows, never changed
+    models: list[str] = ["runs/quickstart/training/model"],  # noqa: B006  the form's default, never modified
     predictions: dict[str, str] = {},  # noqa: B006
     shards: str = "runs/quickstart/dataset/test-*.tar",
     out: str = "runs/quickstart/training/evaluation",
@@ -36,14 +36,14 @@ def evaluate_tokenar(
         shards, out, models=models, predictions=predictions, config=config, sampling=sampling, limit=limit
     )  # fmt: skip
     for note in result["notes"]:
-        print(note.split("; --")[0])  # options of the command; a flow has its config
+        print(note.split("; --")[0])  # what follows names command options, and a flow has a config instead
     if under_prefect():
         _show(result, Path(out))
     return result
 
 
 def _show(result: dict, folder: Path) -> None:
-    """The artifacts of an evaluation."""
+    """Create the Prefect artifacts of an evaluation."""
     rows = [{"method": name} | method["figures"] for name, method in result["methods"].items()]
     create_table_artifact(rows, key="evaluation", description="Means over the test samples")
     create_markdown_artifact((folder / "table.md").read_text(), key="evaluation-table",
@@ -55,12 +55,14 @@ def _show(result: dict, folder: Path) -> None:
 
 
 def picture_strips(folder: Path, count: int = 6) -> str:
-    """Markdown with the first strips of an evaluation, inlined, each under its sample's id."""
+    """Markdown with the first ``count`` picture strips of an evaluation, inlined, each under its sample id."""
     return "\n".join(f"**{path.stem}**\n\n{inlined(path, 10_000, 96)}" for path in sorted(folder.glob("*.png"))[:count])
 
 
 def inlined(path: Path, width: int, height: int = 10_000) -> str:
-    """Markdown that holds a picture itself, at most so many pixels wide and high; empty if there is none."""
+    """Markdown that contains the picture itself, at most ``width`` x ``height`` pixels large; empty if there is no
+    file.
+    """
     if not path.is_file():
         return ""
     picture = pictures.decode(path.read_bytes(), str(path)).convert("RGB")

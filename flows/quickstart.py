@@ -26,13 +26,16 @@ from tokenar.config import cpu_small
 from tokenar.train.loop import OtherRun
 
 PORT_TAKEN = 3
-"""Exit code with which a temporary server leaves its port to another; Prefect then tries the next."""
+"""Exit code of a temporary server that found its port taken; Prefect then tries another port."""
 
 
 @flow(name="quickstart", log_prints=True)
 @tells_mistakes
 def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = None) -> dict:
-    """The whole road; returns where everything is. What an earlier run made from the same settings is kept."""
+    """Curate, train, sample, evaluate and report; returns the paths of the results by name.
+
+    Results of an earlier run with the same settings are kept.
+    """
     results = here(curate_instructar)(config)
     training = Path(config.run_url) / "training"
 
@@ -44,7 +47,7 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
 
     try:
         summary = trained()
-    except OtherRun as error:  # no model of a user's is lost for a new dataset
+    except OtherRun as error:  # a model that was trained on another dataset is moved aside, not overwritten
         aside = next(path for n in count(1) if not (path := training.with_name(f"training-{n}")).exists())
         training.rename(aside)
         print(f"{error.args[0].partition(';')[0]}; it is kept as {aside}")
@@ -62,13 +65,16 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
 
 
 def server_comes() -> bool:
-    """Is there a Prefect server? The one that is named, or a temporary one, which is waited for as long as it lives."""
+    """Whether Prefect has a server.
+
+    A configured server is asked; a temporary one is waited for while its process is alive.
+    """
     if PREFECT_API_URL.value() is None:
         limit = STARTUP_TIMEOUT.value()
         print(f"Waiting for Prefect's temporary server: seconds, or minutes on a busy machine (at most {limit} s).")
     asked = threading.Thread(target=_ask, args=(answers := list[Exception | None](),), daemon=True)
     asked.start()
-    server = SubprocessASGIServer()  # the very one that is being started, if any
+    server = SubprocessASGIServer()  # Prefect's singleton: the server that is being started, if there is one
     while asked.is_alive():
         asked.join(0.5)
         if server.server_process and server.server_process.poll() not in (None, PORT_TAKEN):
@@ -85,7 +91,7 @@ def _ask(answers: list[Exception | None]) -> None:
     try:
         with get_client(sync_client=True) as client:
             answers.append(client.api_healthcheck())
-    except Exception as error:  # whatever it is, the work can be done without
+    except Exception as error:  # for any reason; the work can be done without a server
         answers.append(error)
 
 
@@ -102,10 +108,10 @@ def _quickstart_command() -> None:
     given = arguments.parse_args()
     config = CurationConfig.load(given={"root": given.root, "samples": given.samples})
     if given.steps is not None:
-        cpu_small(steps=given.steps)  # a number that cannot be trained is told before the curation
+        cpu_small(steps=given.steps)  # raises UserError for a wrong number before the curation begins
     run: Callable[..., dict] = quickstart if server_comes() else quickstart.fn
     results = run(config, given.steps)
-    if "checkpoint" not in results:  # the trainer has saved, and left early
+    if "checkpoint" not in results:  # the trainer was interrupted and has saved a checkpoint
         raise KeyboardInterrupt
     print("\nDone. Look at the report first:")
     for name, path in results.items():
