@@ -91,7 +91,7 @@ def first_mistake(error: ValidationError, kind: type[BaseModel] | None = None) -
 
 
 def _place(kind: Any, location: Sequence[str | int]) -> tuple[list[str], list[str]]:
-    """The keys that a user wrote to reach an error's location, and the field names that the last one was looked up in."""
+    """The keys that a user wrote to reach an error's location, and the field names where the last one was looked up."""
     keys: list[str] = []
     there: list[str] = []
     for part in location:

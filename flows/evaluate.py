@@ -27,10 +27,10 @@ def evaluate_tokenar(
     sampling: SampleConfig = SampleConfig(),
     limit: int | None = None,
 ) -> dict:
-    """Draw a picture for every test sample with every model, and measure them all; returns what metrics.json holds.
+    """Draw a picture for every test sample with every model and measure them all. Returns the content of metrics.json.
 
-    ``models`` are model folders, each a row of the table under the name of its run; ``predictions`` maps the names of
-    other methods to folders of their pictures, ``<sample_id>.png``. What an earlier run made is kept.
+    ``models`` are model folders; each becomes a row of the table, named after its run. ``predictions`` maps the names
+    of other methods to folders with their pictures, ``<sample_id>.png``. Results of earlier runs are kept.
     """
     result = evaluate_models(
         shards, out, models=models, predictions=predictions, config=config, sampling=sampling, limit=limit
@@ -60,9 +60,7 @@ def picture_strips(folder: Path, count: int = 6) -> str:
 
 
 def inlined(path: Path, width: int, height: int = 10_000) -> str:
-    """Markdown that contains the picture itself, at most ``width`` x ``height`` pixels large; empty if there is no
-    file.
-    """
+    """Markdown that contains the picture itself, at most ``width`` x ``height`` pixels; empty if there is no file."""
     if not path.is_file():
         return ""
     picture = pictures.decode(path.read_bytes(), str(path)).convert("RGB")

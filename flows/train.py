@@ -68,7 +68,7 @@ def train_tokenar(
 
 
 def _found(out: Path) -> tuple[bool, bool]:
-    """(resume, overwrite) for the files in ``out``: resume if there is a checkpoint, overwrite a training without one."""
+    """(resume, overwrite) for what is in ``out``: resume from a checkpoint, overwrite a training that saved none."""
     if any(out.glob("checkpoints/step-*")):
         print(f"{out}: goes on from what is there")
         return True, False

@@ -10,7 +10,7 @@ from data_schemas import commands
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
 
-if TYPE_CHECKING:  # each command imports what it needs: --help and a mistake should not wait for it
+if TYPE_CHECKING:  # imported inside the commands, so that --help and error messages are fast
     from pipeline.config import CurationConfig
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -60,7 +60,7 @@ def _run_config(
     samples: int | None,
     pool: str | None,
 ) -> CurationConfig:
-    """The settings of a run that is there: without a profile or file those it was last curated with."""
+    """The settings of an existing run. Without a profile or config file they are those of its last curation."""
     from pipeline.remembered import remembered
 
     found = _config(profile or "embedded", file, overrides, name, root, samples, pool)
@@ -178,7 +178,7 @@ def models_fetch(
     for found in models.check(build_stages(settings)):
         try:
             typer.echo(f"{found.weights.purpose:<24} {models.fetch(found.weights)}")
-        except UserError as error:  # the others are fetched all the same
+        except UserError as error:  # go on with the other models
             problems.append(str(error))
     if problems:
         raise UserError("; ".join(problems))

@@ -1,4 +1,4 @@
-"""The models of a config: which are missing, what they take, and fetching them (``instructar models``)."""
+"""The model weights that a config needs: which are missing, how large they are, and downloading them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.core.weights import NOT_HERE, Weights, look
 
 
 def require(stages: Iterable[Stage]) -> None:
-    """UserError naming every model of these stages that is not on this machine."""
+    """Raise one UserError that names every model of these stages that is not on this machine."""
     needed = [w for stage in stages for w in stage.weights()]
     missing = [w for w in dict.fromkeys(needed) if isinstance(look(w), str)]
     if missing:
@@ -34,7 +34,7 @@ def require(stages: Iterable[Stage]) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """One line of ``instructar models check``."""
+    """One needed model and where it is. ``problem`` says what is missing, or is empty."""
 
     stage: str
     weights: Weights
@@ -50,7 +50,7 @@ class Found:
 
 
 def check(stages: Iterable[Stage]) -> list[Found]:
-    """What each stage needs and whether it is there; loads nothing."""
+    """Every model that the stages need, and whether it is on this machine. Loads no model."""
     found = []
     for stage in stages:
         for weights in stage.weights():
@@ -61,7 +61,10 @@ def check(stages: Iterable[Stage]) -> list[Found]:
 
 
 def table(found: Iterable[Found]) -> list[str]:
-    """The lines a person reads: a header, a line a model, and for each stage whether its models fit the GPU."""
+    """The lines that ``instructar models check`` prints.
+
+    They are a header, one line for each model, and for each stage whether its models fit into the GPU's memory.
+    """
     found = list(found)
     wide = max((len(f"{f.weights.purpose}: {f.weights.text}") for f in found), default=5)
     lines = [f"{'stage':<10} {'model':<{wide}} {'state':<8} {'size':>9}  licence"]
@@ -79,7 +82,10 @@ def table(found: Iterable[Found]) -> list[str]:
 
 
 def _fit(memory: dict[str, float]) -> list[str]:
-    """Whether each stage's weights fit the GPU; stages run one after the other, so they need not fit together."""
+    """Whether the weights of each stage fit into the GPU.
+
+    Stages run one after another, so they need not fit together.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -95,7 +101,7 @@ def _fit(memory: dict[str, float]) -> list[str]:
 
 
 def fetch(weights: Weights) -> Path:
-    """Download what is missing from the hub; UserError where the hub says no."""
+    """Download a model's files from the hub unless they are here. Raises UserError if the hub refuses."""
     if isinstance(path := look(weights), Path):
         return path
     if weights.is_local:

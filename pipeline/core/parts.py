@@ -1,10 +1,11 @@
-"""The part store: where a stage's output lives, whether it is whole, and how it is written. Nothing else writes it.
+"""The part store, the only module that writes the outputs of stages.
 
-Layout: ``<run>/<stage>/<fingerprint>/<part>.parquet`` (one row a sample), ``<part>.tar`` beside it where the stage
-makes pictures, ``<part>.notes.json`` with what is true of this copy alone: the seconds each sample took, and the state
-of the file system's entry for the tar when its content was last compared with its digest. The Parquet file is written
-last: a part exists if and only if that file does. Its metadata says where in the tar each picture lies, so that a
-picture is read without the others.
+Layout: ``<run>/<stage>/<fingerprint>/<part>.parquet`` holds one row for each sample. If the stage makes pictures,
+``<part>.tar`` beside it holds them. ``<part>.notes.json`` holds facts about this copy of the part only: the seconds
+that each sample took, and the tar's size and time when its content was last verified.
+
+The Parquet file is written last, so a part exists if and only if this file does. Its metadata lists where each picture
+is in the tar, so one picture can be read without the others.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ BLOCK = 1 << 20
 
 
 class DamagedPart(UserError):
-    """A picture that a part's index names is not in its tar as it was written."""
+    """The bytes of a picture in a tar do not match the checksum in the part's Parquet file."""
 
 
 def fingerprint(**ingredients: object) -> str:
-    """16 hex digits that change when anything that decides a stage's output changes (design, decision 2)."""
+    """16 hexadecimal digits that change when any of the ingredients changes."""
     text = json.dumps(ingredients, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def content_digest(*chunks: bytes) -> str:
-    """SHA-256 over the chunks, each preceded by its length, so that no two lists of chunks collide."""
+    """SHA-256 of the chunks. Each is preceded by its length, so different lists of chunks never give the same input."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(len(chunk).to_bytes(8, "little"))
@@ -66,14 +67,17 @@ def content_digest(*chunks: bytes) -> str:
 
 
 def join_digests(digests: Iterable[str]) -> str:
-    """One digest for the several parts that something was made from, in order."""
+    """One digest of several, in order."""
     return content_digest(*(d.encode() for d in digests))
 
 
 @dataclass(frozen=True)
 class Part:
-    """A whole part as read back: its rows, the digest of its Parquet file that later stages record, and, of a stage
-    that makes pictures, the SHA-256 of its tar and where the pictures lie in it."""
+    """A complete part as read from its store.
+
+    ``digest`` is that of its Parquet file, which later stages record as their input. ``tar_sha256`` and ``entries``
+    describe its tar, if the stage makes pictures.
+    """
 
     table: pa.Table
     digest: str
@@ -101,20 +105,19 @@ class PartStore:
         return f"{self.root}/{part}.{suffix}"
 
     def url(self, part: str, suffix: str) -> str:
-        """The same path as users write it: plain on a disk, with its protocol on a bucket."""
+        """The path of a part's file as users write it: plain on a disk, with the protocol in a bucket."""
         path = self.path(part, suffix)
         return path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
 
     def exists(self, part: str) -> bool:
-        """Whether the part was committed; only ``read`` tells whether it is whole."""
+        """Whether the part was committed. Only ``read`` checks that it is undamaged."""
         return self.fs.exists(self.path(part, "parquet"))
 
     def read(self, part: str, made_from: str | None = None) -> Part | None:
-        """The part if it is whole, else None: missing, damaged, or made from other input than ``made_from``.
+        """The part, or None if it is missing, damaged or made from another input than ``made_from``.
 
-        Pages of the Parquet file carry checksums. The tar is not opened as long as the file system shows the entry
-        that it showed when the content was last compared; otherwise it is compared with its digest again. A part that
-        is not as it was written is made again rather than trusted.
+        The pages of the Parquet file carry checksums. The tar is only hashed if its size or time differ from those at
+        the last check. A damaged part is never trusted: its stage makes it again.
         """
         try:
             data = self.fs.cat_file(self.path(part, "parquet"))
@@ -145,14 +148,14 @@ class PartStore:
         return True
 
     def _file_stamp(self, path: str) -> str:
-        """What the file system says of a file, which changes when it is written."""
+        """A text from the file system that changes whenever the file is written."""
         if not isinstance(self.fs, LocalFileSystem):
             return self.fs.ukey(path)
-        status = os.stat(path)  # and not fsspec's key, which changes when the file gets a second name
+        status = os.stat(path)  # not fsspec's key, which also changes when the file gets a hard link
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def pictures(self, part: str, whole: Part) -> PartPictures:
-        """Reads single pictures of a part that ``read`` has found whole."""
+        """A reader of single pictures of a part that ``read`` returned."""
         return PartPictures(self, part, whole.entries)
 
     def commit(
@@ -163,9 +166,11 @@ class PartStore:
         made_from: str,
         timing: Mapping[str, object] | None = None,
     ) -> Part:
-        """Write a part so that it is either whole or not there: tar, notes, then the Parquet file that marks it.
+        """Write a part and return it.
 
-        ``members`` is None for a stage without pictures. The same rows and members give the same bytes.
+        First the tar is written, then the notes, then the Parquet file that completes the part.
+
+        ``members`` is None for a stage without pictures. The same rows and members always give the same bytes.
         """
         table = self.schema.table(rows)
         validate(table, self.schema, part)
@@ -188,29 +193,32 @@ class PartStore:
         return whole
 
     def notes(self, part: str) -> dict[str, Any]:
-        """What was noted of this copy of a part; empty if the file is gone, as it is for information only."""
+        """The notes about this copy of a part. They are informational: if the file is missing, they are empty."""
         return read_facts(self.fs, self.path(part, "notes.json")) or {}
 
     def _write_notes(self, part: str, notes: Mapping[str, object]) -> None:
         write_file(self.fs, self.path(part, "notes.json"), json.dumps(notes, sort_keys=True).encode())
 
     def distrust(self, part: str) -> None:
-        """Have the tar compared with its digest the next time that the part is read."""
+        """Make the next ``read`` verify the content of the part's tar."""
         self._write_notes(part, {key: value for key, value in self.notes(part).items() if key != "tar_seen"})
 
 
 class PartPictures:
-    """Pictures of one part, each read alone from where it lies in the tar and compared with its checksum."""
+    """Pictures of one part. Each is read alone from its offset in the tar and checked against its checksum."""
 
     def __init__(self, store: PartStore, part: str, entries: Entries):
         self.entries = entries
         self._store, self._part = store, part
 
     def read(self, sample_id: str, name: str) -> bytes:
-        """One picture's bytes; KeyError if the sample has none of this name."""
+        """The bytes of one picture.
+
+        Raises KeyError if the sample has no such picture, DamagedPart if its bytes changed.
+        """
         start, size, checksum = self.entries[sample_id][name]
         path, fs = self._store.path(self._part, "tar"), self._store.fs
-        if isinstance(fs, LocalFileSystem):  # fsspec's own way takes ten times as long, and a shard has hundreds
+        if isinstance(fs, LocalFileSystem):  # ten times faster than fsspec, and a shard has hundreds of pictures
             with open(path, "rb", buffering=0) as file:
                 data = os.pread(file.fileno(), size, start)
         else:
@@ -222,7 +230,7 @@ class PartPictures:
         return data
 
     def of(self, sample_id: str) -> Mapping[str, bytes]:
-        """The pictures of one sample by name, read when they are asked for; empty if it has none."""
+        """The pictures of one sample by name, each read when it is accessed; empty if it has none."""
         return _SamplePictures(self, sample_id, tuple(self.entries.get(sample_id, ())))
 
 
@@ -246,7 +254,7 @@ class _SamplePictures(Mapping[str, bytes]):
 
 
 def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]]) -> tuple[str, Entries]:
-    """Write an uncompressed WebDataset tar with fixed headers, in the order given: (its SHA-256, its places)."""
+    """Write an uncompressed WebDataset tar with constant headers. Returns its SHA-256 and its entries."""
     hashing = _HashingFile(file)
     entries: dict[str, dict[str, TarEntry]] = {}
     with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=BLOCK) as tar:  # type: ignore[call-overload]
@@ -262,7 +270,7 @@ def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]
 
 
 class _HashingFile:
-    """Passes on what is written, and counts and hashes it."""
+    """A file for tarfile that hashes and counts the bytes written to it."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.digest, self.written = file, hashlib.sha256(), 0
@@ -277,12 +285,12 @@ class _HashingFile:
 
 
 def part_names(count: int, prefix: str = "part") -> list[str]:
-    """part-00000, part-00001, ..."""
+    """The names part-00000, part-00001, ..."""
     return [f"{prefix}-{k:05d}" for k in range(count)]
 
 
 def check_name(name: str) -> str:
-    """A run, stage or part name that is safe as one path component."""
+    """Return the name of a run, stage or part if it is safe in a path; otherwise raise ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(f"{name!r} is not a name: use letters, digits, '.', '_' and '-'")
     return name
