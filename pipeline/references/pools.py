@@ -1,7 +1,7 @@
-"""Where reference pictures come from: installed packages, folders, Parquet files, data sets of the Hugging Face hub.
+"""Pools of reference pictures: installed packages, folders, Parquet files and data sets of the Hugging Face hub.
 
-A pool is listed before anything is decoded: ``list_pool`` gives every picture a name made from its content, the same
-whether it lies in a folder or in a Parquet file. The pools of the paper are in pools.yaml (spec/curation.md, stage 1).
+``list_pool`` lists a pool before any picture is decoded. The id of a picture is made from its content, so it is the
+same in a folder and in a Parquet file. The paper's pools are presets in pools.yaml.
 """
 
 from __future__ import annotations
@@ -26,24 +26,30 @@ from data_schemas.errors import UserError
 from data_schemas.io.pictures import SUFFIXES
 from data_schemas.io.text import from_path, label, one_line
 from data_schemas.settings import Settings, suggest
-from pipeline.references.files import SPLIT_FOLDERS, census, descend, mask_file, note, other_kinds, walk
+from pipeline.references.files import SPLIT_NAMES, census, descend, mask_file, note, other_kinds, walk
 from pipeline.references.packaged import package_file, packaged
 from pipeline.references.parquet import column_names, find_columns, list_rows
 from pipeline.references.sources import PictureLocation, Source
 
 
 class PoolConfig(Settings):
-    """One pool and how it is read. ``preset`` names an entry of pools.yaml, whose keys stand unless they are given.
+    """One pool and how it is read.
 
-    ``source``: ``packaged``; a folder of pictures or of Parquet files; one Parquet file; ``hf:owner/name`` for a data
-    set of the Hugging Face hub that is on this machine. A folder that holds Parquet files is read as these, any other
-    as pictures: one sub-folder a category, below folders that all of them share and below the split's own.
+    ``preset`` names an entry of pools.yaml, whose values apply unless they are set here.
 
-    ``image`` and ``mask`` are columns of Parquet files, or sub-folders that hold files of the same names; without
-    ``image`` it is the first column of pictures, or the whole folder. A mask is a label map: ``subject_labels``, or
-    everything but 0, is the subject, and no GrabCut is needed. ``subject`` says which pictures show one subject: those
-    of one category and name, those of one category (then its name too, less a number at its end), or none.
-    ``limit`` takes that many pictures, the same ones from any container: those whose digests come first.
+    ``source`` is ``packaged``, a folder of pictures or of Parquet files, one Parquet file, or ``hf:owner/name`` for a
+    data set of the Hugging Face hub that is on this machine. A folder that contains Parquet files is read as those. Any
+    other folder is read as pictures, with one sub-folder for each category; outer folders that hold nothing else, and
+    the split's folder, are skipped.
+
+    ``image`` and ``mask`` are columns of Parquet files, or sub-folders with files of the same names. Without ``image``,
+    it is the first column of pictures or the whole folder. A mask is a label map: ``subject_labels``, or all labels but
+    0, mark the subject, so GrabCut is not needed.
+
+    ``subject`` says which pictures show the same subject: "name" means those with the same category and name, "picture"
+    none. "category" means those of one category, whose name without a number at its end is then the category and the
+    name. ``limit`` takes that many pictures, those with the smallest digests, so the choice does not depend on the file
+    format.
     """
 
     preset: str | None = None
@@ -80,18 +86,18 @@ class PoolConfig(Settings):
 
     @property
     def hub_id(self) -> str | None:
-        """owner/name of a data set of the hub, None for any other source."""
+        """owner/name of a data set on the hub; None for any other source."""
         return self.source.removeprefix("hf:") if self.source.startswith("hf:") else None
 
 
 @cache
 def presets() -> dict[str, dict]:
-    """pools.yaml: by short name, "read" (keys of PoolConfig) and what its makers say of the pool."""
+    """pools.yaml by short name: "read" holds keys of PoolConfig, the others what the pool's makers say about it."""
     return yaml.safe_load((files("pipeline.references") / "pools.yaml").read_text())
 
 
 def list_pool(pool: PoolConfig) -> list[Source]:
-    """Every picture of the pool in a fixed order. Reads the files for their digests, decodes nothing."""
+    """All pictures of the pool in a fixed order. Reads the files to compute their digests, but decodes none."""
     if pool.source == "packaged":
         return [_packaged_source(entry) for entry in packaged()["subjects"]]
     root = pool_folder(pool)
@@ -103,9 +109,9 @@ def list_pool(pool: PoolConfig) -> list[Source]:
 
 
 def skipped(pool: PoolConfig) -> Counter[str]:
-    """How many files of the pool's folder are not looked at, by suffix: those of kinds that are not read.
+    """How many files of the pool's folder are ignored because of their kind, by suffix.
 
-    In a folder with Parquet files these are all others. Notes, masks, licences and hidden files do not count.
+    In a folder with Parquet files these are all other files. Notes, masks, licences and hidden files do not count.
     """
     if pool.source == "packaged" or (root := pool_folder(pool)).is_file():
         return Counter()
@@ -116,7 +122,7 @@ def skipped(pool: PoolConfig) -> Counter[str]:
 
 
 def take(sources: Sequence[Source], limit: int | None) -> list[Source]:
-    """At most ``limit`` of them in their order, chosen by digest; those that cannot be read come last."""
+    """At most ``limit`` sources in their order. Those with the smallest digests are chosen, unreadable ones last."""
     if limit is None or len(sources) <= limit:
         return list(sources)
     chosen = sorted(range(len(sources)), key=lambda k: (not sources[k].sha256, sources[k].sha256, k))[:limit]
@@ -124,7 +130,7 @@ def take(sources: Sequence[Source], limit: int | None) -> list[Source]:
 
 
 def pool_folder(pool: PoolConfig) -> Path:
-    """The pool's folder or Parquet file on this machine. Nothing is downloaded: what is missing is a UserError."""
+    """The pool's folder or Parquet file on this machine. Raises UserError if it is missing; nothing is downloaded."""
     hub_id = pool.hub_id
     if hub_id is None:
         try:
@@ -132,7 +138,7 @@ def pool_folder(pool: PoolConfig) -> Path:
             if path.is_dir() or (path.suffix.lower() == ".parquet" and path.is_file()):
                 return path
             what = "not a folder and not a Parquet file" if path.exists() else "no such folder"
-        except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be entered, ~nobody
+        except (OSError, RuntimeError) as error:  # the name is too long, no permission, unknown ~user
             what = one_line(error.strerror if isinstance(error, OSError) else error)
         raise UserError(
             f"references.pool {pool.source}: {what}; give a folder of pictures or of Parquet files, a Parquet file, "
@@ -143,7 +149,7 @@ def pool_folder(pool: PoolConfig) -> Path:
         return Path(snapshot_download(
             hub_id, repo_type="dataset", revision=pool.revision, allow_patterns=wanted, local_files_only=True
         ))  # fmt: skip
-    except (LocalEntryNotFoundError, ValueError) as error:  # ValueError: a name that the hub would refuse
+    except (LocalEntryNotFoundError, ValueError) as error:  # ValueError: not a valid id
         revision = "" if pool.revision == "main" else f" --revision {pool.revision}"
         raise UserError(
             f"references.pool {pool.source}: not on this machine, or not all of it; get it with "
@@ -152,7 +158,7 @@ def pool_folder(pool: PoolConfig) -> Path:
 
 
 def require(pool: PoolConfig) -> None:
-    """UserError if the pool is not on this machine; reads none of its pictures."""
+    """Raise UserError if the pool is not on this machine. Reads none of its pictures."""
     if pool.source == "packaged":
         for entry in packaged()["subjects"]:
             package_file(entry["package"], entry["file"])
@@ -165,17 +171,17 @@ def _packaged_source(entry: dict) -> Source:
     source, name, category = f"{entry['package']}/{entry['file']}", entry["name"], entry["category"]
     box, digest = tuple(entry["box"]), _digest(path)
     inside, outside = (tuple(map(tuple, entry.get(key, []))) for key in ("inside", "outside"))
-    # a package's picture is known by its file too: several entries may cut from one
+    # the id includes the file and the box, because several entries may be cut from one photograph
     reference_id = _id(source, box, inside, outside, name, category, digest)
     subject_id = f"{_slug(category)}/{_slug(name)}"
     return Source(reference_id, subject_id, name, category, source, digest, PictureLocation(path), box, inside, outside)
 
 
 def _of_split(root: Path, found: list[Path], pool: PoolConfig) -> list[Path]:
-    """The Parquet files whose names say this split; all of them if none says any."""
+    """The Parquet files whose names contain this split; all files if no name contains any split."""
     words = {path: set(re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())) for path in found}
     own = [path for path in found if pool.split.lower() in words[path]]
-    if own or not any(words[path] & SPLIT_FOLDERS for path in found):
+    if own or not any(words[path] & SPLIT_NAMES for path in found):
         return own or found
     names = ", ".join(path.relative_to(root).as_posix() for path in found[:5])
     raise UserError(f"references.pool {pool.source}: no Parquet file of split {pool.split!r}; there is: {names}")
@@ -207,7 +213,11 @@ def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: st
 
 
 def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
-    """Category: the first sub-folder or the pool's own name. Name: a .txt beside it or the file's stem."""
+    """The pictures of a folder.
+
+    The category of a picture is its first sub-folder, or the pool's own name. Its name is in a .txt file beside it, or
+    is the file's stem.
+    """
     top = descend(root, pool.split)
     folder = top / pool.image if pool.image else top
     found = walk(folder, SUFFIXES) if folder.is_dir() else []
@@ -243,13 +253,16 @@ def _source(
     mask: PictureLocation | None,
     mask_digest: str,
 ) -> Source:
-    """A picture of a pool by what it shows; ``category`` and ``name`` as found, before the pool's own words."""
+    """A picture of a pool.
+
+    ``category`` and ``name`` are those that were found, before the config's values override them.
+    """
     name, category = label(name), from_path(category)
     of_subject = {"name": name or category, "category": category, "picture": digest[:12] or source}[pool.subject]
     category = pool.category or _words(category)
     if pool.subject == "category":
         category = re.sub(r"\s*\d+$", "", category) or category
-    telling = re.search(r"[^\W\d_]", name)  # a number says nothing of what the picture shows
+    telling = re.search(r"[^\W\d_]", name)  # a name without letters does not say what the picture shows
     name = pool.name or (name if telling else category)
     subject_id = f"{_slug(category)}/{_slug(of_subject)}"
     labels = pool.subject_labels
@@ -261,7 +274,7 @@ def _source(
 
 
 def tell_apart(sources: Sequence[Source]) -> list[Source]:
-    """Copies of one picture under one name get names of their own, so that each has its row."""
+    """The sources, where each further copy of a picture with the same name gets a new id and thus its own row."""
     seen: Counter[str] = Counter()
     told = []
     for source in sources:
@@ -276,9 +289,9 @@ def _id(*content: object) -> str:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, empty if it cannot be read: making its cut-out says why, in its own row."""
+    """SHA-256 of a file, or "" if it cannot be read; the cut-out's error row then says why."""
     try:
-        if path.is_file():  # never waits at a pipe
+        if path.is_file():  # false for a pipe, which could block
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
@@ -287,7 +300,7 @@ def _digest(path: Path) -> str:
 
 
 def _words(name: str) -> str:
-    """A file's or folder's name, or a category, as words."""
+    """A file's, folder's or category's name as words."""
     return label(re.sub(r"[_-]", " ", from_path(name))) or "subject"
 
 

@@ -1,4 +1,4 @@
-"""Reference pictures before they are decoded: what is known of each, where its bytes are, and reading them."""
+"""Reference pictures before they are decoded: what is known about each, where its bytes are, and reading them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class PictureLocation:
 
 @dataclass(frozen=True)
 class Source:
-    """One reference picture before it is read.
+    """One reference picture before it is decoded.
 
-    ``source`` is its file (and row) relative to the pool; ``sha256`` is empty if it cannot be read. ``box`` is the
-    part of the picture that shows the subject (left, top, right, bottom, fractions; None for all of it), ``inside``
-    and ``outside`` parts that surely are or are not the subject; ``mask`` is its label map, of which ``labels`` (None:
-    all but 0) are the subject.
+    ``source`` is its file (and row) relative to the pool. ``sha256`` is that of its bytes, or empty if they cannot be
+    read. ``box`` is the part of the picture that shows the subject; None for all of it. ``inside`` and ``outside`` are
+    parts that certainly are or are not the subject. ``mask`` is a label map, in which ``labels`` (None: all but 0) mark
+    the subject.
     """
 
     reference_id: str
@@ -49,16 +49,19 @@ class Source:
 
 
 class Reader:
-    """Bytes of pictures, wherever they are; quick if the rows of a Parquet file are asked for in order."""
+    """Reads the bytes of pictures from files and Parquet files. Rows of a Parquet file are fast in ascending order."""
 
     def __init__(self) -> None:
         self._columns: dict[PictureLocation, PictureColumn] = {}
 
     def read(self, location: PictureLocation, source: str) -> bytes:
-        """Bytes of one picture, at most pictures.MAX_BYTES; UserError naming ``source`` if there are none."""
+        """The bytes of one picture, at most pictures.MAX_BYTES.
+
+        Raises UserError that names ``source`` if there are none.
+        """
         try:
             data = self._bytes(location)
-        except UserError as error:  # its place on this machine is not stored
+        except UserError as error:  # the path on this machine must not be stored
             raise UserError(f"{source}{str(error).removeprefix(str(location.path))}") from error
         if data is None:
             raise UserError(f"{source}: column {location.column!r} holds no bytes in this row; embed its pictures")
@@ -74,7 +77,7 @@ class Reader:
     def _column(self, location: PictureLocation) -> PictureColumn:
         key = replace(location, row=None)
         if key not in self._columns:
-            for other in [k for k in self._columns if k.path != location.path]:  # files come one after another
+            for other in [k for k in self._columns if k.path != location.path]:  # files are read one after another
                 self._columns.pop(other).close()
             self._columns[key] = PictureColumn(location.path, location.column)
         return self._columns[key]

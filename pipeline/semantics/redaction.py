@@ -1,8 +1,7 @@
-"""No secret in what is kept: the words of a server are cleaned of the keys that it was given.
+"""Removing secrets from stored texts: a server's words may contain the keys that it was sent.
 
-A server may repeat the request it got, header and all, anywhere in its answer and spelled in any way that its tools
-spell things. So a text is compared as it reads with its escapes undone, without spaces, in one case; and of a long key
-a piece of PIECE characters is enough.
+A server may repeat its request, headers included, and escape it in any way. So texts are compared with their escapes
+undone, without spaces and in lower case, and PIECE characters of a long key are enough to find it.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from urllib.parse import quote
 
 HIDDEN = "***"
 LONG, SHORTEST, PIECE = 8, 4, 12
-"""Keys of LONG characters and more are found in any spelling, shorter ones only as a word of their own; those below
-SHORTEST are no secrets, and would be found in every text."""
+"""Keys of at least LONG characters are found in any spelling, shorter ones only as whole words.
+
+Keys of fewer than SHORTEST characters are ignored, because they would be found in every text.
+"""
 
 _ESCAPE = re.compile(
     r"""\\u(?P<u>[0-9a-fA-F]{4}) | \\x(?P<x>[0-9a-fA-F]{2}) | %(?P<p>[0-9a-fA-F]{2}) | \\(?P<s>["'/\\])
@@ -29,7 +30,7 @@ _UNSEEN = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]")
 
 
 class Redactor:
-    """Replaces what can be told of some secrets by ``***``."""
+    """Replaces secrets in a text by ``***``."""
 
     def __init__(self, secrets: Iterable[str]):
         known = {secret.strip() for secret in secrets}
@@ -51,7 +52,7 @@ class Redactor:
         return "".join([*parts, text[end:]])
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Where secrets are, as (start, stop) in order; what touches is one."""
+        """The (start, stop) of each secret in the text, in order; spans that touch are joined."""
         found: list[tuple[int, int]] = []
         if not self._pieces:
             return found
@@ -74,7 +75,7 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def of_environment(*names: str) -> Redactor:
-    """For the secrets in these environment variables, and the Hugging Face token."""
+    """A Redactor for the secrets in these environment variables and for the Hugging Face token."""
     return _redactor(frozenset(os.environ.get(name, "") for name in (*names, *TOKENS)))
 
 
@@ -84,19 +85,19 @@ def _redactor(secrets: frozenset[str]) -> Redactor:
 
 
 def spellings(secret: str) -> set[str]:
-    """A secret as it is, in hexadecimal, and in base64 wherever it begins in what is encoded."""
+    """A secret as it is, in hexadecimal, and in base64 at each of the three possible offsets."""
     data, found = secret.encode(), {secret, secret.encode().hex()}
-    for before, partial in ((0, 0), (1, 2), (2, 3)):  # bytes in front of it, and letters that depend on them
-        whole = (before + len(data)) * 8 // 6  # letters that do not depend on what follows
+    for before, partial in ((0, 0), (1, 2), (2, 3)):  # bytes before the secret, and letters that depend on them
+        whole = (before + len(data)) * 8 // 6  # letters that do not depend on the bytes after it
         letters = base64.b64encode(b"\0" * before + data).decode()[partial:whole]
         found |= {letters, letters.translate(str.maketrans("+/", "-_"))}
     return found
 
 
 def readable(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
-    """A text as it reads: escapes undone (also those of escapes), no spaces, lower case.
+    """(text, spans): the text with escapes undone, repeatedly, without spaces and in lower case.
 
-    With it, for each of its letters, the place (start, stop) in the text.
+    ``spans`` has the (start, stop) of each of its letters in the original text.
     """
     spans = [(i, i + 1) for i in range(len(text))]
     for _ in range(3):
