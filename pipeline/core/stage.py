@@ -298,9 +298,8 @@ class BatchStage(Stage):
 
 def describe_error(error: BaseException) -> tuple[str, str]:
     """(code, message) of an error row. The message is one line and the same in every process and on every machine."""
-    if (
-        type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, which tells of other processes and what was free just then
+    # torch's message mentions other processes and the memory that was free at that moment
+    if type(error).__name__ == "OutOfMemoryError":
         return "out_of_memory", "the device's memory is full; make batch_size smaller, or retry with fewer workers"
     message = stored_line(error) or type(error).__name__
     if isinstance(error, SampleError):

@@ -118,9 +118,8 @@ def split_subjects(categories: dict[str, str], share: float, rng: np.random.Gene
         free = [c for c, queue in waiting.items() if queue and alive - (left[c] == 1) >= 2]
         if not free:
             break
-        category = min(
-            free, key=lambda c: (used[c], waiting[c][0][0])
-        )  # prefer categories used least, so that pairs vary
+        # the category used least, so that the pairs of the test split vary
+        category = min(free, key=lambda c: (used[c], waiting[c][0][0]))
         hold(waiting[category].popleft()[1])
         used[category] += 1
     return held_out

@@ -239,9 +239,8 @@ def cut_out(
     area = _pixels(box or (0.0, 0.0, 1.0, 1.0), picture.size)
     if picture.mode == "RGBA":
         crop = picture.crop(area)
-        if (
-            np.asarray(crop.getchannel("A")) < 128
-        ).mean() >= 0.005:  # with fewer transparent pixels they are just rounded corners
+        # fewer transparent pixels are just rounded corners
+        if (np.asarray(crop.getchannel("A")) < 128).mean() >= 0.005:
             return crop
     picture = picture.convert("RGB")
     if box is None:  # the outermost rows and columns count as background

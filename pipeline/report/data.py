@@ -1,4 +1,4 @@
-"""The plain data that the report page is made from."""
+"""The data that the report page is made from, as plain dataclasses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pandas as pd
 from PIL import Image
 
 Pictures = Callable[[str, str], Image.Image | None]
+"""Reads a picture of a sample by (sample id, name); None for a picture that was never made."""
 View = dict[str, Any]
+"""A dictionary with the values that the template shows."""
 
 
 @dataclass(frozen=True)
 class RuleLine:
-    """One filter of ``decide``: ``column`` must be at least ("min") or at most ("max") the threshold."""
+    """One rule of ``decide``: ``column`` must be at least ("min") or at most ("max") the threshold."""
 
     stage: str
     column: str
@@ -30,12 +32,12 @@ class RuleLine:
 
 @dataclass(frozen=True)
 class Training:
-    """What the trainer, the evaluator and the sampler left.
+    """The results of the trainer, the evaluator and the sampler.
 
-    ``log`` holds the rows of metrics.jsonl: ``step`` with ``loss`` (nats) and ``samples_per_s``, or with
-    ``val_loss`` and ``val_loss_target``; one row may have ``val_unigram_cross_entropy``. ``evaluation`` maps names to
-    numbers, nested values are passed over. ``samples`` are (sample_id, generated picture). ``of_other_shards``: the
-    model was trained on other shards than the page's dataset has.
+    ``log`` holds the rows of metrics.jsonl: ``step`` with ``loss`` (nats) and ``samples_per_s``, or with ``val_loss``
+    and ``val_loss_target``; one row may have ``val_unigram_cross_entropy``. ``evaluation`` maps names to numbers;
+    nested values are ignored. ``samples`` are (sample id, generated picture). ``of_other_shards`` says that the model
+    was not trained on the shards of the dataset that the page shows.
     """
 
     log: list[dict]
@@ -46,7 +48,7 @@ class Training:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the page shows. ``picture(sample_id, name)`` is None for a picture that was never made."""
+    """Everything that the page shows."""
 
     name: str
     manifest: pd.DataFrame
@@ -58,6 +60,7 @@ class ReportData:
 
 
 def rules_by_column(rules: Iterable[RuleLine]) -> dict[str, list[RuleLine]]:
+    """The rules grouped by the column that they use."""
     groups: dict[str, list[RuleLine]] = {}
     for rule in rules:
         groups.setdefault(rule.column, []).append(rule)
@@ -65,8 +68,10 @@ def rules_by_column(rules: Iterable[RuleLine]) -> dict[str, list[RuleLine]]:
 
 
 def decided(manifest: pd.DataFrame, decision: str) -> pd.DataFrame:
+    """The rows of the manifest with this decision."""
     return manifest[manifest["decision"] == decision]
 
 
 def records(frame: pd.DataFrame) -> list[View]:
+    """The rows as dictionaries."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]

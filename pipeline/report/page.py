@@ -1,7 +1,7 @@
-"""The report: one HTML page, whole in itself, that shows a run to a person. Nothing in it is fetched.
+"""The report of a run: one HTML page that needs no other files and loads nothing from the network.
 
-``write_report`` turns a finished run into plain view dictionaries (this file), charts (charts.py) and text
-(report.html.jinja). The same input gives the same bytes.
+``write_report`` makes dictionaries from a finished run (here and in sample_cards.py) and charts (charts.py), which the
+template report.html.jinja turns into HTML. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ GENERATED_SHOWN, ERRORS_SHOWN = 24, 50
 
 
 def write_report(data: ReportData, path: str) -> str:
-    """Write the page to ``path`` (any fsspec URL) through a temporary name, and return ``path``."""
+    """Write the page to ``path`` (any fsspec URL) in one step and return ``path``."""
     fs, target = url_to_fs(path)
     write_file(fs, target, render(data).encode())
     return path
 
 
 def render(data: ReportData) -> str:
-    """The page as text. Every string from the data is escaped; only our own SVG is trusted as markup."""
+    """The page as text. All strings from the data are escaped; only our own SVG is inserted as markup."""
     source = resources.files("pipeline.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -59,7 +59,7 @@ def render(data: ReportData) -> str:
 
 
 def funnel_view(data: ReportData) -> View:
-    """Bars of the funnel, each with its share of what was planned."""
+    """The bars of the funnel, each with its share of the planned samples."""
     funnel = data.metrics.get("funnel") or {}
     planned = as_float(funnel.get("planned"))
 
@@ -81,7 +81,7 @@ def funnel_view(data: ReportData) -> View:
 
 
 def histogram_views(data: ReportData) -> list[View]:
-    """One chart for each scored column, with the thresholds of all rules that read it."""
+    """One chart for each scored column, with the thresholds of all rules that use it."""
     views = []
     for number, (column, rules) in enumerate(rules_by_column(data.rules).items()):
         kept, rejected = (
@@ -95,7 +95,7 @@ def histogram_views(data: ReportData) -> list[View]:
 
 
 def error_views(manifest: pd.DataFrame) -> View:
-    """The first errors with their messages, and how many more there are."""
+    """The first errors with their messages, and the number of further ones."""
     errors = decided(manifest, "error")
     keys = ("sample_id", "error_stage", "error_code", "error_message")
     rows = [{key: as_text(row[key]) for key in keys} for row in records(errors.head(ERRORS_SHOWN))]
@@ -103,6 +103,7 @@ def error_views(manifest: pd.DataFrame) -> View:
 
 
 def stage_views(stages: Mapping[str, Mapping[str, Any]]) -> list[View]:
+    """The seconds and parts of each stage, with its share of the slowest stage's time."""
     slowest = max((as_float(stage.get("seconds")) for stage in stages.values()), default=0.0)
     return [
         {
@@ -120,7 +121,7 @@ def stage_views(stages: Mapping[str, Mapping[str, Any]]) -> list[View]:
 
 
 def training_view(data: ReportData) -> View | None:
-    """The curve, its last numbers, the evaluation's numbers, generated pictures beside their targets."""
+    """The loss curve, its last numbers, the evaluation, and generated pictures beside their targets."""
     if data.training is None:
         return None
     loss, val_loss, picture_loss = (series(data.training.log, key) for key in ("loss", "val_loss", "val_loss_target"))
@@ -154,6 +155,6 @@ def training_view(data: ReportData) -> View | None:
 
 
 def series(log: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the rows that have the key and a finite value."""
+    """(step, value) of the log's rows that have this key with a finite value."""
     points = [(as_float(row.get("step")), as_float(row[key])) for row in log if key in row]
     return [(step, value) for step, value in points if math.isfinite(step) and math.isfinite(value)]

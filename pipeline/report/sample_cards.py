@@ -1,4 +1,4 @@
-"""Cards of single samples for the report page: their pictures, scores and reasons, and which samples are shown."""
+"""Cards of single samples in the report: their pictures, scores and reasons, and which samples are shown."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.report.text import as_float, as_text, number_text, reasons_of
 
 KEPT_SHOWN, REJECTED_SHOWN = 16, 24
 TARGET_SIDE, TILE_SIDE = 400, 192
-"""Longest side of the embedded pictures, in pixels: the large one of a card, and the small ones under it."""
+"""Longest sides of the embedded pictures, in pixels: of a card's large picture, and of the small ones below it."""
 
 
 def data_uri(picture: Image.Image, side: int) -> str:
-    """A JPEG thumbnail as a data URI; a transparent picture stands on a checkerboard of mid greys."""
+    """A JPEG thumbnail as a data URI. Transparent pictures are shown on a grey checkerboard."""
     transparent = picture.has_transparency_data
     small = picture.convert("RGBA" if transparent else "RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -32,7 +32,7 @@ def data_uri(picture: Image.Image, side: int) -> str:
 
 
 def checkerboard(size: tuple[int, int], square: int = 8) -> Image.Image:
-    """Greys that neither glare on a dark page nor vanish on a light one."""
+    """A checkerboard in greys that are visible on dark and light pages."""
     columns, lines = (math.ceil(length / square) for length in size)
     cells = bytes(214 if (x + y) % 2 else 192 for y in range(lines) for x in range(columns))
     board = Image.frombytes("L", (columns, lines), cells).resize(
@@ -42,12 +42,13 @@ def checkerboard(size: tuple[int, int], square: int = 8) -> Image.Image:
 
 
 def tile(data: ReportData, sample_id: str, name: str, caption: str, side: int = TILE_SIDE) -> View:
+    """One picture with its caption; without a URI if the picture was never made."""
     picture = data.picture(sample_id, name)
     return {"caption": caption, "uri": data_uri(picture, side) if picture is not None else None}
 
 
 def pill_views(row: Mapping[str, Any], rules: Iterable[RuleLine]) -> list[View]:
-    """Each scored column of a sample against its thresholds; "unknown" where there is no score."""
+    """Each scored column of a sample with its state: "pass", "fail", or "unknown" without a score."""
     pills = []
     for column, group in rules_by_column(rules).items():
         value = as_float(row.get(column))
@@ -60,7 +61,7 @@ def pill_views(row: Mapping[str, Any], rules: Iterable[RuleLine]) -> list[View]:
 
 
 def card(data: ReportData, row: Mapping[str, Any]) -> View:
-    """One curated sample: its pictures, what was asked for, its scores and its reasons."""
+    """One sample: its pictures, prompt, scores and reasons."""
     sample_id = str(row["sample_id"])
     fault = as_text(row.get("planted_fault"))
     return {
@@ -81,14 +82,15 @@ def card(data: ReportData, row: Mapping[str, Any]) -> View:
 
 
 def reference_tiles(data: ReportData, row: Mapping[str, Any]) -> list[View]:
+    """The tiles of both references, named after their subjects."""
     captions = {f"reference_{k}": as_text(row.get(f"reference_{k}_name")) or f"reference {k}" for k in (0, 1)}
     return [tile(data, str(row["sample_id"]), name, caption) for name, caption in captions.items()]
 
 
 def spread(groups: Sequence[Sequence[Hashable]], limit: int) -> list[int]:
-    """Up to ``limit`` rows, in order, taken in turn from each group, the smallest first.
+    """Up to ``limit`` row numbers, in order, taken in turns from each group, smallest group first.
 
-    ``groups[row]`` are the groups that row is in. If there are no more groups than room, each is seen.
+    ``groups[row]`` lists the groups of that row. Every group is represented if there are at most ``limit`` groups.
     """
     queues: dict[Hashable, list[int]] = {}
     for row, names in enumerate(groups):
@@ -105,14 +107,14 @@ def spread(groups: Sequence[Sequence[Hashable]], limit: int) -> list[int]:
 
 
 def kept_cards(data: ReportData) -> list[View]:
-    """A few samples of every relation."""
+    """A few kept samples of every relation."""
     kept = decided(data.manifest, "kept")
     chosen = spread([[as_text(relation)] for relation in kept["relation"]], KEPT_SHOWN)
     return [card(data, row) for row in records(kept.iloc[chosen])]
 
 
 def rejected_cards(data: ReportData) -> list[View]:
-    """Every reason appears, and every planted fault (the rarest first, if there are more than fit)."""
+    """Rejected samples that show every reason and every planted fault, the rarest first if there are too many."""
     rejected = decided(data.manifest, "rejected")
     groups = [
         [*reasons_of(row), f"planted: {as_text(row['planted_fault'])}"]
@@ -122,7 +124,7 @@ def rejected_cards(data: ReportData) -> list[View]:
 
 
 def generated_card(data: ReportData, sample_id: str, row: View | None, generated: Image.Image) -> View:
-    """One generated picture beside its target, with what the model was given; alone if not of this run."""
+    """One generated picture beside its target and inputs. If the sample is not part of this run, the picture alone."""
     large = [{"caption": "generated", "uri": data_uri(generated, TARGET_SIDE)}]
     small: list[View] = []
     if row is not None:

@@ -1,4 +1,4 @@
-"""Numbers, text and reasons as the pages show them."""
+"""Numbers, texts and reasons as the report's pages show them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pipeline.report.charts import number
 
 
 def count_text(value: object) -> str:
-    """A count with thousands set apart; an en dash where there is none."""
+    """A count with separated thousands; an en dash if there is none."""
     found = as_float(value)
     return f"{found:,.0f}" if math.isfinite(found) else "–"
 
 
 def number_text(value: object) -> str:
-    """A whole number in full, any other to three digits."""
+    """A whole number in full, any other number to three digits."""
     return count_text(value) if isinstance(value, Integral) else number(as_float(value))
 
 
 def share_text(value: object) -> str:
-    """A fraction as a percentage; never "100 %" or "0 %" for a share that is only close to it."""
+    """A fraction as a percentage. A share that is only close to 0 or 1 is never shown as "0 %" or "100 %"."""
     found = as_float(value)
     if not math.isfinite(found):
         return "–"
@@ -34,7 +34,7 @@ def share_text(value: object) -> str:
 
 
 def as_float(value: object) -> float:
-    """The value as a number; NaN for None, text and anything else that is not one."""
+    """The value as a number; NaN for None, text and other values that are not numbers."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -42,12 +42,12 @@ def as_float(value: object) -> float:
 
 
 def as_text(value: object) -> str:
-    """The value of a text column; empty for a null, in whichever way the table spells it."""
+    """The value of a text column; "" for any kind of null."""
     return value if isinstance(value, str) else ""
 
 
 def reasons_of(row: Mapping[str, Any]) -> list[str]:
-    """The row's reason codes; a null column, a list and an array all read as a list."""
+    """The row's reason codes as a list, whether the column holds null, a list or an array."""
     reasons = row.get("reasons")
     if reasons is None or isinstance(reasons, str | float):
         return [reasons] if isinstance(reasons, str) and reasons else []
@@ -55,6 +55,6 @@ def reasons_of(row: Mapping[str, Any]) -> list[str]:
 
 
 def yaml_text(config: Mapping[str, Any]) -> str:
-    """The config as YAML; a value YAML has no word for (a path, an enum) is shown as its text."""
+    """The config as YAML. Values that YAML cannot express (a path, an enum) are shown as text."""
     plain = json.loads(json.dumps(config, default=str))
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)

@@ -194,9 +194,8 @@ class ApiJudge(VlmJudge):
             async with asyncio.timeout(tries * (self.config.timeout_s + LONGEST_WAIT)):
                 completion = await self._complete(client, request)
             answer = answer_of(completion, time.perf_counter() - began)
-            return replace(
-                answer, text=self._redact(answer.text[: 2 * MAX_TEXT])
-            )  # cut late, so that no key is cut in two
+            # twice the text that is kept, so that no key is cut in two before it is redacted
+            return replace(answer, text=self._redact(answer.text[: 2 * MAX_TEXT]))
         except (openai.APITimeoutError, TimeoutError):
             return SampleError("judge_timeout", f"no answer in {self.config.timeout_s:g} s, {tries} times")
         except openai.APIConnectionError as error:

@@ -30,10 +30,8 @@ class Together(Generic[In, Out]):
 
     def __init__(self, ask: Callable[[Sequence[In]], Sequence[Out | Exception]], size: int):
         self._ask, self._size = ask, size
-        self._turn, self._door = (
-            threading.Lock(),
-            threading.Lock(),
-        )  # the door guards the queue and is held only briefly
+        self._turn = threading.Lock()  # held by the thread that serves a batch
+        self._door = threading.Lock()  # guards the queue and is held only briefly
         self._waiting: deque[_Ticket[In, Out]] = deque()
 
     def __call__(self, requests: Sequence[In]) -> list[Out | Exception]:

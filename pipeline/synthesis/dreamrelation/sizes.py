@@ -1,4 +1,4 @@
-"""Sizes of the grounding resampler, as a config gives them."""
+"""The sizes of the grounding resampler as settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.core.stage import StageConfig
 
 
 class ResamplerSizes(StageConfig):
-    """Sizes that the adapter's file does not tell by its shapes alone; the defaults are the published adapter's."""
+    """Sizes that cannot be read from the adapter's file. The defaults are those of the published adapter."""
 
     width: int = Field(1280, ge=1, le=16_384)
     layers: int = Field(4, ge=1, le=256)
