@@ -33,8 +33,8 @@ class _Bar(tqdm):
 
     @property
     def format_dict(self) -> Any:
-        found = super().format_dict
-        return found | {"counted": _counted(int(found["n"]), int(found["total"]), self.scale)}
+        shown = super().format_dict
+        return shown | {"counted": _counted(int(shown["n"]), int(shown["total"]), self.scale)}
 
 
 def tell(text: str, show: bool = True) -> None:

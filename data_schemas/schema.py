@@ -67,10 +67,10 @@ def validate(table: pa.Table, schema: TableSchema, source: str) -> pa.Table:
     or a table that was written with another version of the schema.
     """
     metadata = table.schema.metadata or {}
-    written = metadata.get(b"schema_version")
-    if written is not None and written != str(schema.version).encode():
+    stored_version = metadata.get(b"schema_version")
+    if stored_version is not None and stored_version != str(schema.version).encode():
         raise UserError(
-            f"{source}: table {schema.name} has schema version {written.decode()}, this program reads "
+            f"{source}: table {schema.name} has schema version {stored_version.decode()}, this program reads "
             f"version {schema.version}; make it again or use the program that wrote it"
         )
     names = [c.name for c in schema.columns]

@@ -58,8 +58,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Advice after an unknown word: the most similar known word, if there is one, and all known words."""
     names = list(dict.fromkeys(known))
     close = get_close_matches(word, names, 1, cutoff=0.75)
-    there = f"there is: {', '.join(names)}" if names else "there is none"
-    return f"did you mean {close[0]}? {there.capitalize()}" if close else there
+    existing = f"there is: {', '.join(names)}" if names else "there is none"
+    return f"did you mean {close[0]}? {existing.capitalize()}" if close else existing
 
 
 def redacted(text: str) -> str:
@@ -74,33 +74,33 @@ def first_mistake(error: ValidationError, kind: type[BaseModel] | None = None) -
     of the key, and the message for an unknown key suggests the most similar one.
     """
     mistake = error.errors(include_url=False)[0]
-    keys, there = _place(kind, mistake["loc"])
-    key, given = ".".join(keys) or "settings", mistake["input"]
+    keys, fields = _place(kind, mistake["loc"])
+    key, value = ".".join(keys) or "settings", mistake["input"]
     if mistake["type"] == "extra_forbidden":
-        return f"{key}: no such setting; {suggest(keys[-1], there) if there else 'check its spelling'}"
+        return f"{key}: no such setting; {suggest(keys[-1], fields) if fields else 'check its spelling'}"
     if mistake["type"] == "union_tag_invalid":
         known = [tag.strip(" '") for tag in mistake["ctx"]["expected_tags"].split(",")]
         return f"{key}.backend: {str(mistake['ctx']['tag'])!r} does not exist; {suggest(mistake['ctx']['tag'], known)}"
     if mistake["type"] == "union_tag_not_found":
         return f"{key}.backend: which one is not said; expected keys with values, backend among them"
-    told = f"{key}: " * bool(keys) + mistake["msg"].removeprefix("Value error, ")
-    if isinstance(given, dict | BaseModel) or mistake["type"] == "missing":
-        return redacted(told)
-    secret = isinstance(given, str) and _SECRET.search(keys[-1] if keys else "")
-    return redacted(f"{told} (given: {'not shown' if secret else one_line(redacted(repr(given)), SHOWN)})")
+    message = f"{key}: " * bool(keys) + mistake["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict | BaseModel) or mistake["type"] == "missing":
+        return redacted(message)
+    secret = isinstance(value, str) and _SECRET.search(keys[-1] if keys else "")
+    return redacted(f"{message} (given: {'not shown' if secret else one_line(redacted(repr(value)), SHOWN)})")
 
 
 def _place(kind: Any, location: Sequence[str | int]) -> tuple[list[str], list[str]]:
     """The keys that a user wrote to reach an error's location, and the field names where the last one was looked up."""
     keys: list[str] = []
-    there: list[str] = []
+    fields: list[str] = []
     for part in location:
         kind = _bare(kind)
-        there = list(kind.model_fields) if _is_model(kind) else []
+        fields = list(kind.model_fields) if _is_model(kind) else []
         written, kind = _step(kind, part)
         if written:
             keys.append(str(part))
-    return keys, there
+    return keys, fields
 
 
 def _step(kind: Any, part: str | int) -> tuple[bool, Any]:

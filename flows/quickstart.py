@@ -72,11 +72,11 @@ def server_comes() -> bool:
     if PREFECT_API_URL.value() is None:
         limit = STARTUP_TIMEOUT.value()
         print(f"Waiting for Prefect's temporary server: seconds, or minutes on a busy machine (at most {limit} s).")
-    asked = threading.Thread(target=_ask, args=(answers := list[Exception | None](),), daemon=True)
-    asked.start()
+    asking = threading.Thread(target=_ask, args=(answers := list[Exception | None](),), daemon=True)
+    asking.start()
     server = SubprocessASGIServer()  # Prefect's singleton: the server that is being started, if there is one
-    while asked.is_alive():
-        asked.join(0.5)
+    while asking.is_alive():
+        asking.join(0.5)
         if server.server_process and server.server_process.poll() not in (None, PORT_TAKEN):
             answers.append(RuntimeError(f"it ended with status {server.server_process.returncode}"))
             break
@@ -105,12 +105,12 @@ def _quickstart_command() -> None:
     arguments.add_argument("--samples", type=int, default=96, help="samples to plan")
     arguments.add_argument("--steps", type=int, help="training steps (the preset's own by default)")
     arguments.add_argument("--version", action="version", version=commands.version_line())
-    given = arguments.parse_args()
-    config = CurationConfig.load(given={"root": given.root, "samples": given.samples})
-    if given.steps is not None:
-        cpu_small(steps=given.steps)  # raises UserError for a wrong number before the curation begins
+    options = arguments.parse_args()
+    config = CurationConfig.load(given={"root": options.root, "samples": options.samples})
+    if options.steps is not None:
+        cpu_small(steps=options.steps)  # raises UserError for a wrong number before the curation begins
     run: Callable[..., dict] = quickstart if server_comes() else quickstart.fn
-    results = run(config, given.steps)
+    results = run(config, options.steps)
     if "checkpoint" not in results:  # the trainer was interrupted and has saved a checkpoint
         raise KeyboardInterrupt
     print("\nDone. Look at the report first:")

@@ -49,8 +49,8 @@ def train_tokenar(
     config = read_train_config(settings) if settings is not None else PRESETS[preset]()
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; set one")
-    given: dict[str, object] = {} if steps is None else {"steps": steps}
-    config = with_changes(config, shards=shards, val_shards=val_shards, out=out, **given)
+    changes: dict[str, object] = {} if steps is None else {"steps": steps}
+    config = with_changes(config, shards=shards, val_shards=val_shards, out=out, **changes)
     if isinstance(config.tokenizer, VqConfig) and not is_encoded(expand_shards(shards)[0]):
         encoded = {"shards": _encoded(config, shards, "train", processes)}
         if val_shards:

@@ -62,17 +62,17 @@ def _own_stage(what: str, entry: OwnStageConfig, before: Sequence[str]) -> Stage
     """
     module, colon, name = entry.use.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name) if colon else None
+        stage_class = getattr(importlib.import_module(module), name) if colon else None
     except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {one_line(error, 300)}"
         raise UserError(f"{what} {entry.use!r} cannot be imported ({why}); is its folder on PYTHONPATH?") from error
-    if not (isinstance(found, type) and issubclass(found, Stage)):
+    if not (isinstance(stage_class, type) and issubclass(stage_class, Stage)):
         raise UserError(f"{what} {entry.use!r}: expected module:Class of a pipeline.stage.Stage")
     try:
-        stage = found(found.Config(**entry.config))
+        stage = stage_class(stage_class.Config(**entry.config))
         _check_stage(stage, before)
     except ValidationError as error:
-        raise UserError(f"{what} {entry.use!r}: {first_mistake(error, found.Config)}") from error
+        raise UserError(f"{what} {entry.use!r}: {first_mistake(error, stage_class.Config)}") from error
     except UserError as error:
         raise UserError(f"{what} {entry.use!r}: {error}") from error
     except (Exception, SystemExit) as error:

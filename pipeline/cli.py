@@ -47,8 +47,8 @@ def _config(
 ) -> CurationConfig:
     from pipeline.config import CurationConfig
 
-    given = {"name": name, "root": root, "samples": samples, "references.pool": pool}
-    return CurationConfig.load(profile, file, overrides, {k: v for k, v in given.items() if v is not None}, before)
+    options = {"name": name, "root": root, "samples": samples, "references.pool": pool}
+    return CurationConfig.load(profile, file, overrides, {k: v for k, v in options.items() if v is not None}, before)
 
 
 def _run_config(
@@ -63,9 +63,9 @@ def _run_config(
     """The settings of an existing run. Without a profile or config file they are those of its last curation."""
     from pipeline.remembered import remembered
 
-    found = _config(profile or "embedded", file, overrides, name, root, samples, pool)
-    before = remembered(found) if profile is None and file is None else None
-    return found if before is None else _config("embedded", None, overrides, None, None, samples, pool, before)
+    config = _config(profile or "embedded", file, overrides, name, root, samples, pool)
+    stored = remembered(config) if profile is None and file is None else None
+    return config if stored is None else _config("embedded", None, overrides, None, None, samples, pool, stored)
 
 
 def _show(results: dict[str, str]) -> None:
@@ -158,10 +158,10 @@ def models_check(
     from pipeline import models
     from pipeline.backends import build_stages
 
-    found = models.check(build_stages(settings))
-    for line in models.table(found):
+    needed = models.check(build_stages(settings))
+    for line in models.table(needed):
         typer.echo(line)
-    if any(f.path is None for f in found):
+    if any(f.path is None for f in needed):
         raise typer.Exit(1)
 
 

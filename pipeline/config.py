@@ -132,6 +132,7 @@ class CurationConfig(Settings):
 
     @property
     def run_url(self) -> str:
+        """The folder of the run, as a path or URL."""
         return f"{self.root.rstrip('/')}/{self.name}"
 
     @classmethod
@@ -181,8 +182,8 @@ class CurationConfig(Settings):
 def read_thresholds(path: str) -> dict[str, float]:
     """The thresholds of a YAML file (``thresholds: {reason: number}``). Raises UserError if it holds anything else."""
     values = _read_settings(path, "thresholds file")
-    found = values.get("thresholds")
-    plain = isinstance(found, dict) and all(type(number) in (int, float) for number in found.values())
+    thresholds = values.get("thresholds")
+    plain = isinstance(thresholds, dict) and all(type(number) in (int, float) for number in thresholds.values())
     if not plain or len(values) > 1:
         raise UserError(f"thresholds file {path}: expected one key, thresholds, with a number for each reason")
     return {str(reason): float(number) for reason, number in values["thresholds"].items()}

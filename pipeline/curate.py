@@ -55,15 +55,15 @@ class PartSummary:
 def make_part(job: PartJob) -> PartSummary:
     """Return the summary of a part, after making it unless it is already complete."""
     store = job.run.store(job.stage)
-    found = store.read(job.part, job.made_from)
-    if found is not None and job.may_keep(found):
-        return _summary(job, found, cached=True)
+    existing = store.read(job.part, job.made_from)
+    if existing is not None and job.may_keep(existing):
+        return _summary(job, existing, cached=True)
     makers: dict[str, Callable[[PartJob, PartStore], Part]] = {
         "references": _make_references, "plan": _make_plan, "decide": _make_decisions, "shards": publish.make_shard,
     }  # fmt: skip
     if job.stage in makers:
         return _summary(job, makers[job.stage](job, store), cached=False)
-    return _summary(job, _make_scores(job, store, found), cached=False)
+    return _summary(job, _make_scores(job, store, existing), cached=False)
 
 
 def _make_references(job: PartJob, store: PartStore) -> Part:
@@ -86,22 +86,22 @@ def _plan_rows(run: Run, pool: str) -> list[dict]:
     return planning.make_plan(pool_rows(run), run.config.planning, run.config.samples, run.config.seed)
 
 
-def _make_scores(job: PartJob, store: PartStore, found: Part | None) -> Part:
+def _make_scores(job: PartJob, store: PartStore, existing: Part | None) -> Part:
     stage = job.run.stage(job.stage)
     inputs = stage_inputs(job, stage.reads)
     samples, failed = inputs.samples()
     kept_rows: dict[str, dict] = {}
     kept_files: dict[str, dict[str, bytes]] = {}
-    if found is not None and job.retry_errors:  # only failed samples are made again
-        kept_rows = {r["sample_id"]: r for r in found.rows() if r["status"] == "ok"}
-        kept_files = {i: dict(store.pictures(job.part, found).of(i)) for i in kept_rows}
+    if existing is not None and job.retry_errors:  # only failed samples are made again
+        kept_rows = {r["sample_id"]: r for r in existing.rows() if r["status"] == "ok"}
+        kept_files = {i: dict(store.pictures(job.part, existing).of(i)) for i in kept_rows}
     todo = [s for s in samples if s.sample_id not in kept_rows]
     rows, saved, seconds = stage.run(todo, {i: f for i, f in failed.items() if i not in kept_rows})
-    made = {row["sample_id"]: row for row in rows} | kept_rows
+    row_of = {row["sample_id"]: row for row in rows} | kept_rows
     order = [s.sample_id for s in samples]
     members = {i: f for i in order if (f := saved.get(i) or kept_files.get(i))} if stage.saves_pictures else None
     timing = {"samples": seconds, "latency": {s.sample_id: s.latency for s in todo if s.latency is not None}}
-    return store.commit(job.part, [made[i] for i in order], members, job.made_from, timing)
+    return store.commit(job.part, [row_of[i] for i in order], members, job.made_from, timing)
 
 
 def _make_decisions(job: PartJob, store: PartStore) -> Part:

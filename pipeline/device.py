@@ -29,6 +29,7 @@ def device_of(name: Device) -> torch.device:
 
 
 def dtype_of(name: Precision) -> torch.dtype:
+    """The torch dtype of a precision setting."""
     import torch
 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
@@ -43,6 +44,7 @@ class _Exact:
         self.before = ("none", "none", "none", "highest")
 
     def enter(self) -> None:
+        """Turn TF32 off if this is the first open block."""
         import torch
 
         cudnn, matmul = _precisions()
@@ -57,6 +59,7 @@ class _Exact:
             cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = matmul.fp32_precision = "ieee"
 
     def leave(self) -> None:
+        """Restore torch's settings if this was the last open block."""
         import torch
 
         cudnn, matmul = _precisions()

@@ -46,10 +46,10 @@ def _has_errors(part: Part) -> bool:
 
 def need_part(run: Run, stage: str, part: str) -> Part:
     """The part. Raises UserError if it is missing or damaged."""
-    found = run.store(stage).read(part)
-    if found is None:
+    whole = run.store(stage).read(part)
+    if whole is None:
         raise UserError(f"{run.store(stage).url(part, 'parquet')} is missing or damaged; run the curation again")
-    return found
+    return whole
 
 
 def read_all(run: Run, stage: str) -> pa.Table:

@@ -33,8 +33,8 @@ def require(stages: Iterable[Stage]) -> None:
 
 
 @dataclass(frozen=True)
-class Found:
-    """One needed model and where it is. ``problem`` says what is missing, or is empty."""
+class ModelStatus:
+    """One model that a stage needs, and where it is. ``problem`` says what is missing, or is empty."""
 
     stage: str
     weights: Weights
@@ -43,33 +43,34 @@ class Found:
 
     @property
     def bytes_on_disk(self) -> int:
+        """Bytes of the model's files on this machine; 0 if it is missing."""
         if self.path is None:
             return 0
         files = [self.path] if self.path.is_file() else {f for p in self.weights.files for f in self.path.glob(p)}
         return sum(f.stat().st_size for f in files)
 
 
-def check(stages: Iterable[Stage]) -> list[Found]:
+def check(stages: Iterable[Stage]) -> list[ModelStatus]:
     """Every model that the stages need, and whether it is on this machine. Loads no model."""
-    found = []
+    models = []
     for stage in stages:
         for weights in stage.weights():
-            seen = look(weights)
-            path, problem = (None, seen) if isinstance(seen, str) else (seen, "")
-            found.append(Found(stage.name, weights, path, problem))
-    return found
+            location = look(weights)
+            path, problem = (None, location) if isinstance(location, str) else (location, "")
+            models.append(ModelStatus(stage.name, weights, path, problem))
+    return models
 
 
-def table(found: Iterable[Found]) -> list[str]:
+def table(models: Iterable[ModelStatus]) -> list[str]:
     """The lines that ``instructar models check`` prints.
 
     They are a header, one line for each model, and for each stage whether its models fit into the GPU's memory.
     """
-    found = list(found)
-    wide = max((len(f"{f.weights.purpose}: {f.weights.text}") for f in found), default=5)
+    models = list(models)
+    wide = max((len(f"{f.weights.purpose}: {f.weights.text}") for f in models), default=5)
     lines = [f"{'stage':<10} {'model':<{wide}} {'state':<8} {'size':>9}  licence"]
     memory: dict[str, float] = {}
-    for f in found:
+    for f in models:
         w = f.weights
         size = f"{f.bytes_on_disk / 1e9:.2f} GB" if f.path else f"~{w.gigabytes:g} GB"
         gated = ", gated: accept it on the hub and set HF_TOKEN" if w.gated and f.path is None else ""

@@ -44,16 +44,16 @@ def taken_up(config: CurationConfig) -> CurationConfig:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], key: str = "") -> list[str]:
     """One text ``key value (was value)`` for each setting that differs. ``key`` is the prefix of nested keys."""
-    told = []
+    lines = []
     for name in sorted(before.keys() | now.keys()):
         path, old, new = f"{key}{name}", before.get(name), now.get(name)
         if old == new or path in NOT_COMPARED:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            told += differences(old, new, f"{path}.")
+            lines += differences(old, new, f"{path}.")
         else:
-            told.append(f"{path} {_shown(new)} (was {_shown(old)})")
-    return told
+            lines.append(f"{path} {_shown(new)} (was {_shown(old)})")
+    return lines
 
 
 def _shown(value: Any) -> str:

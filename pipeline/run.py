@@ -86,6 +86,7 @@ class Run:
         return _stages_of(self)
 
     def stage(self, name: str) -> Stage:
+        """The per-sample stage with this name."""
         return next(stage for stage in self.stages() if stage.name == name)
 
     def order(self) -> list[str]:

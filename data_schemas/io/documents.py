@@ -120,15 +120,15 @@ class _Plain:
         raise self._refused(keys, f"{node.tag} is not a plain value")
 
     def _mapping(self, node: yaml.MappingNode, keys: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key_node, item in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._refused(keys, "a key is not text")
             key = str(key_node.value)
-            if key in found:
+            if key in values:
                 raise self._refused((*keys, key), "stands there twice")
-            found[key] = self.value(item, (*keys, key))
-        return found
+            values[key] = self.value(item, (*keys, key))
+        return values
 
     def _scalar(self, node: yaml.ScalarNode, keys: Sequence[str]) -> Any:
         kind = node.tag.rpartition(":")[2]

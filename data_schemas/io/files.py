@@ -23,10 +23,10 @@ def check_file(path: str | Path, advice: str, limit: int | None = None) -> Path:
     Use it before a library opens the file, because opening a pipe or a device could wait for ever.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _unreadable(path, error, advice) from error
-    _check_kind(path, found, advice, limit)
+    _check_kind(path, status, advice, limit)
     return Path(path)
 
 
@@ -54,12 +54,12 @@ def read_file(path: str | Path, advice: str, limit: int) -> bytes:
     return data
 
 
-def _check_kind(path: str | Path, found: os.stat_result, advice: str, limit: int | None) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+def _check_kind(path: str | Path, status: os.stat_result, advice: str, limit: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
         raise UserError(f"{path}: is {kind}, not a file; {advice}")
-    if limit is not None and found.st_size > limit:
-        raise UserError(f"{path}: {found.st_size} bytes, more than the limit of {limit}; {advice}")
+    if limit is not None and status.st_size > limit:
+        raise UserError(f"{path}: {status.st_size} bytes, more than the limit of {limit}; {advice}")
 
 
 def _unreadable(path: str | Path, error: OSError | ValueError, advice: str) -> UserError:

@@ -88,10 +88,10 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
     """The JSON object in an informational file of a run, or None if the file is missing or unreadable."""
     try:
-        found = parse_json(fs.cat_file(path).decode(), path)
+        facts = parse_json(fs.cat_file(path).decode(), path)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return facts if isinstance(facts, dict) else None
 
 
 def shown(url: object) -> str:

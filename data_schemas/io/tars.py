@@ -56,7 +56,7 @@ def file_name(sample_id: str) -> str:
 
     ``x/0001`` becomes ``x%2F0001``; ids of letters, digits, ``-`` and ``_`` stay as they are.
     """
-    name = re.sub(r"[%/\\\x00-\x1f\x7f]|^\.", lambda found: f"%{ord(found[0]):02X}", sample_id)
+    name = re.sub(r"[%/\\\x00-\x1f\x7f]|^\.", lambda mark: f"%{ord(mark[0]):02X}", sample_id)
     if len(os.fsencode(name)) <= MAX_FILE_NAME:
         return name
     start = name.encode(errors="replace")[: MAX_FILE_NAME // 2].decode(errors="ignore")
@@ -98,7 +98,7 @@ def _samples(
     url: str, file: IO[bytes], read: Callable[[IO[bytes], tarfile.TarInfo], bytes]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(sample id, members by name) in stored order. A member is read only after all sizes have been checked."""
-    seen: set[str] = set()
+    known_ids: set[str] = set()
     current, members, size = "", dict[str, bytes](), 0
     for entry in _entries(url, file):
         folder, slash, base = entry.name.removeprefix("./").rpartition("/")
@@ -110,7 +110,7 @@ def _samples(
             if members:
                 yield current, members
             current, members, size = sample_id, {}, 0
-            _check_id(url, sample_id, seen)
+            _check_id(url, sample_id, known_ids)
         if name in members:
             raise UserError(f"{shown(url)}: sample {sample_id}: member {name!r} is there twice; make the shard again")
         size += entry.size
@@ -124,15 +124,15 @@ def _samples(
         yield current, members
 
 
-def _check_id(url: str, sample_id: str, seen: set[str]) -> None:
+def _check_id(url: str, sample_id: str, known_ids: set[str]) -> None:
     if not is_plain(sample_id) or len(sample_id) > MAX_ID:
         raise UserError(
             f"{shown(url)}: a sample named {one_line(sample_id, 60)!r}: names are UTF-8 text without control marks, at "
             f"most {MAX_ID} characters; make the shard again"
         )
-    if sample_id in seen:
+    if sample_id in known_ids:
         raise UserError(f"{shown(url)}: sample {sample_id} is there twice; make the shard again, members side by side")
-    seen.add(sample_id)
+    known_ids.add(sample_id)
 
 
 def _entries(url: str, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
@@ -175,20 +175,20 @@ def expand_shards(pattern: str) -> list[str]:
         fs, path = url_to_fs(pattern)
         try:
             with reaching(pattern):
-                found = [fs.unstrip_protocol(match) for match in fs.glob(path)]
+                paths = [fs.unstrip_protocol(match) for match in fs.glob(path)]
         except FileNotFoundError:
-            found = []
+            paths = []
     else:
-        found = [pattern] if _is_there(pattern) else _glob(pattern)
-        for path in found:
+        paths = [pattern] if _is_there(pattern) else _glob(pattern)
+        for path in paths:
             if os.path.isdir(path):
                 raise UserError(
                     f"{shown(path)}: is a folder, not a shard; give a glob such as '{path.rstrip('/')}/*.tar'"
                 )
             check_file(path, GLOB)
-    if not found:
+    if not paths:
         raise UserError(f"{shown(pattern)}: no shard matches; {GLOB}")
-    return sorted(found)
+    return sorted(paths)
 
 
 def _is_there(path: str) -> bool:

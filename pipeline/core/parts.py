@@ -85,6 +85,7 @@ class Part:
     entries: Entries
 
     def rows(self) -> list[dict]:
+        """The rows as dictionaries."""
         return self.table.to_pylist()
 
 
@@ -102,6 +103,7 @@ class PartStore:
         self.schema = schema
 
     def path(self, part: str, suffix: str) -> str:
+        """The path of a part's file in the store's file system."""
         return f"{self.root}/{part}.{suffix}"
 
     def url(self, part: str, suffix: str) -> str:
@@ -137,14 +139,14 @@ class PartStore:
     def _tar_is_whole(self, part: str, sha256: str) -> bool:
         notes = self.notes(part)
         try:
-            seen = self._file_stamp(self.path(part, "tar"))
-            if seen == notes.get("tar_seen"):
+            stamp = self._file_stamp(self.path(part, "tar"))
+            if stamp == notes.get("tar_seen"):
                 return True
             if file_sha256(self.fs, self.path(part, "tar")) != sha256:
                 return False
         except OSError:
             return False
-        self._write_notes(part, {**notes, "tar_seen": seen})
+        self._write_notes(part, {**notes, "tar_seen": stamp})
         return True
 
     def _file_stamp(self, path: str) -> str:

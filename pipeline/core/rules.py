@@ -61,13 +61,13 @@ def decide(
     decided = []
     for row, sample_id in enumerate(first["sample_id"]):
         failed = _first_error(verdicts, row)
-        said = (reviews or {}).get(sample_id, {})
+        review = (reviews or {}).get(sample_id, {})
         person = {"reviewer": None, "review_reason": None}
         if failed is not None:
             outcome, why = "error", [f"{failed['error_stage']}_error"]
-        elif said.get("verdict"):
-            outcome, why = said["verdict"], ["review"] if said["verdict"] == "rejected" else []
-            person = {"reviewer": said["reviewer"], "review_reason": said["reason"]}
+        elif review.get("verdict"):
+            outcome, why = review["verdict"], ["review"] if review["verdict"] == "rejected" else []
+            person = {"reviewer": review["reviewer"], "review_reason": review["reason"]}
         elif reasons[row]:
             outcome, why = "rejected", reasons[row]
         elif missing[row]:

@@ -219,8 +219,8 @@ class Stage(ABC):
             self.ready()
         for batch in self.batches(todo):
             began = time.perf_counter()
-            made = self._attempt(batch)
-            for sample, row in zip(batch, made, strict=True):
+            batch_rows = self._attempt(batch)
+            for sample, row in zip(batch, batch_rows, strict=True):
                 rows[sample.sample_id] = row
                 seconds[sample.sample_id] = round((time.perf_counter() - began) / len(batch), 4)
         checked = self._checked([rows[s.sample_id] for s in samples])

@@ -74,8 +74,8 @@ def identity(weights: Weights) -> str:
         return weights.revision
     path = locate(weights)
     if weights.is_local:
-        found = [path] if path.is_file() else [f for p in weights.files for f in path.glob(p)]
-        return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(set(found))))
+        matches = [path] if path.is_file() else [f for p in weights.files for f in path.glob(p)]
+        return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(set(matches))))
     return path.name  # the hub's cache names a snapshot's folder after its commit
 
 
@@ -92,7 +92,7 @@ def look(weights: Weights) -> Path | str:
             path = Path(snapshot_download(
                 weights.source, revision=weights.revision, allow_patterns=list(weights.files), local_files_only=True
             ))  # fmt: skip
-        except (LocalEntryNotFoundError, ValueError):  # ValueError: an id that the hub would refuse
+        except (LocalEntryNotFoundError, ValueError):  # ValueError: not a valid id
             return NOT_HERE
     for pattern in weights.files:
         matches = list(path.glob(pattern))

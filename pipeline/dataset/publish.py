@@ -167,8 +167,8 @@ def _is_whole(store: PartStore, root: str, shards: Mapping[str, Part], manifest:
     try:
         if fs.cat_file(f"{root}/manifest.parquet") != manifest:
             return False
-        there = {path.rpartition("/")[2] for path in fs.ls(root, detail=False)}
-        if {name for name in there if name.endswith(".tar")} != {f"{name}.tar" for name in shards}:
+        names = {path.rpartition("/")[2] for path in fs.ls(root, detail=False)}
+        if {name for name in names if name.endswith(".tar")} != {f"{name}.tar" for name in shards}:
             return False
         return all(_same(store, name, part, f"{root}/{name}.tar") for name, part in shards.items())
     except FileNotFoundError:
@@ -204,6 +204,7 @@ class PictureReader:
         return self._pictures(stage, self.part_of[sample_id]).of(sample_id)
 
     def reference(self, reference_id: str, name: str) -> bytes:
+        """The bytes of a picture of a reference: "cutout.png" or "white.png"."""
         return cutout_reader(self.run, self.pool)(reference_id, name)
 
     def picture(self, sample_id: str, name: str) -> Image.Image | None:

@@ -72,7 +72,8 @@ class Comparison(BatchStage):
     columns = IDENTITY
 
     @abstractmethod
-    def load_encoder(self) -> encoders.Encoder: ...
+    def load_encoder(self) -> encoders.Encoder:
+        """The encoder with its weights. Called once in each process."""
 
     def setup(self) -> None:
         self.encoder = self.load_encoder()

@@ -143,14 +143,14 @@ class TimmEncoder:
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         import torch
 
-        found = []
+        encoded = []
         for start in range(0, len(pictures), self.chunk):
             pixels = torch.stack([self.pixels(picture) for picture in pictures[start : start + self.chunk]])
             blank = pixels.new_zeros(self.chunk - len(pixels), *pixels.shape[1:])
             with self._turn, torch.inference_mode(), exact_float32():
                 vectors = self.model(torch.cat([pixels, blank]).to(self.device, self.dtype))[: len(pixels)]  # (B, D)
-                found.append(torch.nn.functional.normalize(vectors.float(), dim=1).cpu())
-        return torch.cat(found).numpy()
+                encoded.append(torch.nn.functional.normalize(vectors.float(), dim=1).cpu())
+        return torch.cat(encoded).numpy()
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """The picture as the encoder's input [3, S, S]: squeezed to the square, not cropped, and normalised."""
@@ -196,10 +196,10 @@ class EncodedReferences:
 
     def of(self, samples: Sequence[Sample]) -> np.ndarray:
         """The encodings of both references of B samples, (B, 2, D). New references are encoded in one call."""
-        asked = {sample.plan[f"reference_{i}_id"]: (sample, i) for sample in samples for i in range(2)}
-        new = [reference for reference in asked if reference not in self._known]
+        needed = {sample.plan[f"reference_{i}_id"]: (sample, i) for sample in samples for i in range(2)}
+        new = [reference for reference in needed if reference not in self._known]
         if new:
-            pictures = [asked[reference][0].reference(asked[reference][1]) for reference in new]
+            pictures = [needed[reference][0].reference(needed[reference][1]) for reference in new]
             views = [square_on_white(picture, self.padding) for picture in pictures]
             self._known.update(zip(new, self.encode(views), strict=True))
         return np.stack([[self._known[s.plan[f"reference_{i}_id"]] for i in range(2)] for s in samples])

@@ -280,8 +280,8 @@ def load_network(path: Path, device: torch.device) -> Ben2Network:
         "of another shape": sorted(k for k in wanted.keys() & stored.keys() if wanted[k].shape != stored[k].shape),
     }
     if any(problems.values()):
-        found = ", ".join(f"{len(names)} {what} ({names[0]})" for what, names in problems.items() if names)
-        raise UserError(f"{path}: not the weights of BEN2: tensors {found}; name model.safetensors or BEN2_Base.pth")
+        text = ", ".join(f"{len(names)} {what} ({names[0]})" for what, names in problems.items() if names)
+        raise UserError(f"{path}: not the weights of BEN2: tensors {text}; name model.safetensors or BEN2_Base.pth")
     network.load_state_dict(stored)
     return network.requires_grad_(False).to(device)
 

@@ -63,8 +63,8 @@ class Matting(BatchStage):
     def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
         targets = [sample.picture("synthesis", "target").convert("RGB") for sample in samples]
         todo = [k for k, sample in enumerate(samples) if _reviewed(sample, "matte_png") is None]
-        made = self.mattes([samples[k] for k in todo], [targets[k] for k in todo]) if todo else []
-        alphas = dict(zip(todo, made, strict=True))
+        mattes = self.mattes([samples[k] for k in todo], [targets[k] for k in todo]) if todo else []
+        alphas = dict(zip(todo, mattes, strict=True))
         results: list[dict | Exception] = []
         for k, (sample, target) in enumerate(zip(samples, targets, strict=True)):
             try:

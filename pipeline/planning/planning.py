@@ -24,9 +24,9 @@ class PlanningConfig(StageConfig):
     """Settings of the plan. ``jitter`` is the largest shift of a box's edge, as a fraction of the picture."""
 
     relations: list[str] | None = Field(
-        None, min_length=1, max_length=1000, description="Names of relations; none means all"
+        None, min_length=1, max_length=1000, description="Names of relations; without any, all are used"
     )
-    test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples that are for testing")
+    test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples in the test split")
     jitter: float = Field(0.03, ge=0, le=0.1)
 
 
@@ -127,10 +127,10 @@ def split_subjects(categories: dict[str, str], share: float, rng: np.random.Gene
 
 def check_split(plan: Sequence[dict]) -> None:
     """Raise RuntimeError if a subject is in both splits; that would be a bug of ours."""
-    seen: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for row in plan:
         for subject in (row["subject_0_id"], row["subject_1_id"]):
-            if seen.setdefault(subject, row["split"]) != row["split"]:
+            if split_of.setdefault(subject, row["split"]) != row["split"]:
                 raise RuntimeError(f"subject {subject!r} is in train and in test")
 
 
@@ -146,6 +146,7 @@ class _Drawer:
         self.related = np.zeros(len(self.relations), int)
 
     def draw(self, rng: np.random.Generator) -> tuple[list[str], str]:
+        """The ids of two subjects of different categories, in random order, and a relation."""
         first = _least(self.drawn, np.ones(len(self.drawn), bool), rng)
         second = _least(self.drawn, self.category != self.category[first], rng)
         relation = _least(self.related, np.ones(len(self.related), bool), rng)

@@ -307,14 +307,14 @@ def check_pool(rows: Sequence[dict]) -> None:
     usable = [r for r in rows if r["status"] == "ok"]
     failed = Counter(r["error_code"] for r in rows if r["status"] != "ok")
     reasons = ", ".join(f"{code} {n}" for code, n in sorted(failed.items())) or "none"
-    told = f"{len(usable)} of {len(rows)} pictures usable; failed: {reasons}"
+    summary = f"{len(usable)} of {len(rows)} pictures usable; failed: {reasons}"
     if not usable:
         example = next((f" (first: {r['error_message']})" for r in rows), "")
-        raise UserError(f"reference pool: no usable picture, {told}{example}; replace them")
+        raise UserError(f"reference pool: no usable picture, {summary}{example}; replace them")
     categories = sorted({r["category"] for r in usable})
     if len(categories) < 2:
         raise UserError(
-            f"reference pool: only one category, {categories[0]!r} ({told}), but a sample pairs two; "
+            f"reference pool: only one category, {categories[0]!r} ({summary}), but a sample pairs two; "
             "put pictures of another category into a sub-folder of their own"
         )
 
@@ -322,9 +322,9 @@ def check_pool(rows: Sequence[dict]) -> None:
 @cache
 def load_backgrounds() -> tuple[tuple[str, Image.Image], ...]:
     """(name, RGB picture) of each packaged background, photographs without a subject. Callers must not modify them."""
-    found = []
+    backgrounds = []
     for entry in packaged()["backgrounds"]:
         path = package_file(entry["package"], entry["file"])
         picture = pictures.decode(path.read_bytes(), path.name).convert("RGB")
-        found.append((entry["name"], picture.crop(_pixels(entry["box"], picture.size))))
-    return tuple(found)
+        backgrounds.append((entry["name"], picture.crop(_pixels(entry["box"], picture.size))))
+    return tuple(backgrounds)

@@ -31,11 +31,11 @@ def walk(root: Path, suffixes: Sequence[str]) -> list[Path]:
             f"references.pool: folder {error.filename} cannot be read ({error.strerror}); change its permissions"
         ) from error
 
-    found = []
+    paths = []
     for folder, below, names in os.walk(root, onerror=refuse):
         below[:] = [name for name in below if not is_hidden(name)]
-        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(suffixes)) and not is_hidden(n)]
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
+        paths += [Path(folder, n) for n in names if n.lower().endswith(tuple(suffixes)) and not is_hidden(n)]
+    return sorted(paths, key=lambda path: path.relative_to(root).parts)
 
 
 def descend(root: Path, split: str) -> Path:
@@ -46,11 +46,11 @@ def descend(root: Path, split: str) -> Path:
     """
     while True:
         try:
-            there = [p for p in root.iterdir() if not is_hidden(p.name)]
+            entries = [p for p in root.iterdir() if not is_hidden(p.name)]
         except OSError as error:
             raise UserError(f"references.pool: folder {root} cannot be read ({error.strerror})") from error
-        folders = {p.name: p for p in there if p.is_dir() and not p.is_symlink()}
-        if any(p.suffix.lower() in SUFFIXES for p in there if p.is_file()):
+        folders = {p.name: p for p in entries if p.is_dir() and not p.is_symlink()}
+        if any(p.suffix.lower() in SUFFIXES for p in entries if p.is_file()):
             return root
         if split in folders and set(folders) <= SPLIT_NAMES:
             root = folders[split]
@@ -94,5 +94,5 @@ def other_kinds(root: Path, read: Sequence[str], masks: Path | None = None) -> C
 def census(kinds: Counter[str]) -> str:
     """Kinds of files as text, the most frequent first: ".zip 3, .md 1"."""
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{kind} {n}" for kind, n in ordered[:5])
-    return told + (f" and {len(ordered) - 5} other kinds" if len(ordered) > 5 else "") or "nothing"
+    shown = ", ".join(f"{kind} {n}" for kind, n in ordered[:5])
+    return shown + (f" and {len(ordered) - 5} other kinds" if len(ordered) > 5 else "") or "nothing"

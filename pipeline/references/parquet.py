@@ -71,17 +71,17 @@ def find_columns(path: Path, image: str | None, mask: str | None, category: str 
     with one of their usual names.
     """
     schema = _open(path).schema_arrow
-    there = ", ".join(schema.names) or "none"
+    existing = ", ".join(schema.names) or "none"
     with_pictures = [f.name for f in schema if _holds_pictures(f.type)]
     for wanted, is_picture in ((image, True), (mask, True), (category, False), (name, False)):
         if wanted is not None and wanted not in schema.names:
-            raise UserError(f"{path}: there is no column {wanted!r}; there is: {there}")
+            raise UserError(f"{path}: there is no column {wanted!r}; there is: {existing}")
         if wanted is not None and is_picture and wanted not in with_pictures:
             kind = schema.field(wanted).type
-            raise UserError(f"{path}: column {wanted!r} holds {kind}, not pictures; there is: {there}")
+            raise UserError(f"{path}: column {wanted!r} holds {kind}, not pictures; there is: {existing}")
     image = image or next((p for p in with_pictures if p != mask), None)
     if image is None:
-        raise UserError(f"{path}: no column holds pictures (struct of bytes and path, or binary); there is: {there}")
+        raise UserError(f"{path}: no column holds pictures (struct of bytes and path, or binary); there is: {existing}")
     texts = [f.name for f in schema if _is_text(f.type)]
     category = category or next((c for c in CATEGORY_COLUMNS if c in texts), None)
     return Columns(image, mask, category, name or next((c for c in NAME_COLUMNS if c in texts), None))
@@ -89,8 +89,8 @@ def find_columns(path: Path, image: str | None, mask: str | None, category: str 
 
 def list_rows(path: Path, columns: Columns) -> tuple[Row, ...]:
     """All rows with the digests of their pictures. The file is only read again if its size or time has changed."""
-    found = path.stat()
-    return _list_rows(path, found.st_size, found.st_mtime_ns, columns)
+    status = path.stat()
+    return _list_rows(path, status.st_size, status.st_mtime_ns, columns)
 
 
 @lru_cache(maxsize=256)
@@ -159,6 +159,7 @@ class PictureColumn:
         self._batch = next(self._batches)
 
     def close(self) -> None:
+        """Close the file."""
         self._batches, self._batch = iter(()), None
         self._file.close()
 

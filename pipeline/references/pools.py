@@ -61,7 +61,7 @@ class PoolConfig(Settings):
     subject_labels: tuple[int, ...] | None = Field(None, min_length=1, max_length=65_536)
     category: str | None = Field(None, min_length=1, description="Category of every picture")
     category_column: str | None = Field(None, min_length=1)
-    name: str | None = Field(None, min_length=1, description="Name of every subject, as prompts call it")
+    name: str | None = Field(None, min_length=1, description="Name of every subject in prompts")
     name_column: str | None = Field(None, min_length=1)
     subject: Literal["name", "category", "picture"] = "name"
     limit: int | None = Field(None, ge=1, le=10**9)
@@ -177,19 +177,19 @@ def _packaged_source(entry: dict) -> Source:
     return Source(reference_id, subject_id, name, category, source, digest, PictureLocation(path), box, inside, outside)
 
 
-def _of_split(root: Path, found: list[Path], pool: PoolConfig) -> list[Path]:
+def _of_split(root: Path, paths: list[Path], pool: PoolConfig) -> list[Path]:
     """The Parquet files whose names contain this split; all files if no name contains any split."""
-    words = {path: set(re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())) for path in found}
-    own = [path for path in found if pool.split.lower() in words[path]]
-    if own or not any(words[path] & SPLIT_NAMES for path in found):
-        return own or found
-    names = ", ".join(path.relative_to(root).as_posix() for path in found[:5])
+    words = {path: set(re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())) for path in paths}
+    own = [path for path in paths if pool.split.lower() in words[path]]
+    if own or not any(words[path] & SPLIT_NAMES for path in paths):
+        return own or paths
+    names = ", ".join(path.relative_to(root).as_posix() for path in paths[:5])
     raise UserError(f"references.pool {pool.source}: no Parquet file of split {pool.split!r}; there is: {names}")
 
 
-def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: str) -> list[Source]:
+def _parquet_sources(root: Path, paths: list[Path], pool: PoolConfig, prefix: str) -> list[Source]:
     sources = []
-    for path in found:
+    for path in paths:
         columns = find_columns(path, pool.image, pool.mask, pool.category_column, pool.name_column)
         file = prefix + from_path(path.relative_to(root).as_posix())
         for row in list_rows(path, columns):
@@ -220,17 +220,17 @@ def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
     """
     top = descend(root, pool.split)
     folder = top / pool.image if pool.image else top
-    found = walk(folder, SUFFIXES) if folder.is_dir() else []
-    if not found:
-        there = census(other_kinds(root, ()))
+    paths = walk(folder, SUFFIXES) if folder.is_dir() else []
+    if not paths:
+        others = census(other_kinds(root, ()))
         where = pool.source if folder == root else f"{pool.source}: {folder.relative_to(root).as_posix()}"
         raise UserError(
-            f"references.pool {where}: holds no picture and no Parquet file (there is: {there}); put "
+            f"references.pool {where}: holds no picture and no Parquet file (there is: {others}); put "
             f"{', '.join(SUFFIXES)} files into it, in one sub-folder a category, and unpack archives"
         )
     own_name = (pool.hub_id or top.resolve().name).rpartition("/")[2]
     sources = []
-    for path in found:
+    for path in paths:
         relative = path.relative_to(folder)
         flat = path.stem if pool.subject == "category" else own_name
         category = relative.parts[0] if len(relative.parts) > 1 else flat
@@ -275,13 +275,13 @@ def _source(
 
 def tell_apart(sources: Sequence[Source]) -> list[Source]:
     """The sources, where each further copy of a picture with the same name gets a new id and thus its own row."""
-    seen: Counter[str] = Counter()
-    told = []
+    copies: Counter[str] = Counter()
+    distinct = []
     for source in sources:
-        copy = seen[source.reference_id]
-        seen[source.reference_id] += 1
-        told.append(replace(source, reference_id=_id(source.reference_id, copy)) if copy else source)
-    return told
+        copy = copies[source.reference_id]
+        copies[source.reference_id] += 1
+        distinct.append(replace(source, reference_id=_id(source.reference_id, copy)) if copy else source)
+    return distinct
 
 
 def _id(*content: object) -> str:

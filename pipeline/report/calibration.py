@@ -96,6 +96,7 @@ class Calibration:
 
     @property
     def floor_samples(self) -> int:
+        """The number of floor samples in the table."""
         return int((self.table.kind == "floor").sum())
 
     def separation(self) -> dict[str, float]:

@@ -71,6 +71,7 @@ class PoolFacts:
 
     @property
     def failed_text(self) -> str:
+        """The failures by error code as text, or "none"."""
         return ", ".join(f"{code} {n}" for code, n in self.failed) or "none"
 
 
@@ -82,25 +83,25 @@ def pool_facts(config: ReferencesConfig, rows: Iterable[Mapping[str, Any]], back
     by_id = {row["reference_id"]: row for row in rows}
     listed = [list_pool(pool) for pool in config.pools()]
     taken = [take(found, pool.limit) for pool, found in zip(config.pools(), listed, strict=True)]
-    told = tell_apart([source for used in taken for source in used])
-    if any(source.reference_id not in by_id for source in told):
+    distinct = tell_apart([source for used in taken for source in used])
+    if any(source.reference_id not in by_id for source in distinct):
         raise UserError("references.pool: its pictures have changed since the run; run the curation again")
     facts = []
     for pool, found, chosen in zip(config.pools(), listed, taken, strict=True):
-        used, told = told[: len(chosen)], told[len(chosen) :]
-        own = [by_id[source.reference_id] for source in used]
-        said = _preset_of(pool)
+        used, distinct = distinct[: len(chosen)], distinct[len(chosen) :]
+        rows_of_pool = [by_id[source.reference_id] for source in used]
+        preset = _preset_of(pool)
         facts.append(PoolFacts(
-            name=said.get("title") or _title(pool),
-            licences=_licences(pool, said, [source.source for source in used]),
+            name=preset.get("title") or _title(pool),
+            licences=_licences(pool, preset, [source.source for source in used]),
             found=len(found),
             used=len(used),
-            usable=sum(row["status"] == "ok" for row in own),
-            categories=len({row["category"] for row in own if row["status"] == "ok"}),
-            failed=tuple(sorted(Counter(row["error_code"] for row in own if row["status"] != "ok").items())),
-            published=said.get("pictures"),
-            homepage=said.get("homepage", ""),
-            citation=said.get("citation", ""),
+            usable=sum(row["status"] == "ok" for row in rows_of_pool),
+            categories=len({row["category"] for row in rows_of_pool if row["status"] == "ok"}),
+            failed=tuple(sorted(Counter(row["error_code"] for row in rows_of_pool if row["status"] != "ok").items())),
+            published=preset.get("pictures"),
+            homepage=preset.get("homepage", ""),
+            citation=preset.get("citation", ""),
             skipped=census(others) if (others := skipped(pool)) else "",
         ))  # fmt: skip
     if backgrounds:
@@ -215,10 +216,10 @@ def _preset_of(pool: PoolConfig) -> dict[str, Any]:
     return next((p for p in presets().values() if p["read"]["source"] == pool.source), {})
 
 
-def _licences(pool: PoolConfig, said: Mapping[str, Any], used: Sequence[str]) -> tuple[Licence, ...]:
+def _licences(pool: PoolConfig, preset: Mapping[str, Any], used: Sequence[str]) -> tuple[Licence, ...]:
     if pool.source == "packaged":
         return _packaged_licences(used)
-    return (Licence(_stated_licence(pool_folder(pool)) or said.get("licence", "unknown"), "all pictures"),)
+    return (Licence(_stated_licence(pool_folder(pool)) or preset.get("licence", "unknown"), "all pictures"),)
 
 
 def _packaged_licences(used: Iterable[str]) -> tuple[Licence, ...]:
@@ -233,10 +234,10 @@ def _packaged_licences(used: Iterable[str]) -> tuple[Licence, ...]:
 def _stated_licence(source: Path) -> str:
     """The licence that a pool states: ``license`` in the front matter of its README.md, or its LICENSE's first line."""
     folder = source if source.is_dir() else source.parent
-    found = re.match(r"---\n(.*?)\n---", _start_of(folder / "README.md"), re.DOTALL)
-    if found:
+    front_matter = re.match(r"---\n(.*?)\n---", _start_of(folder / "README.md"), re.DOTALL)
+    if front_matter:
         try:
-            values = parse_yaml(found[1], "README.md")
+            values = parse_yaml(front_matter[1], "README.md")
         except UserError:  # a mistake in a pool's README must not stop the report
             values = None
         if isinstance(values, dict) and isinstance(values.get("license"), str) and label(values["license"]):

@@ -27,6 +27,7 @@ class RuleLine:
     meaning: str
 
     def passes(self, value: float) -> bool:
+        """Whether a score passes the rule."""
         return value >= self.threshold if self.bound == "min" else value <= self.threshold
 
 

@@ -55,7 +55,7 @@ def render(data: ReportData) -> str:
     )
 
 
-# Views: plain dictionaries the template walks over
+# Views: dictionaries of values for the template
 
 
 def funnel_view(data: ReportData) -> View:

@@ -133,12 +133,12 @@ def outcome(funnel: dict[str, Any], before: dict[str, Any] | None) -> str:
     """
     was = None if before is None else before.get("kept")
     compared = "" if was is None else " (as before)" if was == funnel["kept"] else f" (was {was})"
-    told = [f"{funnel['kept']} of {funnel['planned']}{compared}"]
+    texts = [f"{funnel['kept']} of {funnel['planned']}{compared}"]
     if funnel["rejected"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in funnel["rejected_by_reason"].items())
-        told.append(f"rejected {funnel['rejected']}: {reasons}")
-    told += [f"{what} {funnel[what]}" for what in ("undecided", "errors") if funnel[what]]
-    return "; ".join(told)
+        texts.append(f"rejected {funnel['rejected']}: {reasons}")
+    texts += [f"{what} {funnel[what]}" for what in ("undecided", "errors") if funnel[what]]
+    return "; ".join(texts)
 
 
 def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:

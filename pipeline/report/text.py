@@ -15,8 +15,8 @@ from pipeline.report.charts import number
 
 def count_text(value: object) -> str:
     """A count with separated thousands; an en dash if there is none."""
-    found = as_float(value)
-    return f"{found:,.0f}" if math.isfinite(found) else "–"
+    count = as_float(value)
+    return f"{count:,.0f}" if math.isfinite(count) else "–"
 
 
 def number_text(value: object) -> str:
@@ -26,11 +26,11 @@ def number_text(value: object) -> str:
 
 def share_text(value: object) -> str:
     """A fraction as a percentage. A share that is only close to 0 or 1 is never shown as "0 %" or "100 %"."""
-    found = as_float(value)
-    if not math.isfinite(found):
+    share = as_float(value)
+    if not math.isfinite(share):
         return "–"
-    digits = 1 if 0 < found < 0.01 or 0.99 < found < 1 else 0
-    return f"{100 * found:.{digits}f} %"
+    digits = 1 if 0 < share < 0.01 or 0.99 < share < 1 else 0
+    return f"{100 * share:.{digits}f} %"
 
 
 def as_float(value: object) -> float:

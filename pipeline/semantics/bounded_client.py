@@ -49,6 +49,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
 
 
 async def _beginning(response: Any) -> bytes:
+    """The response's body, at most MOST_BYTES of it."""
     body = bytearray()
     async for chunk in response.aiter_bytes(2**16):
         body += chunk

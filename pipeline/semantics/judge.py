@@ -89,30 +89,30 @@ def parse(text: str) -> Verdict | None:
     Code fences and words around the JSON object are allowed. Missing, additional or repeated keys, other marks than the
     three, and two verdicts that differ make the answer unreadable.
     """
-    found = []
+    verdicts = []
     for values in _objects(text):
         try:
-            found.append(Verdict.model_validate(values))
+            verdicts.append(Verdict.model_validate(values))
         except ValidationError:
             continue
-    return found[0] if found and all(verdict == found[0] for verdict in found) else None
+    return verdicts[0] if verdicts and all(verdict == verdicts[0] for verdict in verdicts) else None
 
 
 def _objects(text: str) -> list[dict]:
     """Every outermost JSON object in a text."""
     # strict=False allows line breaks in strings; parse_int=float avoids int()'s error for very long numbers
     decoder = json.JSONDecoder(object_pairs_hook=_no_key_twice, strict=False, parse_int=float)
-    found, start = [], text.find("{")
+    objects, start = [], text.find("{")
     while start >= 0:
         try:
             values, end = decoder.raw_decode(text, start)
-            found.append(values)
+            objects.append(values)
         except json.JSONDecodeError as error:
             end = max(start + 1, error.pos)  # skip what was parsed, so that no text takes quadratic time
         except RecursionError:
             break
         start = text.find("{", end)
-    return found
+    return objects
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -267,5 +267,5 @@ class VlmJudge(BatchStage):
 
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
         """The stage's fingerprint, which also includes the questions."""
-        asked = hashlib.sha256(json.dumps([ORDER, QUESTIONS, REMINDER, SCHEMA]).encode()).hexdigest()
-        return super().fingerprint({**inputs, "questions": asked})
+        questions = hashlib.sha256(json.dumps([ORDER, QUESTIONS, REMINDER, SCHEMA]).encode()).hexdigest()
+        return super().fingerprint({**inputs, "questions": questions})

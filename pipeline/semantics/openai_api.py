@@ -76,7 +76,7 @@ class ApiConfig(JudgeConfig):
     base_url: Annotated[str, AfterValidator(plain_url)] = "http://localhost:8000/v1"
     api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     batch_size: int = Field(32, ge=1, le=4096, description="Samples that are judged at once")
-    concurrency: int = Field(8, ge=1, le=256, description="Requests under way at the same time")
+    concurrency: int = Field(8, ge=1, le=256, description="Requests at the same time")
     timeout_s: float = Field(120, gt=0, le=3600)
     retries: int = Field(4, ge=0, le=10)
 
@@ -212,7 +212,7 @@ class ApiJudge(VlmJudge):
         import openai
 
         create: Any = client.chat.completions.create
-        asked = {
+        arguments = {
             "model": self.config.model,
             "messages": messages(request),
             "max_tokens": self.config.max_tokens,
@@ -220,14 +220,14 @@ class ApiJudge(VlmJudge):
             "seed": request.seed,
         }
         if not self._constrained:
-            return await create(**asked)
+            return await create(**arguments)
         try:
-            return await create(**asked, response_format=FORMAT)
+            return await create(**arguments, response_format=FORMAT)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not refuses_format(error):
                 raise
             self._constrained = False  # stays so for the life of the process
-            return await create(**asked)
+            return await create(**arguments)
 
 
 _starting = threading.Lock()
@@ -260,6 +260,7 @@ def messages(request: Request) -> list[dict]:
 
 
 def data_url(image: Image.Image) -> str:
+    """The image as a PNG data URL."""
     return "data:image/png;base64," + base64.b64encode(pictures.encode_png(image)).decode()
 
 

@@ -53,9 +53,9 @@ class Redactor:
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """The (start, stop) of each secret in the text, in order; spans that touch are joined."""
-        found: list[tuple[int, int]] = []
+        merged: list[tuple[int, int]] = []
         if not self._pieces:
-            return found
+            return merged
         plain, spans = readable(text)
         hits = [
             (spans[i][0], spans[i + size - 1][1])
@@ -64,11 +64,11 @@ class Redactor:
             if plain[i : i + size] in pieces
         ]
         for start, stop in sorted(hits):
-            if found and start <= found[-1][1]:
-                found[-1] = (found[-1][0], max(stop, found[-1][1]))
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
             else:
-                found.append((start, stop))
-        return found
+                merged.append((start, stop))
+        return merged
 
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -86,12 +86,12 @@ def _redactor(secrets: frozenset[str]) -> Redactor:
 
 def spellings(secret: str) -> set[str]:
     """A secret as it is, in hexadecimal, and in base64 at each of the three possible offsets."""
-    data, found = secret.encode(), {secret, secret.encode().hex()}
+    data, forms = secret.encode(), {secret, secret.encode().hex()}
     for before, partial in ((0, 0), (1, 2), (2, 3)):  # bytes before the secret, and letters that depend on them
         whole = (before + len(data)) * 8 // 6  # letters that do not depend on the bytes after it
         letters = base64.b64encode(b"\0" * before + data).decode()[partial:whole]
-        found |= {letters, letters.translate(str.maketrans("+/", "-_"))}
-    return found
+        forms |= {letters, letters.translate(str.maketrans("+/", "-_"))}
+    return forms
 
 
 def readable(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
@@ -102,22 +102,22 @@ def readable(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
     spans = [(i, i + 1) for i in range(len(text))]
     for _ in range(3):
         letters, merged, end = [], [], 0
-        for found in _ESCAPE.finditer(text):
-            letters.append(text[end : found.start()])
-            merged += spans[end : found.start()]
-            letters.append(_letter(found))
-            merged.append((spans[found.start()][0], spans[found.end() - 1][1]))
-            end = found.end()
+        for escape in _ESCAPE.finditer(text):
+            letters.append(text[end : escape.start()])
+            merged += spans[end : escape.start()]
+            letters.append(_letter(escape))
+            merged.append((spans[escape.start()][0], spans[escape.end() - 1][1]))
+            end = escape.end()
         if not end:
             break
         text, spans = "".join([*letters, text[end:]]), [*merged, *spans[end:]]
-    seen = [i for i, letter in enumerate(text) if not _UNSEEN.match(letter)]
-    lower = "".join(low if len(low := text[i].lower()) == 1 else text[i] for i in seen)
-    return lower, [spans[i] for i in seen]
+    visible = [i for i, letter in enumerate(text) if not _UNSEEN.match(letter)]
+    lower = "".join(low if len(low := text[i].lower()) == 1 else text[i] for i in visible)
+    return lower, [spans[i] for i in visible]
 
 
-def _letter(found: re.Match[str]) -> str:
-    if found["s"]:
-        return found["s"]
-    code = int(found["d"]) if found["d"] else int(next(filter(None, found.group("u", "x", "p", "h"))), 16)
+def _letter(escape: re.Match[str]) -> str:
+    if escape["s"]:
+        return escape["s"]
+    code = int(escape["d"]) if escape["d"] else int(next(filter(None, escape.group("u", "x", "p", "h"))), 16)
     return chr(code)

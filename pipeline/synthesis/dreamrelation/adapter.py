@@ -92,9 +92,9 @@ def read_adapter(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return stored
     if not isinstance(stored, dict) or set(stored) != set(GROUPS):
-        found = ", ".join(sorted(map(str, stored))[:4]) if isinstance(stored, dict) else type(stored).__name__
+        content = ", ".join(sorted(map(str, stored))[:4]) if isinstance(stored, dict) else type(stored).__name__
         raise UserError(
-            f"adapter {path}: holds {found} instead of {', '.join(GROUPS)}; give the ms_adapter.bin of MS-Diffusion"
+            f"adapter {path}: holds {content} instead of {', '.join(GROUPS)}; give the ms_adapter.bin of MS-Diffusion"
         )
     tensors: dict[str, Any] = {}
     for group, values in stored.items():

@@ -74,8 +74,10 @@ class SubjectAttention:
             keys, values = heads(subjects.keys[self.layer]), heads(subjects.values[self.layer])
             masks = subjects.masks[hidden_states.shape[1]]
             unconditional = len(query) - len(keys)
-            seen = functional.scaled_dot_product_attention(query[unconditional:], keys, values, attn_mask=masks.allowed)
-            added = attended[unconditional:] + seen * masks.covered
+            from_subjects = functional.scaled_dot_product_attention(
+                query[unconditional:], keys, values, attn_mask=masks.allowed
+            )
+            added = attended[unconditional:] + from_subjects * masks.covered
             attended = torch.cat([attended[:unconditional], added]) if unconditional else added
         attended = attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return attn.to_out[1](attn.to_out[0](attended))

@@ -250,7 +250,7 @@ def load_generator(
     local encoder stay on it.
     """
     pipe = load_pipeline(base, image_encoder, vae, dtype)
-    made = load_adapter(
+    image_adapter = load_adapter(
         adapter,
         pipe.unet,
         sizes or ResamplerSizes(),
@@ -258,7 +258,7 @@ def load_generator(
         pipe.text_encoder.config.hidden_size,
     )
     local = load_local_encoder(local_encoder, pipe.image_encoder.config).to(device, dtype) if local_encoder else None
-    generator = Generator(pipe, made.to(device, dtype), device, local)
+    generator = Generator(pipe, image_adapter.to(device, dtype), device, local)
     generator.add_loras(loras or {})
     if offload:
         pipe.enable_model_cpu_offload(device=device)

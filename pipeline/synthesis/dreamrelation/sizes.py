@@ -14,5 +14,5 @@ class ResamplerSizes(StageConfig):
     layers: int = Field(4, ge=1, le=256)
     heads: int = Field(20, ge=1, le=256)
     head_width: int = Field(64, ge=1, le=1024)
-    queries: int = Field(16, ge=1, le=1024, description="Tokens a subject")
+    queries: int = Field(16, ge=1, le=1024, description="Tokens for each subject")
     ff_mult: int = Field(4, ge=1, le=64)

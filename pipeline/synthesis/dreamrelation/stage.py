@@ -45,24 +45,24 @@ class DreamRelationConfig(StageConfig):
     base: str = "stabilityai/stable-diffusion-xl-base-1.0"
     base_revision: str = "main"
     image_encoder: str = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
-    adapter: str = Field("doge1516/MS-Diffusion", description="Holds ms_adapter.bin; or a .bin or .safetensors file")
+    adapter: str = Field("doge1516/MS-Diffusion", description="Where ms_adapter.bin is, or such a file itself")
     resampler: ResamplerSizes = ResamplerSizes()
-    vae: str | None = Field(None, description="Such as madebyollin/sdxl-vae-fp16-fix; none takes the base's own")
-    local_encoder: str | None = Field(None, description="CLIPSelf checkpoint for 16 more tokens a reference")
+    vae: str | None = Field(None, description="Such as madebyollin/sdxl-vae-fp16-fix; without one, the base's own")
+    local_encoder: str | None = Field(None, description="CLIPSelf checkpoint that adds 16 tokens for each reference")
     lora_source: str = "QingyuShi/DreamRelation"
     loras: dict[str, str] = {"hug": "lora-trained-xl-hugging-0.1kp-0.001cal-0.6"}
     steps: int = Field(30, ge=1, le=200)
-    guidance: float = Field(5.0, ge=1, le=30, description="1 is none, and takes half the time")
-    adapter_scale: float = Field(0.6, ge=0, le=2, description="How strongly the references act")
+    guidance: float = Field(5.0, ge=1, le=30, description="1 turns guidance off and halves the time")
+    adapter_scale: float = Field(0.6, ge=0, le=2, description="Weight of the references in the picture")
     negative_prompt: str = NEGATIVE_PROMPT
-    side: int = Field(1024, ge=64, le=2048, multiple_of=8, description="Side of the picture as it is made, in pixels")
-    size: int = Field(512, ge=64, le=2048, description="Side of the picture as it is kept, in pixels")
+    side: int = Field(1024, ge=64, le=2048, multiple_of=8, description="Side of the picture when made, in pixels")
+    size: int = Field(512, ge=64, le=2048, description="Side of the picture when stored, in pixels")
     precision: Precision = "float16"
     device: Device = "auto"
     batch_size: int = Field(4, ge=1, le=64, description="Pictures made at once")
-    compile: bool = Field(False, description="Compile the UNet: minutes at first and for each new LoRA, faster then")
+    compile: bool = Field(False, description="Compile the UNet: slow for each new LoRA, then faster")
     vae_tiling: bool = Field(False, description="Decode in tiles, for pictures of more than 1024 pixels a side")
-    offload: bool = Field(False, description="Keep on the GPU only the model that is at work")
+    offload: bool = Field(False, description="Keep only the model in use on the GPU")
 
 
 class DreamRelation(BatchStage):
