@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from flows.engine import engine_here, tells_mistakes, under_prefect
+from flows.engine import engine_of_run, reports_mistakes, under_prefect
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult, curate
 from pipeline.remembered import taken_up
@@ -16,7 +16,7 @@ from pipeline.report.results import funnel_rows, picture_table, read_manifest, w
 
 
 @flow(name="curate-instructar", log_prints=True, validate_parameters=True)
-@tells_mistakes
+@reports_mistakes
 def curate_instructar(
     config: CurationConfig = CurationConfig(), profile: str = "embedded", retry_errors: bool = False
 ) -> dict:
@@ -25,11 +25,11 @@ def curate_instructar(
     ``profile`` names the settings to start from ("embedded", "paper"), and ``config`` is laid on top. ``retry_errors``
     makes the samples again that failed in an earlier run. Returns the paths of the results by name.
     """
-    return _finish(curate(config.on_profile(profile), engine_here(), retry_errors=retry_errors))
+    return _finish(curate(config.on_profile(profile), engine_of_run(), retry_errors=retry_errors))
 
 
 @flow(name="rerun-stage", log_prints=True)
-@tells_mistakes
+@reports_mistakes
 def rerun_stage(
     stage: Literal["references", "plan", "synthesis", "matting", "semantics", "identity", "decide", "shards"] | str,
     config: CurationConfig = CurationConfig(),
@@ -40,7 +40,7 @@ def rerun_stage(
     Without a ``profile`` the run's own settings are used; ``config`` is laid on top.
     """
     settings = taken_up(config) if profile is None else config.on_profile(profile)
-    return _finish(curate(settings, engine_here(), again=stage))
+    return _finish(curate(settings, engine_of_run(), again=stage))
 
 
 def _finish(result: CurationResult) -> dict:

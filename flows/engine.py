@@ -36,17 +36,17 @@ def under_prefect() -> bool:
     return FlowRunContext.get() is not None
 
 
-def here(step: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
+def callable_of(step: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
     """The flow or task as this run calls it: through Prefect inside a flow run, otherwise its plain function."""
     return cast(Callable[P, R], step if under_prefect() else step.fn)
 
 
-def engine_here() -> Engine:
+def engine_of_run() -> Engine:
     """The engine that makes a stage's parts in this run."""
     return prefect_engine if under_prefect() else thread_engine
 
 
-def tells_mistakes(function: Callable[P, R]) -> Callable[P, R]:
+def reports_mistakes(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator of flow functions: a user's mistake ends the flow as failed, with one line and no traceback.
 
     The caller of the flow still gets the UserError. Messages name command options with dashes (``--samples``); a flow
@@ -54,7 +54,7 @@ def tells_mistakes(function: Callable[P, R]) -> Callable[P, R]:
     """
 
     @wraps(function)
-    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+    def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except UserError as error:
@@ -63,8 +63,8 @@ def tells_mistakes(function: Callable[P, R]) -> Callable[P, R]:
             error.args = (re.sub(r"--(?=[a-z])", "", str(error)),)
             return cast(R, Failed(message=str(error), data=error))
 
-    told.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
-    return told  # with the resolved signature, as Prefect would look up type names in this module
+    reporting.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    return reporting  # with the resolved signature, as Prefect would look up type names in this module
 
 
 def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:

@@ -10,14 +10,14 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from data_schemas.io import pictures
-from flows.engine import tells_mistakes, under_prefect
+from flows.engine import reports_mistakes, under_prefect
 from tokenar.config import SampleConfig
 from tokenar.evaluate.config import EvalConfig
 from tokenar.evaluate.run import evaluate_models
 
 
 @flow(name="evaluate-tokenar", log_prints=True)
-@tells_mistakes
+@reports_mistakes
 def evaluate_tokenar(
     models: list[str] = ["runs/quickstart/training/model"],  # noqa: B006  the form's default, never modified
     predictions: dict[str, str] = {},  # noqa: B006

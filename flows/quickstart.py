@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS as
 from data_schemas import commands
 from data_schemas.errors import UserError
 from flows.curate import curate_instructar
-from flows.engine import here, tells_mistakes
+from flows.engine import callable_of, reports_mistakes
 from flows.train import train_tokenar
 from pipeline.config import CurationConfig
 from pipeline.report.results import report_run
@@ -30,20 +30,20 @@ PORT_TAKEN = 3
 
 
 @flow(name="quickstart", log_prints=True)
-@tells_mistakes
+@reports_mistakes
 def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = None) -> dict:
     """Curate, train, sample, evaluate and report; returns the paths of the results by name.
 
     Results of an earlier run with the same settings are kept.
     """
-    results = here(curate_instructar)(config)
+    results = callable_of(curate_instructar)(config)
     training = Path(config.run_url) / "training"
 
     if "shards" not in results:
         raise UserError(f"{config.run_url}: no sample for training was kept; plan more with --samples")
 
     def trained() -> dict[str, Any]:
-        return here(train_tokenar)(results["shards"], results.get("test_shards"), str(training), steps=steps)
+        return callable_of(train_tokenar)(results["shards"], results.get("test_shards"), str(training), steps=steps)
 
     try:
         summary = trained()

@@ -13,7 +13,7 @@ from prefect.artifacts import create_table_artifact
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
-from flows.engine import here, tells_mistakes, under_prefect
+from flows.engine import callable_of, reports_mistakes, under_prefect
 from flows.evaluate import evaluate_tokenar
 from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
 from tokenar.data.encode import EncodeConfig, encode_shards
@@ -23,7 +23,7 @@ from tokenar.train.loop import RUN_FILES, train_model
 
 
 @flow(name="train-tokenar", log_prints=True)
-@tells_mistakes
+@reports_mistakes
 def train_tokenar(
     shards: str = "runs/quickstart/dataset/train-*.tar",
     val_shards: str | None = "runs/quickstart/dataset/test-*.tar",
@@ -58,11 +58,11 @@ def train_tokenar(
         config = with_changes(config, **encoded)
     if not (resume or overwrite):
         resume, overwrite = _found(Path(out))
-    summary = here(train_task)(config, processes, resume, overwrite)
+    summary = callable_of(train_task)(config, processes, resume, overwrite)
     if under_prefect():
         create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
     if val_shards and "model" in summary:
-        evaluated = here(evaluate_tokenar)([summary["model"]], shards=val_shards, out=f"{out}/evaluation")
+        evaluated = callable_of(evaluate_tokenar)([summary["model"]], shards=val_shards, out=f"{out}/evaluation")
         summary |= {"evaluation": evaluated}
     return summary
 
@@ -87,7 +87,7 @@ def _encoded(config: TrainConfig, shards: str, name: str, processes: int) -> str
         image_size=config.image_size, text=config.text, teacher=config.teacher,
         keep_padding=config.model.text_padding == "attended",
     )  # fmt: skip
-    here(encode_task)(wanted, processes)
+    callable_of(encode_task)(wanted, processes)
     return f"{folder}/*.tar"
 
 

@@ -15,7 +15,7 @@ from data_schemas.io.pictures import SUFFIXES
 SPLIT_NAMES = {"train", "training", "test", "validation", "valid", "val", "dev"}
 """Usual names of folders and files that hold one split of a data set."""
 ABOUT = ("readme", "license", "licence", "thumbs", "desktop")
-"""Beginnings of file names (stems) that describe a folder and are no references."""
+"""Stems of files that describe a folder and are no references."""
 
 
 def is_hidden(name: str) -> bool:
