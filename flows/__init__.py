@@ -1,19 +1,19 @@
-"""Prefect flows: which stage after which, on which engine, cached how."""
+"""Prefect flows: they run the stages in order, on Prefect's task runner, with results cached between runs."""
 
 import logging
 import os
 
 from data_schemas.errors import UserError
 
-# Nothing phones home by default; whoever wants Prefect's telemetry sets these before.
+# Prefect's telemetry is off by default; set these variables beforehand to turn it on.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-# The temporary server of a flow without one gets 20 seconds by default; a loaded machine needs more.
+# Seconds that Prefect's temporary server may take to start; the default of 20 is too short on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """A stage says what came of its parts: not a line a part that ended well, and no trace of a user's mistake."""
+    """Log filter: drops the line that Prefect logs for each successful part, and the traceback of a user's mistake."""
     if record.exc_info and isinstance(record.exc_info[1], UserError):
         record.exc_info = None
     return record.levelno > logging.INFO or not record.getMessage().startswith("Finished in state")

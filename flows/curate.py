@@ -1,4 +1,4 @@
-"""The flows of the curation: the whole road, and one stage again with what follows it."""
+"""The Prefect flows of the curation: the whole curation, and a rerun of one stage with all later ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from flows.engine import engine_here, tells_mistakes, under_prefect
+from flows.engine import engine_of_run, reports_mistakes, under_prefect
 from pipeline.config import CurationConfig
 from pipeline.curate import CurationResult, curate
 from pipeline.remembered import taken_up
@@ -16,41 +16,41 @@ from pipeline.report.results import funnel_rows, picture_table, read_manifest, w
 
 
 @flow(name="curate-instructar", log_prints=True, validate_parameters=True)
-@tells_mistakes
+@reports_mistakes
 def curate_instructar(
     config: CurationConfig = CurationConfig(), profile: str = "embedded", retry_errors: bool = False
 ) -> dict:
     """Plan, synthesise, matte, judge, compare, decide, shard and report one dataset.
 
-    ``profile`` names the settings to start from ("embedded", "paper"), ``config`` is laid on top. ``retry_errors``
-    makes the samples again that failed in an earlier run. Returns where everything is.
+    ``profile`` names the settings to start from ("embedded", "paper"), and ``config`` is laid on top. ``retry_errors``
+    makes the samples again that failed in an earlier run. Returns the paths of the results by name.
     """
-    return _finish(curate(config.on_profile(profile), engine_here(), retry_errors=retry_errors))
+    return _finish(curate(config.on_profile(profile), engine_of_run(), retry_errors=retry_errors))
 
 
 @flow(name="rerun-stage", log_prints=True)
-@tells_mistakes
+@reports_mistakes
 def rerun_stage(
     stage: Literal["references", "plan", "synthesis", "matting", "semantics", "identity", "decide", "shards"] | str,
     config: CurationConfig = CurationConfig(),
     profile: str | None = None,
 ) -> dict:
-    """Make one stage of a run again, and everything that follows it, whatever the cache holds.
+    """Make one stage of a run again, and all stages after it, even where the cache has their parts.
 
-    Without a ``profile`` the run's own settings are taken up again; ``config`` is laid on top.
+    Without a ``profile`` the run's own settings are used; ``config`` is laid on top.
     """
     settings = taken_up(config) if profile is None else config.on_profile(profile)
-    return _finish(curate(settings, engine_here(), again=stage))
+    return _finish(curate(settings, engine_of_run(), again=stage))
 
 
 def _finish(result: CurationResult) -> dict:
-    """Report, artifacts and the paths that users look for."""
-    places = write_results(result)
+    """Write the report and the Prefect artifacts. Returns the paths of the results by name."""
+    results = write_results(result)
     if under_prefect():
         manifest = read_manifest(result)
         create_table_artifact(funnel_rows(result, manifest), key="funnel", description="What became of the samples")
         create_markdown_artifact(picture_table(result, manifest), key="pictures", description="Kept, rejected and why")
-        if flow_run.parent_flow_run_id is None:  # a flow above this one tells them with its own
-            for name, place in places.items():
-                print(f"{name:<12} {place}")
-    return places
+        if flow_run.parent_flow_run_id is None:  # otherwise the parent flow prints them with its own results
+            for name, path in results.items():
+                print(f"{name:<12} {path}")
+    return results

@@ -1,7 +1,7 @@
-"""What runs under Prefect and how: one task a part of the curation, cached on the part's fingerprint and input.
+"""Running the curation under Prefect: one task for each part, cached by the part's fingerprint and input.
 
-The cache key holds nothing of the flow run, and results lie with the run's parts, so a lost Prefect database costs
-nothing. A part that is missing or damaged on disk is made again whatever Prefect remembers of it.
+The cache key contains nothing of the flow run, and results are stored beside the run's parts, so nothing is lost with
+Prefect's database. A part that is missing or damaged on disk is made again, even if Prefect has a cached result for it.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ R = TypeVar("R")
 
 
 def under_prefect() -> bool:
-    """Is this a run of a flow? Without a server the flows' own functions do the same work, telling no one."""
+    """Whether this code runs inside a Prefect flow run. Without one, the flows' plain functions do the same work."""
     return FlowRunContext.get() is not None
 
 
-def here(step: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
-    """A flow or task as this run calls it: through Prefect, or its plain function where there is none."""
+def callable_of(step: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
+    """The flow or task as this run calls it: through Prefect inside a flow run, otherwise its plain function."""
     return cast(Callable[P, R], step if under_prefect() else step.fn)
 
 
-def engine_here() -> Engine:
-    """What makes a stage's parts in this run."""
+def engine_of_run() -> Engine:
+    """The engine that makes a stage's parts in this run."""
     return prefect_engine if under_prefect() else thread_engine
 
 
-def tells_mistakes(function: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake ends the flow that ``function`` is made into as failed, in one line and without a trace.
+def reports_mistakes(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of flow functions: a user's mistake ends the flow as failed, with one line and no traceback.
 
-    Whoever called the flow gets the UserError itself. A flow has parameters where a command has options, so they lose
-    their dashes.
+    The caller of the flow still gets the UserError. Messages name command options with dashes (``--samples``); a flow
+    has parameters instead, so the dashes are removed.
     """
 
     @wraps(function)
-    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+    def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except UserError as error:
@@ -63,12 +63,12 @@ def tells_mistakes(function: Callable[P, R]) -> Callable[P, R]:
             error.args = (re.sub(r"--(?=[a-z])", "", str(error)),)
             return cast(R, Failed(message=str(error), data=error))
 
-    told.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
-    return told  # Prefect would look for the names of types in this module
+    reporting.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    return reporting  # with the resolved signature, as Prefect would look up type names in this module
 
 
 def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
-    """Stage, fingerprint, part, and a digest of what the part was made from."""
+    """Prefect's cache key of a part: stage, fingerprint, part name and a digest of the part's input."""
     job: PartJob = parameters["job"]
     return f"{job.stage}-{dict(job.run.fingerprints)[job.stage]}-{job.part}-{job.made_from[:16]}"
 
@@ -83,12 +83,12 @@ def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
     retry_condition_fn=lambda task, run, state: _is_transient(state),
 )
 def make_part_task(job: PartJob) -> dict:
-    """Make one part, or find it whole; returns its summary as plain values."""
+    """Make one part unless it is already complete. Returns its summary as plain values."""
     return asdict(make_part(job))
 
 
 def _is_transient(state: Any) -> bool:
-    """Only trouble with disks and networks is worth a second try; a user's mistake is not."""
+    """Whether a failed task is worth a retry: only errors of disks and networks are, a user's mistake is not."""
     try:
         state.result()
     except OSError:
@@ -99,7 +99,10 @@ def _is_transient(state: Any) -> bool:
 
 
 def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress) -> list[PartSummary]:
-    """Make the parts of one stage as Prefect tasks, ``config.workers`` at a time; results in the jobs' order."""
+    """Make the parts of one stage as Prefect tasks, ``config.workers`` at a time.
+
+    Summaries are in the order of the jobs.
+    """
     if not jobs:
         return []
     config = jobs[0].run.config

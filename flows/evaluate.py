@@ -1,4 +1,4 @@
-"""The flow of the evaluation: several checkpoints and other methods' pictures in one table."""
+"""The Prefect flow of the evaluation: checkpoints and pictures of other methods, compared in one table."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from data_schemas.io import pictures
-from flows.engine import tells_mistakes, under_prefect
+from flows.engine import reports_mistakes, under_prefect
 from tokenar.config import SampleConfig
 from tokenar.evaluate.config import EvalConfig
 from tokenar.evaluate.run import evaluate_models
 
 
 @flow(name="evaluate-tokenar", log_prints=True)
-@tells_mistakes
+@reports_mistakes
 def evaluate_tokenar(
-    models: list[str] = ["runs/quickstart/training/model"],  # noqa: B006  what Prefect's form shows, never changed
+    models: list[str] = ["runs/quickstart/training/model"],  # noqa: B006  the form's default, never modified
     predictions: dict[str, str] = {},  # noqa: B006
     shards: str = "runs/quickstart/dataset/test-*.tar",
     out: str = "runs/quickstart/training/evaluation",
@@ -27,40 +27,40 @@ def evaluate_tokenar(
     sampling: SampleConfig = SampleConfig(),
     limit: int | None = None,
 ) -> dict:
-    """Draw a picture for every test sample with every model, and measure them all; returns what metrics.json holds.
+    """Draw a picture for every test sample with every model and measure them all. Returns the content of metrics.json.
 
-    ``models`` are model folders, each a row of the table under the name of its run; ``predictions`` maps the names of
-    other methods to folders of their pictures, ``<sample_id>.png``. What an earlier run made is kept.
+    ``models`` are model folders; each becomes a row of the table, named after its run. ``predictions`` maps the names
+    of other methods to folders with their pictures, ``<sample_id>.png``. Results of earlier runs are kept.
     """
     result = evaluate_models(
         shards, out, models=models, predictions=predictions, config=config, sampling=sampling, limit=limit
     )  # fmt: skip
     for note in result["notes"]:
-        print(note.split("; --")[0])  # options of the command; a flow has its config
+        print(note.split("; --")[0])  # what follows names command options, and a flow has a config instead
     if under_prefect():
         _show(result, Path(out))
     return result
 
 
-def _show(result: dict, place: Path) -> None:
-    """The artifacts of an evaluation."""
+def _show(result: dict, folder: Path) -> None:
+    """Create the Prefect artifacts of an evaluation."""
     rows = [{"method": name} | method["figures"] for name, method in result["methods"].items()]
     create_table_artifact(rows, key="evaluation", description="Means over the test samples")
-    create_markdown_artifact((place / "table.md").read_text(), key="evaluation-table",
+    create_markdown_artifact((folder / "table.md").read_text(), key="evaluation-table",
                              description="In the layout of the paper's Tables 2 and 3")  # fmt: skip
-    create_markdown_artifact(inlined(place / "grid.png", 1200), key="evaluation-grid",
+    create_markdown_artifact(inlined(folder / "grid.png", 1200), key="evaluation-grid",
                              description="References, background, every method, truth")  # fmt: skip
-    create_markdown_artifact(picture_strips(place / "pictures"), key="drawn-pictures",
+    create_markdown_artifact(picture_strips(folder / "pictures"), key="drawn-pictures",
                              description="References, background, every method, truth")  # fmt: skip
 
 
 def picture_strips(folder: Path, count: int = 6) -> str:
-    """Markdown with the first strips of an evaluation, inlined, each under its sample's id."""
+    """Markdown with the first ``count`` picture strips of an evaluation, inlined, each under its sample id."""
     return "\n".join(f"**{path.stem}**\n\n{inlined(path, 10_000, 96)}" for path in sorted(folder.glob("*.png"))[:count])
 
 
 def inlined(path: Path, width: int, height: int = 10_000) -> str:
-    """Markdown that holds a picture itself, at most so many pixels wide and high; empty if there is none."""
+    """Markdown that contains the picture itself, at most ``width`` x ``height`` pixels; empty if there is no file."""
     if not path.is_file():
         return ""
     picture = pictures.decode(path.read_bytes(), str(path)).convert("RGB")

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS as
 from data_schemas import commands
 from data_schemas.errors import UserError
 from flows.curate import curate_instructar
-from flows.engine import here, tells_mistakes
+from flows.engine import callable_of, reports_mistakes
 from flows.train import train_tokenar
 from pipeline.config import CurationConfig
 from pipeline.report.results import report_run
@@ -26,51 +26,57 @@ from tokenar.config import cpu_small
 from tokenar.train.loop import OtherRun
 
 PORT_TAKEN = 3
-"""Exit code with which a temporary server leaves its port to another; Prefect then tries the next."""
+"""Exit code of a temporary server that found its port taken; Prefect then tries another port."""
 
 
 @flow(name="quickstart", log_prints=True)
-@tells_mistakes
+@reports_mistakes
 def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = None) -> dict:
-    """The whole road; returns where everything is. What an earlier run made from the same settings is kept."""
-    places = here(curate_instructar)(config)
+    """Curate, train, sample, evaluate and report; returns the paths of the results by name.
+
+    Results of an earlier run with the same settings are kept.
+    """
+    results = callable_of(curate_instructar)(config)
     training = Path(config.run_url) / "training"
 
-    if "shards" not in places:
+    if "shards" not in results:
         raise UserError(f"{config.run_url}: no sample for training was kept; plan more with --samples")
 
     def trained() -> dict[str, Any]:
-        return here(train_tokenar)(places["shards"], places.get("test_shards"), str(training), steps=steps)
+        return callable_of(train_tokenar)(results["shards"], results.get("test_shards"), str(training), steps=steps)
 
     try:
         summary = trained()
-    except OtherRun as error:  # no model of a user's is lost for a new dataset
-        aside = next(place for n in count(1) if not (place := training.with_name(f"training-{n}")).exists())
+    except OtherRun as error:  # a model that was trained on another dataset is moved aside, not overwritten
+        aside = next(path for n in count(1) if not (path := training.with_name(f"training-{n}")).exists())
         training.rename(aside)
         print(f"{error.args[0].partition(';')[0]}; it is kept as {aside}")
         summary = trained()
     report_run(config)
     if "model" in summary:
-        places["checkpoint"] = summary["model"]
+        results["checkpoint"] = summary["model"]
     if "evaluation" in summary:
         (model,) = summary["evaluation"]["methods"]
-        places |= {
+        results |= {
             "samples": f"{training}/evaluation/{model}/samples",
             "evaluation": f"{training}/evaluation/table.md",
         }
-    return places
+    return results
 
 
 def server_comes() -> bool:
-    """Is there a Prefect server? The one that is named, or a temporary one, which is waited for as long as it lives."""
+    """Whether Prefect has a server.
+
+    A configured server is asked; a temporary one is waited for while its process is alive.
+    """
     if PREFECT_API_URL.value() is None:
         limit = STARTUP_TIMEOUT.value()
         print(f"Waiting for Prefect's temporary server: seconds, or minutes on a busy machine (at most {limit} s).")
-    asked = threading.Thread(target=_ask, args=(answers := list[Exception | None](),), daemon=True)
-    asked.start()
-    server = SubprocessASGIServer()  # the very one that is being started, if any
-    while asked.is_alive():
-        asked.join(0.5)
+    asking = threading.Thread(target=_ask, args=(answers := list[Exception | None](),), daemon=True)
+    asking.start()
+    server = SubprocessASGIServer()  # Prefect's singleton: the server that is being started, if there is one
+    while asking.is_alive():
+        asking.join(0.5)
         if server.server_process and server.server_process.poll() not in (None, PORT_TAKEN):
             answers.append(RuntimeError(f"it ended with status {server.server_process.returncode}"))
             break
@@ -85,7 +91,7 @@ def _ask(answers: list[Exception | None]) -> None:
     try:
         with get_client(sync_client=True) as client:
             answers.append(client.api_healthcheck())
-    except Exception as error:  # whatever it is, the work can be done without
+    except Exception as error:  # for any reason; the work can be done without a server
         answers.append(error)
 
 
@@ -99,17 +105,17 @@ def _quickstart_command() -> None:
     arguments.add_argument("--samples", type=int, default=96, help="samples to plan")
     arguments.add_argument("--steps", type=int, help="training steps (the preset's own by default)")
     arguments.add_argument("--version", action="version", version=commands.version_line())
-    given = arguments.parse_args()
-    config = CurationConfig.load(given={"root": given.root, "samples": given.samples})
-    if given.steps is not None:
-        cpu_small(steps=given.steps)  # a number that cannot be trained is told before the curation
+    options = arguments.parse_args()
+    config = CurationConfig.load(given={"root": options.root, "samples": options.samples})
+    if options.steps is not None:
+        cpu_small(steps=options.steps)  # raises UserError for a wrong number before the curation begins
     run: Callable[..., dict] = quickstart if server_comes() else quickstart.fn
-    places = run(config, given.steps)
-    if "checkpoint" not in places:  # the trainer has saved, and left early
+    results = run(config, options.steps)
+    if "checkpoint" not in results:  # the trainer was interrupted and has saved a checkpoint
         raise KeyboardInterrupt
     print("\nDone. Look at the report first:")
-    for what, place in places.items():
-        print(f"  {what:<12} {place}")
+    for name, path in results.items():
+        print(f"  {name:<12} {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The flow of the model: encode, train and measure on a curation's shards."""
+"""The Prefect flow of the model: encode the shards, train on them and evaluate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect.artifacts import create_table_artifact
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
-from flows.engine import here, tells_mistakes, under_prefect
+from flows.engine import callable_of, reports_mistakes, under_prefect
 from flows.evaluate import evaluate_tokenar
 from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
 from tokenar.data.encode import EncodeConfig, encode_shards
@@ -23,7 +23,7 @@ from tokenar.train.loop import RUN_FILES, train_model
 
 
 @flow(name="train-tokenar", log_prints=True)
-@tells_mistakes
+@reports_mistakes
 def train_tokenar(
     shards: str = "runs/quickstart/dataset/train-*.tar",
     val_shards: str | None = "runs/quickstart/dataset/test-*.tar",
@@ -35,20 +35,22 @@ def train_tokenar(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict:
-    """Encode where the encoders are frozen ones, train, and measure on ``val_shards``; returns losses and places.
+    """Encode the shards if the config has frozen encoders, train, and evaluate on ``val_shards``.
 
-    ``preset`` names the settings to start from, or ``settings`` a JSON file of them. ``processes``: of torchrun on this
-    machine, one a GPU. A training in ``out`` with the same settings and samples is continued, and kept if it has ended;
-    any other is refused, and nothing of it touched, unless ``overwrite`` says to remove it first. ``resume`` insists on
-    one to continue. A training that was asked to stop has saved a checkpoint and no model, so nothing is measured.
+    ``preset`` names the settings to start from; ``settings`` is a JSON file of settings instead. ``processes`` is the
+    number of training processes on this machine (torchrun), one for each GPU. A training in ``out`` with the same
+    settings and samples is continued, or kept if it has finished. Any other training there is refused and left
+    untouched, unless ``overwrite`` says to remove it first. ``resume`` requires a training to continue. A training that
+    was interrupted has a checkpoint but no model, so it is not evaluated. Returns the losses and the paths of the
+    results.
     """
     if settings is None and preset not in PRESETS:
         raise UserError(f"no preset {preset!r}; there is: {', '.join(PRESETS)}")
     config = read_train_config(settings) if settings is not None else PRESETS[preset]()
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; set one")
-    given: dict[str, object] = {} if steps is None else {"steps": steps}
-    config = with_changes(config, shards=shards, val_shards=val_shards, out=out, **given)
+    changes: dict[str, object] = {} if steps is None else {"steps": steps}
+    config = with_changes(config, shards=shards, val_shards=val_shards, out=out, **changes)
     if isinstance(config.tokenizer, VqConfig) and not is_encoded(expand_shards(shards)[0]):
         encoded = {"shards": _encoded(config, shards, "train", processes)}
         if val_shards:
@@ -56,17 +58,17 @@ def train_tokenar(
         config = with_changes(config, **encoded)
     if not (resume or overwrite):
         resume, overwrite = _found(Path(out))
-    summary = here(train_task)(config, processes, resume, overwrite)
+    summary = callable_of(train_task)(config, processes, resume, overwrite)
     if under_prefect():
         create_table_artifact([summary], key="training", description="Losses in nats a token, and the model's place")
     if val_shards and "model" in summary:
-        evaluated = here(evaluate_tokenar)([summary["model"]], shards=val_shards, out=f"{out}/evaluation")
+        evaluated = callable_of(evaluate_tokenar)([summary["model"]], shards=val_shards, out=f"{out}/evaluation")
         summary |= {"evaluation": evaluated}
     return summary
 
 
 def _found(out: Path) -> tuple[bool, bool]:
-    """(resume, overwrite) for what lies in ``out``: go on from a checkpoint, replace a start that never came to one."""
+    """(resume, overwrite) for what is in ``out``: resume from a checkpoint, overwrite a training that saved none."""
     if any(out.glob("checkpoints/step-*")):
         print(f"{out}: goes on from what is there")
         return True, False
@@ -75,7 +77,7 @@ def _found(out: Path) -> tuple[bool, bool]:
 
 
 def _encoded(config: TrainConfig, shards: str, name: str, processes: int) -> str:
-    """Glob of the shards' encoded copies in ``<out>-encoded/<name>``; those that are whole are not made again."""
+    """Glob of the encoded copies of the shards in ``<out>-encoded/<name>``. Complete ones are not made again."""
     if config.tokenizer_weights is None or not isinstance(config.text, T5Config):
         raise UserError(f"{shards}: raw shards; set tokenizer_weights (the VQ tokenizer's file) and a T5 as text")
     assert isinstance(config.tokenizer, VqConfig)
@@ -85,7 +87,7 @@ def _encoded(config: TrainConfig, shards: str, name: str, processes: int) -> str
         image_size=config.image_size, text=config.text, teacher=config.teacher,
         keep_padding=config.model.text_padding == "attended",
     )  # fmt: skip
-    here(encode_task)(wanted, processes)
+    callable_of(encode_task)(wanted, processes)
     return f"{folder}/*.tar"
 
 
@@ -108,9 +110,9 @@ def train_task(config: TrainConfig, processes: int, resume: bool, overwrite: boo
 
 
 def _torchrun(processes: int, command: str, settings: str, file: Path, *options: str) -> None:
-    """Run a command of tokenar.cli in several processes on this machine, telling what it tells.
+    """Run a command of tokenar.cli in several processes on this machine and pass on what it prints.
 
-    UserError with the first line of complaint if it fails.
+    Raises UserError with the first error line if it fails.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(settings)
@@ -124,7 +126,7 @@ def _torchrun(processes: int, command: str, settings: str, file: Path, *options:
                 if complaint is None and line.startswith("error: "):
                     complaint = line.removeprefix("error: ").strip()
         except BaseException:
-            process.terminate()  # the trainer saves before it leaves
+            process.terminate()  # the trainer saves a checkpoint before it exits
             raise
     if process.returncode:
         raise UserError(complaint or f"{command} ended with status {process.returncode}")

@@ -1,4 +1,4 @@
-"""The stages that a config names: the backends that come with the project, and stages of the user's own."""
+"""The stages that a config names: the backends of this project and stages that users wrote."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ from pipeline.synthesis.dreamrelation.stage import DreamRelation
 BACKENDS: tuple[type[Stage], ...] = (
     Collage, DreamRelation, GrabCut, Ben2, ImageNetJudge, TransformersJudge, ApiJudge, Identity, TimmIdentity,
 )  # fmt: skip
-"""The stages that a config can name by ``backend``; each is known by the class of its config."""
+"""The stages that a config can choose with ``backend``. Each is found by the class of its settings."""
 
 
 def build_stages(config: CurationConfig) -> list[Stage]:
-    """The per-sample stages in order: synthesis, matting, semantics, identity, then the user's filters."""
+    """The per-sample stages in order: synthesis, matting, semantics, identity, then the user's filters.
+
+    Raises UserError for a user's stage that cannot be used.
+    """
     stages: list[Stage] = []
     for section in STAGE_SECTIONS:
         settings = getattr(config, section)
@@ -52,23 +55,24 @@ def build_stages(config: CurationConfig) -> list[Stage]:
 
 
 def _own_stage(what: str, entry: OwnStageConfig, before: Sequence[str]) -> Stage:
-    """A stage of the user's own, which may read those ``before`` it; UserError for whatever is wrong with it.
+    """A stage that a user wrote, which may read the stages named in ``before``.
 
-    Its code runs here, so anything may be raised, SystemExit included.
+    Importing and constructing it runs the user's code, which may raise anything, even SystemExit. All of it becomes a
+    UserError.
     """
     module, colon, name = entry.use.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name) if colon else None
+        stage_class = getattr(importlib.import_module(module), name) if colon else None
     except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {one_line(error, 300)}"
         raise UserError(f"{what} {entry.use!r} cannot be imported ({why}); is its folder on PYTHONPATH?") from error
-    if not (isinstance(found, type) and issubclass(found, Stage)):
+    if not (isinstance(stage_class, type) and issubclass(stage_class, Stage)):
         raise UserError(f"{what} {entry.use!r}: expected module:Class of a pipeline.Stage")
     try:
-        stage = found(found.Config(**entry.config))
+        stage = stage_class(stage_class.Config(**entry.config))
         _check_stage(stage, before)
     except ValidationError as error:
-        raise UserError(f"{what} {entry.use!r}: {first_mistake(error, found.Config)}") from error
+        raise UserError(f"{what} {entry.use!r}: {first_mistake(error, stage_class.Config)}") from error
     except UserError as error:
         raise UserError(f"{what} {entry.use!r}: {error}") from error
     except (Exception, SystemExit) as error:
@@ -78,7 +82,7 @@ def _own_stage(what: str, entry: OwnStageConfig, before: Sequence[str]) -> Stage
 
 
 def _check_stage(stage: Stage, before: Sequence[str]) -> None:
-    """UserError unless a stage says what it is, as docs/add-a-stage.md shows."""
+    """Raise UserError unless a user's stage sets all that docs/add-a-stage.md describes."""
     if not isinstance(stage.config, StageConfig):
         raise UserError("its Config is no pipeline.StageConfig; derive it from that")
     if not isinstance(getattr(stage, "name", None), str):

@@ -10,7 +10,7 @@ from data_schemas import commands
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
 
-if TYPE_CHECKING:  # each command imports what it needs: --help and a mistake should not wait for it
+if TYPE_CHECKING:  # imported inside the commands, so that --help and error messages are fast
     from pipeline.config import CurationConfig
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -47,8 +47,8 @@ def _config(
 ) -> CurationConfig:
     from pipeline.config import CurationConfig
 
-    given = {"name": name, "root": root, "samples": samples, "references.pool": pool}
-    return CurationConfig.load(profile, file, overrides, {k: v for k, v in given.items() if v is not None}, before)
+    options = {"name": name, "root": root, "samples": samples, "references.pool": pool}
+    return CurationConfig.load(profile, file, overrides, {k: v for k, v in options.items() if v is not None}, before)
 
 
 def _run_config(
@@ -60,17 +60,17 @@ def _run_config(
     samples: int | None,
     pool: str | None,
 ) -> CurationConfig:
-    """The settings of a run that is there: without a profile or file those it was last curated with."""
+    """The settings of an existing run. Without a profile or config file they are those of its last curation."""
     from pipeline.remembered import remembered
 
-    found = _config(profile or "embedded", file, overrides, name, root, samples, pool)
-    before = remembered(found) if profile is None and file is None else None
-    return found if before is None else _config("embedded", None, overrides, None, None, samples, pool, before)
+    config = _config(profile or "embedded", file, overrides, name, root, samples, pool)
+    stored = remembered(config) if profile is None and file is None else None
+    return config if stored is None else _config("embedded", None, overrides, None, None, samples, pool, stored)
 
 
-def _show(places: dict[str, str]) -> None:
-    for what, place in places.items():
-        typer.echo(f"{what:<12} {place}")
+def _show(results: dict[str, str]) -> None:
+    for name, path in results.items():
+        typer.echo(f"{name:<12} {path}")
 
 
 @app.command("curate")
@@ -156,10 +156,10 @@ def models_check(
     from pipeline import models
     from pipeline.backends import build_stages
 
-    found = models.check(build_stages(settings))
-    for line in models.table(found):
+    needed = models.check(build_stages(settings))
+    for line in models.table(needed):
         typer.echo(line)
-    if any(f.path is None for f in found):
+    if any(f.path is None for f in needed):
         raise typer.Exit(1)
 
 
@@ -176,7 +176,7 @@ def models_fetch(
     for found in models.check(build_stages(settings)):
         try:
             typer.echo(f"{found.weights.purpose:<24} {models.fetch(found.weights)}")
-        except UserError as error:  # the others are fetched all the same
+        except UserError as error:  # go on with the other models
             problems.append(str(error))
     if problems:
         raise UserError("; ".join(problems))

@@ -1,4 +1,4 @@
-"""The whole curation in one pydantic model: what the command line, the YAML profiles and Prefect's form fill in."""
+"""All settings of a curation in one pydantic model, filled from the command line, YAML profiles or Prefect's form."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.synthesis.dreamrelation.stage import DreamRelationConfig
 
 
 class OwnStageConfig(StageConfig):
-    """A stage of the user's own: ``use`` is module:Class of a pipeline.Stage, ``config`` its settings."""
+    """A stage that the user wrote: ``use`` is module:Class of a subclass of Stage, ``config`` holds its settings."""
 
     model_config = ConfigDict(title="own stage")
 
@@ -37,7 +37,7 @@ class OwnStageConfig(StageConfig):
 
 
 def _backend(value: Any) -> str | None:
-    """Which member of a section's union a value is meant for."""
+    """The tag of the union member that a section's value is meant for: its backend, or "use" for a user's own stage."""
     if isinstance(value, OwnStageConfig) or (isinstance(value, dict) and "use" in value):
         return "use"
     return value.get("backend") if isinstance(value, dict) else getattr(value, "backend", None)
@@ -62,35 +62,35 @@ Identity = Annotated[
 
 
 class DecideConfig(StageConfig):
-    """Thresholds by reason code; a reason that is named in neither keeps its stage's default.
+    """Thresholds by reason code. A reason that is not listed keeps the default of its stage.
 
-    ``thresholds`` win over those of ``thresholds_file``, a YAML file such as ``instructar calibrate`` writes.
+    ``thresholds_file`` is a YAML file such as ``instructar calibrate`` writes; ``thresholds`` override its values.
     """
 
     thresholds: dict[str, float] = {}
     thresholds_file: str | None = None
 
     def all_thresholds(self) -> dict[str, float]:
-        """Both together; UserError for a file that holds none."""
+        """The thresholds of the file and of the config together. Raises UserError for a file without thresholds."""
         return (read_thresholds(self.thresholds_file) if self.thresholds_file else {}) | self.thresholds
 
 
 class ShardsConfig(StageConfig):
-    """How the kept samples are cut into shards."""
+    """How the kept samples are divided into shards."""
 
     samples_per_shard: int = Field(64, ge=1, le=100_000)
 
 
 STAGE_SECTIONS = ("synthesis", "matting", "semantics", "identity")
-"""Sections that pick a backend, in the order in which their stages run."""
+"""Sections of the config that choose a backend, in the order in which the stages run."""
 
 
 MAX_PARTS = 1_000_000
-"""Of one stage: each is a file or two, and one step of the plan."""
+"""Most parts of one stage. Each part is one or two files and one job."""
 
 
 class CurationConfig(Settings):
-    """One curation run. Everything has a default, so an empty config is the embedded quickstart."""
+    """All settings of one curation run. Every field has a default; an empty config is the embedded quickstart."""
 
     name: str = "quickstart"
     root: str = Field("runs", min_length=1, description="Folder or bucket URL that holds the runs")
@@ -120,7 +120,7 @@ class CurationConfig(Settings):
         if protocol is not None:
             try:
                 get_filesystem_class(protocol)
-            except (ImportError, ValueError) as error:  # a protocol nobody knows, or whose package is not there
+            except (ImportError, ValueError) as error:  # an unknown protocol, or its package is not installed
                 raise ValueError(f"{error}; give a folder, or the URL of a bucket such as s3://name/folder") from error
         return root
 
@@ -132,6 +132,7 @@ class CurationConfig(Settings):
 
     @property
     def run_url(self) -> str:
+        """The folder of the run, as a path or URL."""
         return f"{self.root.rstrip('/')}/{self.name}"
 
     @classmethod
@@ -143,10 +144,11 @@ class CurationConfig(Settings):
         given: Mapping[str, object] | None = None,
         before: dict[str, Any] | None = None,
     ) -> Self:
-        """Profile, the YAML file on top of it, ``given`` values by key, then ``key.key=value`` overrides.
+        """Settings from a profile, then the YAML ``file``, then ``given``, then ``overrides``; later ones win.
 
-        Values in ``given`` are taken as they stand, those of overrides are YAML. ``before`` are settings to start from
-        in place of the profile's. UserError on any mistake.
+        ``given`` maps dotted keys to values that are used as they are. ``overrides`` are texts ``key.key=value`` whose
+        values are YAML. ``before`` holds settings to start from instead of the profile's. Raises UserError for any
+        mistake.
         """
         values = _read_settings(_profile(profile)) if before is None else before
         if file is not None:
@@ -161,13 +163,14 @@ class CurationConfig(Settings):
         return cls.parse(values, f"config {file or profile}")
 
     def on_profile(self, profile: str) -> Self:
-        """The profile with what was set in this config laid on top."""
+        """The settings of a profile, overridden by the values that were set in this config."""
         return self.laid_on(_read_settings(_profile(profile)), f"config {profile}")
 
     def laid_on(self, values: dict[str, Any], source: str) -> Self:
-        """``values`` with what was set in this config laid on top.
+        """``values`` overridden by what was set in this config. ``source`` is named in error messages.
 
-        A form sends every key, touched or not: of a config that has them all, only what is not the default was meant.
+        Prefect's form sends every key, whether the user changed it or not. So if all keys are set, only values that
+        differ from the defaults count as set.
         """
         given = self.model_dump(mode="json", exclude_unset=True)
         if self.model_fields_set == set(type(self).model_fields):
@@ -177,10 +180,10 @@ class CurationConfig(Settings):
 
 
 def read_thresholds(path: str) -> dict[str, float]:
-    """The thresholds of a YAML file (``thresholds: {reason: number}``); UserError if it holds anything else."""
+    """The thresholds of a YAML file (``thresholds: {reason: number}``). Raises UserError if it holds anything else."""
     values = _read_settings(path, "thresholds file")
-    found = values.get("thresholds")
-    plain = isinstance(found, dict) and all(type(number) in (int, float) for number in found.values())
+    thresholds = values.get("thresholds")
+    plain = isinstance(thresholds, dict) and all(type(number) in (int, float) for number in thresholds.values())
     if not plain or len(values) > 1:
         raise UserError(f"thresholds file {path}: expected one key, thresholds, with a number for each reason")
     return {str(reason): float(number) for reason, number in values["thresholds"].items()}
@@ -189,7 +192,7 @@ def read_thresholds(path: str) -> dict[str, float]:
 def _profile(name: str) -> str:
     folder = Path(str(files("pipeline") / "profiles"))
     known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:  # nor can it be a path
+    if name not in known:  # also keeps out paths
         raise UserError(f"profile {name!r} does not exist; {suggest(name, known)}")
     return str(folder / f"{name}.yaml")
 
@@ -211,7 +214,10 @@ def _nested(key: str, value: object) -> dict[str, Any]:
 
 
 def _merge(base: dict, over: dict) -> dict:
-    """``over`` laid on ``base``, key by key, into nested keys; another backend's settings are not kept."""
+    """``base`` with the values of ``over``, merged key by key at every level.
+
+    If ``over`` chooses another backend for a section, the section's other settings in ``base`` are dropped.
+    """
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

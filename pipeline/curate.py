@@ -1,7 +1,7 @@
-"""The curation: every stage in order, each stage's parts handed to an engine, whole parts not made again.
+"""The curation: run every stage in order, and have an engine make the parts that do not exist yet.
 
-The plain engine here makes parts in threads; the Prefect flow brings its own. A part is made by ``make_part``, which
-needs nothing but the job (config and fingerprints, picklable) and so can run in any process.
+The engine here makes parts in threads; Prefect's flow brings its own (flows/engine.py). Both call ``make_part``, which
+needs only the job (config and fingerprints, which can be pickled) and can therefore run in any process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ from pipeline.run import POOL_PART, Run, pool_sources
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What came of one part; small, so that engines can pass it between processes and store it."""
+    """The outcome of one part, small enough to be passed between processes and stored.
+
+    ``digest`` identifies the part's content, ``counts`` has the samples by status, ``seconds`` the time spent on
+    samples.
+    """
 
     stage: str
     part: str
@@ -49,17 +53,17 @@ class PartSummary:
 
 
 def make_part(job: PartJob) -> PartSummary:
-    """Return the part if it is whole, else make and commit it. Importable, picklable arguments: any engine can call."""
+    """Return the summary of a part, after making it unless it is already complete."""
     store = job.run.store(job.stage)
-    found = store.read(job.part, job.made_from)
-    if found is not None and job.may_keep(found):
-        return _summary(job, found, cached=True)
+    existing = store.read(job.part, job.made_from)
+    if existing is not None and job.may_keep(existing):
+        return _summary(job, existing, cached=True)
     makers: dict[str, Callable[[PartJob, PartStore], Part]] = {
         "references": _make_references, "plan": _make_plan, "decide": _make_decisions, "shards": publish.make_shard,
     }  # fmt: skip
     if job.stage in makers:
         return _summary(job, makers[job.stage](job, store), cached=False)
-    return _summary(job, _make_scores(job, store, found), cached=False)
+    return _summary(job, _make_scores(job, store, existing), cached=False)
 
 
 def _make_references(job: PartJob, store: PartStore) -> Part:
@@ -78,26 +82,26 @@ def _make_plan(job: PartJob, store: PartStore) -> Part:
 
 @lru_cache(maxsize=2)
 def _plan_rows(run: Run, pool: str) -> list[dict]:
-    """The whole plan, made once a process: pairs and splits need all of it."""
+    """The whole plan. It is made once in each process, because pairs and splits depend on all references."""
     return planning.make_plan(pool_rows(run), run.config.planning, run.config.samples, run.config.seed)
 
 
-def _make_scores(job: PartJob, store: PartStore, found: Part | None) -> Part:
+def _make_scores(job: PartJob, store: PartStore, existing: Part | None) -> Part:
     stage = job.run.stage(job.stage)
     inputs = stage_inputs(job, stage.reads)
     samples, failed = inputs.samples()
     kept_rows: dict[str, dict] = {}
     kept_files: dict[str, dict[str, bytes]] = {}
-    if found is not None and job.retry_errors:  # only what failed is done again
-        kept_rows = {r["sample_id"]: r for r in found.rows() if r["status"] == "ok"}
-        kept_files = {i: dict(store.pictures(job.part, found).of(i)) for i in kept_rows}
+    if existing is not None and job.retry_errors:  # only failed samples are made again
+        kept_rows = {r["sample_id"]: r for r in existing.rows() if r["status"] == "ok"}
+        kept_files = {i: dict(store.pictures(job.part, existing).of(i)) for i in kept_rows}
     todo = [s for s in samples if s.sample_id not in kept_rows]
     rows, saved, seconds = stage.run(todo, {i: f for i, f in failed.items() if i not in kept_rows})
-    made = {row["sample_id"]: row for row in rows} | kept_rows
+    row_of = {row["sample_id"]: row for row in rows} | kept_rows
     order = [s.sample_id for s in samples]
     members = {i: f for i in order if (f := saved.get(i) or kept_files.get(i))} if stage.saves_pictures else None
     timing = {"samples": seconds, "latency": {s.sample_id: s.latency for s in todo if s.latency is not None}}
-    return store.commit(job.part, [made[i] for i in order], members, job.made_from, timing)
+    return store.commit(job.part, [row_of[i] for i in order], members, job.made_from, timing)
 
 
 def _make_decisions(job: PartJob, store: PartStore) -> Part:
@@ -110,7 +114,7 @@ def _make_decisions(job: PartJob, store: PartStore) -> Part:
 
 
 def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
-    """What a job's stage reads: its part of the stages ``reads``, cut-outs, and reviews if it honours them."""
+    """The inputs of a job: its part of each stage in ``reads``, the cut-outs, and reviews if the stage uses them."""
     own = [name for name in reads if name != "references"]
     parts = {name: need_part(job.run, name, job.part) for name in own}
     reviews = {}
@@ -135,9 +139,9 @@ Engine = Callable[[Sequence[PartJob], StageProgress], list[PartSummary]]
 
 
 def thread_engine(jobs: Sequence[PartJob], progress: StageProgress) -> list[PartSummary]:
-    """Make the parts of one stage in threads; results in the order of the jobs.
+    """Make the parts of one stage in threads. Summaries are in the order of the jobs.
 
-    After an error, or when the user interrupts, no further part is begun; those at work are finished and kept.
+    After an error or an interrupt no further part is started; parts in progress are finished and kept.
     """
     pool = ThreadPoolExecutor(jobs[0].run.config.workers if jobs else 1)
     try:
@@ -149,7 +153,7 @@ def thread_engine(jobs: Sequence[PartJob], progress: StageProgress) -> list[Part
         try:
             progress.line(f"stopping after the parts at work ({progress.done} of {len(jobs)} done); Ctrl-C leaves now")
             pool.shutdown(cancel_futures=True)
-        except KeyboardInterrupt:  # nothing is lost: a part that is not whole is not there
+        except KeyboardInterrupt:  # safe, because an unfinished part does not exist on disk
             os._exit(130)
         raise
     finally:
@@ -158,7 +162,7 @@ def thread_engine(jobs: Sequence[PartJob], progress: StageProgress) -> list[Part
 
 @dataclass(frozen=True)
 class CurationResult:
-    """Where a run's results are, and what came of every part."""
+    """The paths of a run's results and the summaries of its parts by stage."""
 
     run: Run
     summaries: dict[str, list[PartSummary]]
@@ -168,13 +172,13 @@ class CurationResult:
 
 
 def check_inputs(config: CurationConfig) -> None:
-    """UserError naming every model and reference pool that is not on this machine, before hours are spent."""
+    """Raise one UserError that names every missing model and reference pool, before any work is done."""
     problems = []
-    looks: list[Callable[[], object]] = [partial(models.require, build_stages(config))]
-    looks += [partial(pools.require, pool) for pool in config.references.pools()]
-    for look in looks:
+    checks: list[Callable[[], object]] = [partial(models.require, build_stages(config))]
+    checks += [partial(pools.require, pool) for pool in config.references.pools()]
+    for check in checks:
         try:
-            look()
+            check()
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -187,19 +191,19 @@ def curate(
     again: str | None = None,
     retry_errors: bool = False,
 ) -> CurationResult:
-    """Run every stage; parts that are whole are not made again.
+    """Run every stage. Parts that are complete are not made again.
 
-    ``again`` names a stage that is made again, with all that follows it; ``retry_errors`` makes the samples again
-    that failed. Raises UserError for what the user can mend.
+    ``again`` names a stage to make again, together with all later stages. ``retry_errors`` makes failed samples again.
+    Raises UserError for mistakes that the user can correct.
     """
     check_inputs(config)
     for line in cutouts.skipped(config.references):
         print(line, file=sys.stderr, flush=True)
     run = Run.of(config)
-    with reaching(config.run_url):  # a bucket that cannot be reached is told before any work
+    with reaching(config.run_url):  # an unreachable bucket is reported before any work
         before = remembered.remembered(config)
-    if before is not None and (told := remembered.differences(before, config.model_dump(mode="json"))):
-        print(f"settings that differ from this run's last curation: {'; '.join(told)}", file=sys.stderr, flush=True)
+    if before is not None and (changed := remembered.differences(before, config.model_dump(mode="json"))):
+        print(f"settings that differ from this run's last curation: {'; '.join(changed)}", file=sys.stderr, flush=True)
     remembered.remember(config)
     _sweep(run)
     for stage in run.stages():
@@ -241,7 +245,7 @@ def curate(
 
 
 def _sweep(run: Run) -> None:
-    """Remove what killed processes left half-written in the run's folders on this machine."""
+    """Remove temporary files that killed processes left in the run's folders, if they are on this machine."""
     stores = [run.store(stage) for stage in run.order()]
     if isinstance(stores[0].fs, LocalFileSystem):
         for folder in (run.config.run_url, f"{run.config.run_url}/datasets", *(store.root for store in stores)):
@@ -249,7 +253,7 @@ def _sweep(run: Run) -> None:
 
 
 def _stop_if_all_failed(run: Run, stage: str, summaries: Sequence[PartSummary]) -> None:
-    """UserError if a stage could do no sample at all: what follows would be work on nothing."""
+    """Raise UserError if a stage failed on every sample, because later stages would have nothing to do."""
     counts = sum((Counter(s.counts) for s in summaries), Counter[str]())
     if not counts["error"] or counts["ok"]:
         return

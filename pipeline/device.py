@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision."""
+"""The device and the floating-point precision that a model runs with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_schemas.errors import UserError
 
-if TYPE_CHECKING:  # slow to import: only a stage at work needs it
+if TYPE_CHECKING:  # slow to import, so only running stages do
     import torch
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -17,7 +17,10 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def device_of(name: Device) -> torch.device:
-    """The device a config names; "auto" is the GPU if there is one."""
+    """The torch device for a setting; "auto" is the GPU if there is one.
+
+    Raises UserError if CUDA is asked for in vain.
+    """
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -26,13 +29,14 @@ def device_of(name: Device) -> torch.device:
 
 
 def dtype_of(name: Precision) -> torch.dtype:
+    """The torch dtype of a precision setting."""
     import torch
 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 class _Exact:
-    """How many blocks of ``exact_float32`` are open, and what the settings were before the first."""
+    """Counts the open blocks of ``exact_float32`` and remembers torch's settings from before the first one."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -40,6 +44,7 @@ class _Exact:
         self.before = ("none", "none", "none", "highest")
 
     def enter(self) -> None:
+        """Turn TF32 off if this is the first open block."""
         import torch
 
         cudnn, matmul = _precisions()
@@ -50,10 +55,11 @@ class _Exact:
             precisions = (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul.fp32_precision)
             self.before = (*precisions, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
-            cudnn.allow_tf32 = False  # the old name of the setting must agree with the new one
+            cudnn.allow_tf32 = False  # torch requires the old setting to agree with the new ones
             cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = matmul.fp32_precision = "ieee"
 
     def leave(self) -> None:
+        """Restore torch's settings if this was the last open block."""
         import torch
 
         cudnn, matmul = _precisions()
@@ -68,7 +74,7 @@ class _Exact:
 
 
 def _precisions() -> tuple[Any, Any]:
-    """Where torch keeps the precision of cuDNN's convolutions and of matrix products."""
+    """torch's two objects with precision settings: cuDNN's and that of matrix products."""
     import torch
 
     return torch.backends.cudnn, torch.backends.cuda.matmul
@@ -79,10 +85,10 @@ _exact = _Exact()
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, float32 is float32 on a GPU too; afterwards the caller's settings are as they were.
+    """Run the block with full float32 precision on GPUs too, then restore the caller's settings.
 
-    By default cuDNN's convolutions round to 10 bits of mantissa (TF32), and a score on a GPU would not be that of a
-    CPU. The setting is the whole process's: with parts side by side the last to leave puts it back.
+    By default cuDNN's convolutions round to 10 bits of mantissa (TF32), so a GPU's scores would differ from a CPU's.
+    The settings belong to the process: if blocks overlap in several threads, the last one to end restores them.
     """
     _exact.enter()
     try:

@@ -1,4 +1,4 @@
-"""A part of a run to be made or read: what it is made from, and the tables and pictures that are there already."""
+"""Jobs, each of which makes one part, and functions that read the parts and pictures that exist already."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pipeline.run import Run
 
 @dataclass(frozen=True)
 class PartJob:
-    """One part to be made, or found whole.
+    """One part of a stage to make, unless it is already complete.
 
-    ``made_from`` is the digest of everything it reads, ``shared`` of what all parts of the stage read (the reference
-    pool, or every decision): what a process may keep between parts is kept under it.
+    ``made_from`` is the digest of everything that the part is made from. ``shared`` is the digest of what all parts of
+    the stage read (the reference pool, or all decisions); data that a process caches between parts is cached under it.
+    ``force`` makes the part again, ``retry_errors`` makes it again if any of its samples failed.
     """
 
     run: Run
@@ -31,11 +32,11 @@ class PartJob:
     retry_errors: bool = False
 
     def may_keep(self, part: Part | None) -> bool:
-        """May this part, as read, stay: is it whole, not asked for again, and without errors to retry?"""
+        """Whether a part that was read is complete, is not forced to be made again, and has no errors to retry."""
         return part is not None and not self.force and not (self.retry_errors and _has_errors(part))
 
     def whole(self) -> bool:
-        """Is the part on disk, undamaged, made from this input, and not asked for again?"""
+        """Whether the part on disk is complete, made from this job's input, and may be kept."""
         return self.may_keep(self.run.store(self.stage).read(self.part, self.made_from))
 
 
@@ -44,34 +45,38 @@ def _has_errors(part: Part) -> bool:
 
 
 def need_part(run: Run, stage: str, part: str) -> Part:
-    found = run.store(stage).read(part)
-    if found is None:
+    """The part. Raises UserError if it is missing or damaged."""
+    whole = run.store(stage).read(part)
+    if whole is None:
         raise UserError(f"{run.store(stage).url(part, 'parquet')} is missing or damaged; run the curation again")
-    return found
+    return whole
 
 
 def read_all(run: Run, stage: str) -> pa.Table:
-    """All parts of a stage in plan order, as one table."""
+    """All parts of a stage as one table, in plan order."""
     return pa.concat_tables([need_part(run, stage, part).table.replace_schema_metadata() for part in run.parts()])
 
 
 def pool_rows(run: Run) -> list[dict]:
-    """The row of every reference picture, in the pool's order; one that shows what an earlier one shows is an error."""
+    """The rows of all reference pictures in the pool's order, with duplicates across parts marked as errors."""
     rows = [row for part in run.pool_parts() for row in need_part(run, "references", part).rows()]
     return cutouts.mark_duplicates(rows)
 
 
 def pool_digest(run: Run) -> str:
-    """What tells the reference pool as it was made from others."""
+    """The digest that identifies the content of the reference pool."""
     return join_digests(need_part(run, "references", part).digest for part in run.pool_parts())
 
 
 @lru_cache(maxsize=2)
 def cutout_reader(run: Run, pool: str) -> Callable[[str, str], bytes]:
-    """Reads a picture of a reference by its id and the picture's name; ``pool`` tells one pool from the next."""
+    """A function that reads a picture of a reference, given its id and the picture's name.
+
+    ``pool`` is the digest of the reference pool; it makes the cache tell one pool from the next.
+    """
     store = run.store("references")
-    places: dict[str, PartPictures] = {}
+    pictures_of: dict[str, PartPictures] = {}
     for part in run.pool_parts():
         pictures = store.pictures(part, need_part(run, "references", part))
-        places |= dict.fromkeys(pictures.places, pictures)
-    return lambda reference_id, name: places[reference_id].read(reference_id, name)
+        pictures_of |= dict.fromkeys(pictures.entries, pictures)
+    return lambda reference_id, name: pictures_of[reference_id].read(reference_id, name)

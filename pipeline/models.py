@@ -1,4 +1,4 @@
-"""The models of a config: which are missing, what they take, and fetching them (``instructar models``)."""
+"""The model weights that a config needs: which are missing, how large they are, and downloading them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.core.weights import NOT_HERE, Weights, look
 
 
 def require(stages: Iterable[Stage]) -> None:
-    """UserError naming every model of these stages that is not on this machine."""
+    """Raise one UserError that names every model of these stages that is not on this machine."""
     needed = [w for stage in stages for w in stage.weights()]
     missing = [w for w in dict.fromkeys(needed) if isinstance(look(w), str)]
     if missing:
@@ -33,8 +33,8 @@ def require(stages: Iterable[Stage]) -> None:
 
 
 @dataclass(frozen=True)
-class Found:
-    """One line of ``instructar models check``."""
+class ModelStatus:
+    """One model that a stage needs, and where it is. ``problem`` says what is missing, or is empty."""
 
     stage: str
     weights: Weights
@@ -43,30 +43,34 @@ class Found:
 
     @property
     def bytes_on_disk(self) -> int:
+        """Bytes of the model's files on this machine; 0 if it is missing."""
         if self.path is None:
             return 0
         files = [self.path] if self.path.is_file() else {f for p in self.weights.files for f in self.path.glob(p)}
         return sum(f.stat().st_size for f in files)
 
 
-def check(stages: Iterable[Stage]) -> list[Found]:
-    """What each stage needs and whether it is there; loads nothing."""
-    found = []
+def check(stages: Iterable[Stage]) -> list[ModelStatus]:
+    """Every model that the stages need, and whether it is on this machine. Loads no model."""
+    models = []
     for stage in stages:
         for weights in stage.weights():
-            seen = look(weights)
-            place, problem = (None, seen) if isinstance(seen, str) else (seen, "")
-            found.append(Found(stage.name, weights, place, problem))
-    return found
+            location = look(weights)
+            path, problem = (None, location) if isinstance(location, str) else (location, "")
+            models.append(ModelStatus(stage.name, weights, path, problem))
+    return models
 
 
-def table(found: Iterable[Found]) -> list[str]:
-    """The lines a person reads: a header, a line a model, and for each stage whether its models fit the GPU."""
-    found = list(found)
-    wide = max((len(f"{f.weights.purpose}: {f.weights.text}") for f in found), default=5)
+def table(models: Iterable[ModelStatus]) -> list[str]:
+    """The lines that ``instructar models check`` prints.
+
+    They are a header, one line for each model, and for each stage whether its models fit into the GPU's memory.
+    """
+    models = list(models)
+    wide = max((len(f"{f.weights.purpose}: {f.weights.text}") for f in models), default=5)
     lines = [f"{'stage':<10} {'model':<{wide}} {'state':<8} {'size':>9}  licence"]
     memory: dict[str, float] = {}
-    for f in found:
+    for f in models:
         w = f.weights
         size = f"{f.bytes_on_disk / 1e9:.2f} GB" if f.path else f"~{w.gigabytes:g} GB"
         gated = ", gated: accept it on the hub and set HF_TOKEN" if w.gated and f.path is None else ""
@@ -79,7 +83,10 @@ def table(found: Iterable[Found]) -> list[str]:
 
 
 def _fit(memory: dict[str, float]) -> list[str]:
-    """Whether each stage's weights fit the GPU; stages run one after the other, so they need not fit together."""
+    """Whether the weights of each stage fit into the GPU.
+
+    Stages run one after another, so they need not fit together.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -95,7 +102,7 @@ def _fit(memory: dict[str, float]) -> list[str]:
 
 
 def fetch(weights: Weights) -> Path:
-    """Download what is missing from the hub; UserError where the hub says no."""
+    """Download a model's files from the hub unless they are here. Raises UserError if the hub refuses."""
     if isinstance(path := look(weights), Path):
         return path
     if weights.is_local:

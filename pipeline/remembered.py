@@ -1,4 +1,4 @@
-"""The settings that a run was last curated with: kept beside it, taken up again, and compared with new ones."""
+"""The settings of a run's last curation: stored in its folder, used again, and compared with new settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pipeline.config import CurationConfig
 
 FILE = "settings.json"
 NOT_COMPARED = ("workers",)
-"""Settings that change nothing in a run."""
+"""Settings that do not affect the results of a run."""
 
 
 def remember(config: CurationConfig) -> None:
-    """Keep the settings in the run's folder."""
+    """Store the settings in the run's folder."""
     fs, root = url_to_fs(config.run_url)
     text = json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True)
     write_file(fs, f"{root}/{FILE}", text.encode())
 
 
 def remembered(config: CurationConfig) -> dict[str, Any] | None:
-    """The settings, as plain values, with which the run that a config names was last curated; None if it never was.
+    """The settings of the last curation of the run that ``config`` names, as plain values; None if there was none.
 
-    The run may have been moved since: name and root are the config's.
+    Name and root are taken from ``config``, because the run may have been moved since.
     """
     fs, root = url_to_fs(config.run_url)
     before = read_facts(fs, f"{root}/{FILE}")
@@ -32,8 +32,10 @@ def remembered(config: CurationConfig) -> dict[str, Any] | None:
 
 
 def taken_up(config: CurationConfig) -> CurationConfig:
-    """The settings of the run that a config names, with what was set in the config on top; of a run that was never
-    curated the embedded profile's."""
+    """The settings of an existing run, overridden by what was set in ``config``.
+
+    If the run was never curated, the embedded profile is used instead.
+    """
     before = remembered(config)
     if before is None:
         return config.on_profile("embedded")
@@ -41,17 +43,17 @@ def taken_up(config: CurationConfig) -> CurationConfig:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], key: str = "") -> list[str]:
-    """Where two sets of settings differ, one ``key value (was value)`` each."""
-    told = []
+    """One text ``key value (was value)`` for each setting that differs. ``key`` is the prefix of nested keys."""
+    lines = []
     for name in sorted(before.keys() | now.keys()):
         path, old, new = f"{key}{name}", before.get(name), now.get(name)
         if old == new or path in NOT_COMPARED:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            told += differences(old, new, f"{path}.")
+            lines += differences(old, new, f"{path}.")
         else:
-            told.append(f"{path} {_shown(new)} (was {_shown(old)})")
-    return told
+            lines.append(f"{path} {_shown(new)} (was {_shown(old)})")
+    return lines
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a run is: a config, the fingerprint of each stage under it, and where each stage's parts are."""
+"""A run: its config, the fingerprint of every stage, and the stores that hold the stages' parts."""
 
 from __future__ import annotations
 
@@ -16,30 +16,33 @@ from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Stage
 from pipeline.planning import planning
 from pipeline.references import cutouts
-from pipeline.references.pools import Source
+from pipeline.references.sources import Source
 
 PLAN_VERSION = 1
 DECIDE_VERSION = 2
 SHARDS_VERSION = 1
 POOL_PART = 64
-"""Reference pictures in a part of the pool: some two seconds of work, and a few megabytes."""
+"""Reference pictures in a part of the pool: about two seconds of work and a few megabytes."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A config, the fingerprint of each stage under it, and the number of reference pictures; all else follows."""
+    """A config together with the fingerprint of every stage and the number of reference pictures."""
 
     config: CurationConfig
     fingerprints: tuple[tuple[str, str], ...]
     pictures: int
 
-    def __hash__(self) -> int:  # the config holds lists and cannot be hashed itself
+    def __hash__(self) -> int:  # the config holds lists, so it has no hash of its own
         return hash((self.config.run_url, self.fingerprints))
 
     @classmethod
     def of(cls, config: CurationConfig) -> Run:
-        """Fingerprint every stage. Reads the reference pool's files (for their digests), loads no model."""
-        planning.chosen_relations(config.planning)  # a relation that does not exist fails here, before any work
+        """The run of a config.
+
+        Computes all fingerprints, which reads every reference picture's bytes but loads no model.
+        """
+        planning.chosen_relations(config.planning)  # an unknown relation raises UserError before any work
         sources = cutouts.list_pool(config.references)
         known = {"references": _pool_fingerprint(config, sources)}
         known["plan"] = fingerprint(
@@ -71,6 +74,7 @@ class Run:
         return run
 
     def store(self, stage: str) -> PartStore:
+        """The part store of a stage."""
         schemas: dict[str, TableSchema] = {
             "references": REFERENCES, "plan": PLAN, "decide": DECIDE, "shards": SHARD_INDEX,
         }  # fmt: skip
@@ -78,20 +82,23 @@ class Run:
         return PartStore(self.config.run_url, stage, dict(self.fingerprints)[stage], schema)
 
     def stages(self) -> list[Stage]:
+        """The per-sample stages of this run, in order."""
         return _stages_of(self)
 
     def stage(self, name: str) -> Stage:
+        """The per-sample stage with this name."""
         return next(stage for stage in self.stages() if stage.name == name)
 
     def order(self) -> list[str]:
-        """Every stage's name, first to last."""
+        """The names of all stages in the order in which they run."""
         return ["references", "plan", *(s.name for s in self.stages()), "decide", "shards"]
 
     def pool_parts(self) -> list[str]:
-        """Parts of the reference pool, by pictures in the pool's order."""
+        """The names of the reference pool's parts."""
         return part_names(-(-self.pictures // POOL_PART), "pool")
 
     def parts(self) -> list[str]:
+        """The names of the plan's parts."""
         return part_names(-(-self.config.samples // self.config.part_size))
 
 
@@ -106,11 +113,11 @@ def _pool_fingerprint(config: CurationConfig, sources: Sequence[Source]) -> str:
 
 
 _listed: dict[Run, list[Source]] = {}
-"""The pictures of the run that this process fingerprinted last: listing a pool reads all of its files."""
+"""The reference pictures of the run that this process fingerprinted last. Listing a pool reads all of its files."""
 
 
 def pool_sources(run: Run) -> list[Source]:
-    """The pictures of the run's pools as they were when it was fingerprinted; UserError if they are others now."""
+    """The reference pictures of a run. Raises UserError if they have changed since the run was fingerprinted."""
     if run not in _listed:
         sources = cutouts.list_pool(run.config.references)
         if _pool_fingerprint(run.config, sources) != dict(run.fingerprints)["references"]:
@@ -122,5 +129,5 @@ def pool_sources(run: Run) -> list[Source]:
 
 @lru_cache(maxsize=8)
 def _stages_of(run: Run) -> list[Stage]:
-    """Kept for the life of the process, so that a model is loaded once however many parts are made."""
+    """The stages of a run, kept as long as the process lives, so that each model is loaded once for all parts."""
     return build_stages(run.config)

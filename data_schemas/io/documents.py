@@ -1,4 +1,4 @@
-"""YAML and JSON from a user, as plain values: no tags, no dates, no cycles, bounded in size and depth."""
+"""YAML and JSON files from users, read as plain values: no tags, dates or cycles, and bounded in size and depth."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from data_schemas.io.files import read_file
 from data_schemas.io.text import one_line
 
 MAX_BYTES = 10_000_000
-"""Largest settings file that is read."""
+"""Largest settings file that is read, in bytes."""
 MAX_YAML = 1_000_000
-"""Characters of YAML: its parser takes about 10 s for so many."""
+"""Most characters of a YAML document; parsing that many takes about 10 seconds."""
 MAX_DEPTH = 64
 MAX_VALUES = 200_000
-"""Values in a YAML document with its aliases written out: aliases of aliases double with every line."""
+"""Most values of a YAML document with its aliases expanded. Nested aliases can double the count on every line."""
 MAX_DIGITS = 40
 _SCALARS = ("null", "bool", "int", "float", "str")
 
 
 def read_yaml(path: str | Path, advice: str = "give a YAML file") -> Any:
-    """The plain values in a YAML file; UserError naming the file and the key at fault."""
+    """The plain values in a YAML file. Raises UserError that names the file and the key."""
     return parse_yaml(_decoded(read_file(path, advice, MAX_YAML), str(path)), str(path))
 
 
 def read_json(path: str | Path, advice: str = "give a JSON file", limit: int = MAX_BYTES) -> Any:
-    """The plain values in a JSON file; UserError naming the file."""
+    """The plain values in a JSON file. Raises UserError that names the file."""
     return parse_json(_decoded(read_file(path, advice, limit), str(path)), str(path))
 
 
@@ -43,7 +43,10 @@ def _decoded(data: bytes, source: str) -> str:
 
 
 def parse_json(text: str, source: str) -> Any:
-    """Values of JSON text; UserError naming ``source`` for anything else, NaN and numbers of many digits included."""
+    """The values of JSON text.
+
+    Raises UserError that names ``source``, also for NaN and for numbers with too many digits.
+    """
     try:
         return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_no_constant)
     except RecursionError as error:
@@ -69,10 +72,10 @@ def _no_constant(name: str) -> float:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Values of YAML text: mappings with text keys, lists, text, finite numbers, true, false and null.
+    """The values of YAML text: mappings with text keys, lists, text, finite numbers, true, false and null.
 
-    UserError naming ``source`` and the key for anything else: tags, dates, keys that stand twice, aliases that go in
-    circles or multiply, deep nesting, numbers of many digits.
+    Raises UserError that names ``source`` and the key for anything else: tags, dates, repeated keys, aliases that form
+    a cycle or expand too far, deep nesting and numbers with too many digits.
     """
     if len(text) > MAX_YAML:
         raise UserError(f"{source}: {len(text)} characters, more than {MAX_YAML}; make it smaller")
@@ -97,7 +100,7 @@ def _has_controls(text: str) -> bool:
 
 
 class _Plain:
-    """Turns the nodes of one document into values, counting them: an alias costs what it stands for each time."""
+    """Converts the nodes of one YAML document to values and counts them; an alias counts every time it is used."""
 
     def __init__(self, loader: yaml.SafeLoader, source: str):
         self.loader, self.source, self.count = loader, source, 0
@@ -117,15 +120,15 @@ class _Plain:
         raise self._refused(keys, f"{node.tag} is not a plain value")
 
     def _mapping(self, node: yaml.MappingNode, keys: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key_node, item in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._refused(keys, "a key is not text")
             key = str(key_node.value)
-            if key in found:
+            if key in values:
                 raise self._refused((*keys, key), "stands there twice")
-            found[key] = self.value(item, (*keys, key))
-        return found
+            values[key] = self.value(item, (*keys, key))
+        return values
 
     def _scalar(self, node: yaml.ScalarNode, keys: Sequence[str]) -> Any:
         kind = node.tag.rpartition(":")[2]

@@ -1,7 +1,7 @@
-"""Tag directories in pictures (TIFF, and Exif in every other kind): refused before Pillow loads what they claim.
+"""Checks of the tags in a picture (TIFF, or Exif in other formats) before Pillow loads them.
 
-Pillow reads the data of every tag, and nothing keeps the tags from all pointing at the same bytes: 5,000 tags in a file
-of 1 MB take 5 GB. A picture that somebody's program wrote holds each tag's data once.
+Pillow reads the data of every tag, and several tags may point at the same bytes: 5,000 tags in a file of 1 MB can take
+5 GB of memory. Programs that write pictures store the data of each tag once, so larger claims are refused.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from collections.abc import Iterator
 _HEADER = re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")
 _SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-"""Bytes of a value by the type of its tag, as Pillow reads them."""
+"""Bytes of one value by the tag's type number, as Pillow reads them."""
 
 
 def overclaims(data: bytes) -> bool:
-    """Whether the tags of any directory in these bytes claim more than all the bytes there are."""
+    """Whether the tags of any directory in the file claim more bytes than the whole file has."""
     return any(_claimed(data, found.start()) > len(data) for found in _HEADER.finditer(data))
 
 
 def one_exif(data: bytes) -> bytes:
-    """A picture's bytes; of a JPEG the first Exif segment alone, as Pillow would join all of them, without a bound."""
+    """The bytes of a picture with only the first Exif segment of a JPEG intact.
+
+    Pillow would join all Exif segments without a limit, so the marks of the later ones are overwritten.
+    """
     mark = b"Exif\0\0"
     if not data.startswith(b"\xff\xd8"):
         return data
@@ -31,7 +34,7 @@ def one_exif(data: bytes) -> bytes:
 
 
 def _claimed(data: bytes, start: int) -> int:
-    """Bytes that the directory of the header at ``start`` and those below it claim, as far as they can be read."""
+    """Bytes that the tag directory at ``start`` and its sub-directories claim, as far as they can be read."""
     order = "<" if data[start : start + 1] == b"I" else ">"
     big = b"+" in data[start : start + 4]
     claimed, seen = 0, set()
@@ -47,13 +50,13 @@ def _claimed(data: bytes, start: int) -> int:
                     waiting.append(value)
                 if claimed > len(data):
                     break
-    except struct.error:  # it ends within its directory, as Pillow will say
+    except struct.error:  # the file ends inside a directory; Pillow reports that
         pass
     return claimed
 
 
 def _entries(data: bytes, at: int, order: str, big: bool) -> Iterator[tuple[int, int, int, int]]:
-    """(tag, type, count, value or its place) of one directory."""
+    """(tag, type, count, value or its offset) of each entry of the directory at offset ``at``."""
     head, entry = (f"{order}Q", f"{order}HHQQ") if big else (f"{order}H", f"{order}HHLL")
     (number,) = struct.unpack_from(head, data, at)
     at += struct.calcsize(head)

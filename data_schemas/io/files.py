@@ -1,4 +1,4 @@
-"""Reading and writing files within bounds: a user's path may name a pipe, a device, a huge file, or nothing at all."""
+"""Reading and writing local files safely: a user's path may name a pipe, a device, a huge file or nothing."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from pathlib import Path
 from data_schemas.errors import UserError
 
 LEFT_AFTER = 3600
-"""Seconds without a change after which a temporary file counts as left behind by a process that was killed."""
+"""Seconds without a change after which a temporary file is taken to be left over from a killed process."""
 
 
 def check_file(path: str | Path, advice: str, limit: int | None = None) -> Path:
-    """The path, if it names a regular file of at most ``limit`` bytes; else UserError with ``advice``.
+    """Return the path if it names a regular file of at most ``limit`` bytes; otherwise raise UserError with ``advice``.
 
-    For what is then opened by a library: opening a pipe or a device could wait for ever.
+    Use it before a library opens the file, because opening a pipe or a device could wait for ever.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _unreadable(path, error, advice) from error
-    _check_kind(path, found, advice, limit)
+    _check_kind(path, status, advice, limit)
     return Path(path)
 
 
 def read_file(path: str | Path, advice: str, limit: int) -> bytes:
-    """The bytes of a regular file; UserError naming it if it is none, cannot be read or is larger than ``limit``."""
+    """The bytes of a regular file.
+
+    Raises UserError if it is not one, cannot be read or is larger than ``limit`` bytes.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe opens without waiting
     except (OSError, ValueError) as error:
         raise _unreadable(path, error, advice) from error
-    try:  # before it becomes a file of Python, which a folder cannot be
+    try:  # checked before os.fdopen, which fails on a folder
         _check_kind(path, os.fstat(descriptor), advice, limit)
     except UserError:
         os.close(descriptor)
@@ -51,12 +54,12 @@ def read_file(path: str | Path, advice: str, limit: int) -> bytes:
     return data
 
 
-def _check_kind(path: str | Path, found: os.stat_result, advice: str, limit: int | None) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+def _check_kind(path: str | Path, status: os.stat_result, advice: str, limit: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
         raise UserError(f"{path}: is {kind}, not a file; {advice}")
-    if limit is not None and found.st_size > limit:
-        raise UserError(f"{path}: {found.st_size} bytes, more than the limit of {limit}; {advice}")
+    if limit is not None and status.st_size > limit:
+        raise UserError(f"{path}: {status.st_size} bytes, more than the limit of {limit}; {advice}")
 
 
 def _unreadable(path: str | Path, error: OSError | ValueError, advice: str) -> UserError:
@@ -66,10 +69,10 @@ def _unreadable(path: str | Path, error: OSError | ValueError, advice: str) -> U
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path``; what lies there when the block ends takes the place of ``path`` in one step.
+    """Give a temporary path beside ``path``; when the block ends, the file there replaces ``path`` in one step.
 
-    The name is used by nobody else and hidden, so that no glob takes it for a finished file. If the block raises,
-    nothing is left of it.
+    The temporary name is unique and hidden, so that no glob takes it for a finished file. If the block raises, the
+    temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,13 +85,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, which then takes its place in one step."""
+    """Call ``write`` with a temporary path beside ``path``, then move the written file to ``path`` in one step."""
     with replacing(path) as temporary:
         write(temporary)
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what ``replacing`` left in a folder when its process was killed: old temporary files, links, folders."""
+    """Remove temporary files, links and folders that killed processes left in a folder after using ``replacing``."""
     try:
         left = [entry for entry in os.scandir(folder) if entry.name.startswith(".") and entry.name.endswith(".tmp")]
     except OSError:
@@ -97,5 +100,5 @@ def sweep(folder: str | Path) -> None:
         try:
             if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_AFTER:
                 shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
-        except OSError:  # gone already, or somebody else's
+        except OSError:  # already removed, or owned by another user
             continue

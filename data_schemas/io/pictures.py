@@ -1,4 +1,4 @@
-"""Reading and writing pictures within bounds: what a stranger hands over is never trusted to be small."""
+"""Decoding and encoding of pictures, with limits: a picture from outside may be huge, broken or hostile."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MAX_BYTES = 256_000_000
 """Largest encoded picture that is read, in bytes."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""The kinds of pictures that are read, by Pillow's names; none of them runs a program."""
+"""The formats that are read, by Pillow's names. None of them lets a file run a program."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-"""Ends of the names of such files."""
+"""File name suffixes of these formats."""
 
 FOREGROUND = 128
-"""Alpha, 0 to 255, from which a pixel belongs to the foreground."""
+"""Alpha (0 to 255) at and above which a pixel counts as foreground."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,17 +38,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by its EXIF orientation."""
+"""The transposition that turns a picture upright, by its EXIF orientation."""
 
 _KEY_BITS = {"L;2": 2, "L;4": 4, "RGB;16B": 16}
-"""Bits of a colour key (tRNS) by the raw mode of a PNG, where they are not those of the decoded pixels."""
+"""Bits of a PNG's transparent colour (tRNS chunk), by the raw modes in which the decoded pixels have another depth."""
 
 
 def decode(data: bytes, source: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one picture wholly and turn it upright, or raise UserError naming ``source``.
+    """Decode one picture completely and turn it upright. Raises UserError that names ``source``.
 
-    Returns mode L, RGB or RGBA: palettes are expanded, transparency in any form (a channel, a colour key) becomes
-    RGBA, 16-bit grey is scaled to 8 bits, of several frames or pages the first is taken, everything else becomes RGB.
+    Returns mode L, RGB or RGBA. Palettes are expanded, any kind of transparency becomes RGBA, 16-bit grey is scaled to
+    8 bits, and of several frames or pages the first is taken. All other modes become RGB.
     """
     with _refusing(source):
         stored = _loaded(data, source, max_pixels)
@@ -58,14 +58,14 @@ def decode(data: bytes, source: str, max_pixels: int = MAX_PIXELS) -> Image.Imag
 
 
 def decode_as_stored(data: bytes, source: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one picture wholly in the mode in which it is stored, not turned (of a label map, the labels)."""
+    """Decode one picture completely, keeping its stored mode and orientation. Label maps are read this way."""
     with _refusing(source):
         return _loaded(data, source, max_pixels)
 
 
 @contextmanager
 def _refusing(source: str) -> Iterator[None]:
-    """What cannot be decoded becomes a UserError whose text is the same in every process."""
+    """Turn any decoding error into a UserError whose text does not differ between processes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -80,7 +80,7 @@ def _refusing(source: str) -> Iterator[None]:
 
 
 def _loaded(data: bytes, source: str, max_pixels: int) -> Image.Image:
-    """The first frame. The size in the header, and what its tags claim, are checked before anything is decoded."""
+    """The first frame. The header's size and the claims of its tags are checked before anything is decoded."""
     if len(data) > MAX_BYTES:
         raise UserError(f"{source}: {len(data)} bytes, more than the limit of {MAX_BYTES}; make it smaller")
     if not data:
@@ -88,7 +88,7 @@ def _loaded(data: bytes, source: str, max_pixels: int) -> Image.Image:
     if exif.overclaims(data):
         raise UserError(f"{source}: not a readable picture (its tags claim more than it holds); replace or remove it")
     picture = Image.open(io.BytesIO(exif.one_exif(data)), formats=FORMATS)
-    picture.info.pop("Raw profile type exif", None)  # Exif as text, of any length; nothing has written it for years
+    picture.info.pop("Raw profile type exif", None)  # Exif stored as text, an obsolete form without a size limit
     width, height = picture.size
     if width * height > max_pixels:
         raise UserError(f"{source}: {width} x {height} pixels, more than the limit of {max_pixels}; make it smaller")
@@ -101,7 +101,7 @@ def _loaded(data: bytes, source: str, max_pixels: int) -> Image.Image:
 
 
 def _as_8_bit(picture: Image.Image, source: str) -> Image.Image:
-    """L, RGB or RGBA of any mode; UserError for one whose values have no known meaning as light."""
+    """The picture as L, RGB or RGBA. Raises UserError for modes whose values cannot be read as light."""
     mode, key = picture.mode, picture.info.get("transparency")
     if mode.startswith("I"):
         return _from_16_bit(np.asarray(picture), key, source)
@@ -119,7 +119,10 @@ def _as_8_bit(picture: Image.Image, source: str) -> Image.Image:
 
 
 def _from_16_bit(values: np.ndarray, key: int | None, source: str) -> Image.Image:
-    """Grey [H, W] of 0 to 65535 as L: a value divided by 257, as 8-bit grey becomes 16-bit by 257; RGBA with a key."""
+    """16-bit grey [H, W] as L.
+
+    Every value is divided by 257 and rounded; with a transparent grey value ``key``, RGBA.
+    """
     if values.min() < 0 or values.max() > 65535:
         raise UserError(f"{source}: grey values outside 0 to 65535; save it with 8 or 16 bits a channel")
     grey = Image.fromarray(_TO_8_BITS[values])
@@ -133,7 +136,7 @@ _TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    """PNG bytes; the same pixels give the same bytes (no metadata, fixed compression)."""
+    """PNG bytes. The same pixels always give the same bytes: no metadata, fixed compression level."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
@@ -142,7 +145,8 @@ def encode_png(picture: Image.Image) -> bytes:
 def on_white(picture: Image.Image) -> Image.Image:
     """The picture composited on white, as RGB.
 
-    Dropping alpha instead would show the colours hidden under transparent pixels (spec/tokenar.md QUIRK 15).
+    Dropping the alpha channel instead would show the colours stored under transparent pixels (docs/differences.md,
+    "References on white").
     """
     if picture.mode != "RGBA":
         return picture.convert("RGB")
@@ -151,8 +155,11 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 
 def square_on_white(picture: Image.Image, padding: float) -> Image.Image:
-    """An RGBA cut-out trimmed to its subject, in the middle of a white square with ``padding``, a share of the longer
-    side, all around: what tells subjects apart is shown this view (spec/curation.md, "what others measured")."""
+    """An RGBA cut-out trimmed to its subject and centred on a white square, as RGB.
+
+    ``padding`` is the white space on each side, as a share of the longer side. Encoders that compare subjects are shown
+    this view (docs/differences.md, "Crops instead of whole pictures").
+    """
     bounds = picture.getchannel("A").point(lambda a: 255 if a >= FOREGROUND else 0).getbbox()
     if bounds is not None:
         picture = picture.crop(bounds)

@@ -1,4 +1,4 @@
-"""Disks and buckets by URL: what a storage's library raises becomes one line that names the URL."""
+"""Files on disks and in buckets by URL. Errors of the storage libraries become one-line messages that name the URL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEGABYTE = 1 << 20
 
 
 def url_to_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL or path, and the path in it; UserError for a protocol that cannot be used."""
+    """The fsspec file system of a URL or path, and the path inside it. Raises UserError for an unusable protocol."""
     with reaching(url):
         fs, path = fsspec.core.url_to_fs(url)
         return fs, str(path)
@@ -31,10 +31,10 @@ def url_to_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Around calls to a storage: what goes wrong there (credentials, network, permissions) becomes a UserError.
+    """Turn errors of a storage (credentials, network, permissions) into a UserError that names ``url``.
 
-    A file that is not there stays a FileNotFoundError; what its absence means is the caller's to say. Every storage
-    has a library of its own with errors of its own, so anything that is raised under a protocol counts.
+    FileNotFoundError passes through, because only the caller knows what a missing file means. Every storage library has
+    its own error classes, so any exception counts as a storage error if the URL has a protocol.
     """
     protocol = split_protocol(url)[0]
     try:
@@ -46,7 +46,7 @@ def reaching(url: str) -> Iterator[None]:
     except Exception as error:
         on_disk = protocol in (None, "file")
         if on_disk and not isinstance(error, (OSError, ValueError)):
-            raise  # our own bug: a disk raises nothing else
+            raise  # a bug of ours: local disks raise only OSError and ValueError
         if isinstance(error, ValueError) and "rotocol not known" in str(error):
             raise UserError(
                 f"{shown(url)}: there is no protocol {protocol!r}; give a path or s3://, gs://, ..."
@@ -56,7 +56,7 @@ def reaching(url: str) -> Iterator[None]:
 
 
 def file_sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """SHA-256 of a file's bytes, which are never in memory together."""
+    """SHA-256 of a file's bytes in hexadecimal, read in blocks of one megabyte."""
     digest = hashlib.sha256()
     with fs.open(path, "rb") as file:
         while block := file.read(MEGABYTE):
@@ -65,7 +65,7 @@ def file_sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 def write_stream(fs: fsspec.AbstractFileSystem, path: str, write: Callable[[IO[bytes]], Any]) -> Any:
-    """Let ``write`` fill a file that takes its name only when it is whole; returns what ``write`` returns."""
+    """Let ``write`` fill a file that gets its name only when complete. Returns the result of ``write``."""
     if isinstance(fs, LocalFileSystem):
         with replacing(path) as temporary, open(temporary, "wb") as file:
             result = write(file)
@@ -81,21 +81,21 @@ def write_stream(fs: fsspec.AbstractFileSystem, path: str, write: Callable[[IO[b
 
 
 def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write so that a killed process leaves no half file under ``path``."""
+    """Write ``data`` so that a killed process never leaves a partial file at ``path``."""
     write_stream(fs, path, lambda file: file.write(data))
 
 
 def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """The JSON object in a file that a run keeps for information; None if it is not there or no longer readable."""
+    """The JSON object in an informational file of a run, or None if the file is missing or unreadable."""
     try:
-        found = parse_json(fs.cat_file(path).decode(), path)
+        facts = parse_json(fs.cat_file(path).decode(), path)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return facts if isinstance(facts, dict) else None
 
 
 def shown(url: object) -> str:
-    """A URL for messages: on one line, without the password or the signature that may be in it."""
+    """A URL for messages: on one line and without passwords or signatures."""
     return _without_secrets(one_line(url, 300))
 
 

@@ -1,4 +1,7 @@
-"""Shards as tar files: which there are, and their members within bounds. What they mean is in shards.py."""
+"""Shards as tar files: finding them and reading their members within limits.
+
+The members' meaning is in ``shards.py``.
+"""
 
 from __future__ import annotations
 
@@ -21,37 +24,39 @@ from data_schemas.io.storage import reaching, shown, url_to_fs
 from data_schemas.io.text import is_plain, one_line
 
 MAX_SAMPLE = 2 * pictures.MAX_BYTES
-"""Bytes of one sample's members together."""
+"""Most bytes of all members of one sample together."""
 MAX_MEMBERS = 1000
 MAX_ID = 500
 MAX_HEADER = 1_000_000
-"""Bytes of one member's name and other headers."""
+"""Most bytes of one member's name and other headers."""
 MAX_FILE_NAME = 150
 GLOB = "give a glob such as 'runs/quickstart/dataset/train-*.tar'"
 
 
 def read_members(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (sample id, members) of one tar in stored order.
+    """(sample id, members by name) of one tar, in stored order.
 
-    UserError for a shard that is cut short or damaged, for links and other members that are no files, for members
-    whose declared size is too large (nothing of them is read), and for a sample that is there twice.
+    Raises UserError for a damaged or truncated shard, for members that are links or devices, for members whose declared
+    size is too large (they are not read), and for a sample that appears twice.
     """
     with _opened(url) as file:
         yield from _samples(url, file, _content)
 
 
 def sample_ids(url: str) -> list[str]:
-    """The ids of a tar's samples in stored order, from its headers alone; UserError as from ``read_members``."""
+    """The sample ids of a tar in stored order, read from its headers alone. Raises UserError like ``read_members``."""
     with _opened(url) as file:
         return [sample_id for sample_id, _ in _samples(url, file, lambda file, entry: b"")]
 
 
 def file_name(sample_id: str) -> str:
-    """A sample id as the name of a file, without a suffix: different ids give different names, none leads elsewhere.
+    """A file name, without suffix, made from a sample id.
+
+    Different ids give different names, and no name leaves its folder.
 
     ``x/0001`` becomes ``x%2F0001``; ids of letters, digits, ``-`` and ``_`` stay as they are.
     """
-    name = re.sub(r"[%/\\\x00-\x1f\x7f]|^\.", lambda found: f"%{ord(found[0]):02X}", sample_id)
+    name = re.sub(r"[%/\\\x00-\x1f\x7f]|^\.", lambda mark: f"%{ord(mark[0]):02X}", sample_id)
     if len(os.fsencode(name)) <= MAX_FILE_NAME:
         return name
     start = name.encode(errors="replace")[: MAX_FILE_NAME // 2].decode(errors="ignore")
@@ -59,7 +64,7 @@ def file_name(sample_id: str) -> str:
 
 
 class _Headers:
-    """A file as tarfile sees it: it reads headers alone, so a header that claims gigabytes is refused."""
+    """The file as tarfile reads it. tarfile only reads headers here, so a header that claims gigabytes is refused."""
 
     def __init__(self, file: IO[bytes], url: str):
         self._file, self._url = file, url
@@ -75,7 +80,7 @@ class _Headers:
 
 @contextmanager
 def _opened(url: str) -> Iterator[IO[bytes]]:
-    """The file of a shard; whatever goes wrong while it is read is one line that names it."""
+    """Open a shard. Any error while it is read becomes one line that names the shard."""
     where = shown(url)
     try:
         with reaching(url):
@@ -92,8 +97,8 @@ def _opened(url: str) -> Iterator[IO[bytes]]:
 def _samples(
     url: str, file: IO[bytes], read: Callable[[IO[bytes], tarfile.TarInfo], bytes]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(sample id, members by name) in stored order; a member is read once its size and its sample's are known good."""
-    seen: set[str] = set()
+    """(sample id, members by name) in stored order. A member is read only after all sizes have been checked."""
+    known_ids: set[str] = set()
     current, members, size = "", dict[str, bytes](), 0
     for entry in _entries(url, file):
         folder, slash, base = entry.name.removeprefix("./").rpartition("/")
@@ -105,7 +110,7 @@ def _samples(
             if members:
                 yield current, members
             current, members, size = sample_id, {}, 0
-            _check_id(url, sample_id, seen)
+            _check_id(url, sample_id, known_ids)
         if name in members:
             raise UserError(f"{shown(url)}: sample {sample_id}: member {name!r} is there twice; make the shard again")
         size += entry.size
@@ -119,19 +124,19 @@ def _samples(
         yield current, members
 
 
-def _check_id(url: str, sample_id: str, seen: set[str]) -> None:
+def _check_id(url: str, sample_id: str, known_ids: set[str]) -> None:
     if not is_plain(sample_id) or len(sample_id) > MAX_ID:
         raise UserError(
             f"{shown(url)}: a sample named {one_line(sample_id, 60)!r}: names are UTF-8 text without control marks, at "
             f"most {MAX_ID} characters; make the shard again"
         )
-    if sample_id in seen:
+    if sample_id in known_ids:
         raise UserError(f"{shown(url)}: sample {sample_id} is there twice; make the shard again, members side by side")
-    seen.add(sample_id)
+    known_ids.add(sample_id)
 
 
 def _entries(url: str, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """The headers of all files in a tar, checked; their content is passed over."""
+    """The headers of all files in a tar, checked; their content is skipped."""
     with tarfile.open(fileobj=_Headers(file, shown(url)), mode="r:") as tar:  # type: ignore[call-overload]
         for entry in tar:
             where = f"{shown(url)}: member {one_line(entry.name, 100)!r}"
@@ -147,7 +152,7 @@ def _entries(url: str, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             if entry.issparse():
                 raise UserError(f"{where} is stored with holes (sparse); pack the shard again without them")
             yield entry
-        # A whole tar ends in a zero block; a file cut exactly between two members does not.
+        # A complete tar ends in a block of zeros; one that was cut between two members does not.
         file.seek(tar.offset)
         if not file.read(1):
             raise tarfile.ReadError("no end-of-archive mark")
@@ -162,29 +167,32 @@ def _content(file: IO[bytes], entry: tarfile.TarInfo) -> bytes:
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """The shards a glob such as ``data/train-*.tar`` (disk or bucket) stands for, sorted; none is an error."""
+    """The sorted shards that a glob such as ``data/train-*.tar`` (disk or bucket) matches.
+
+    Raises UserError if none does.
+    """
     if "://" in pattern:
         fs, path = url_to_fs(pattern)
         try:
             with reaching(pattern):
-                found = [fs.unstrip_protocol(match) for match in fs.glob(path)]
+                paths = [fs.unstrip_protocol(match) for match in fs.glob(path)]
         except FileNotFoundError:
-            found = []
+            paths = []
     else:
-        found = [pattern] if _is_there(pattern) else _glob(pattern)
-        for path in found:
+        paths = [pattern] if _is_there(pattern) else _glob(pattern)
+        for path in paths:
             if os.path.isdir(path):
                 raise UserError(
                     f"{shown(path)}: is a folder, not a shard; give a glob such as '{path.rstrip('/')}/*.tar'"
                 )
             check_file(path, GLOB)
-    if not found:
+    if not paths:
         raise UserError(f"{shown(pattern)}: no shard matches; {GLOB}")
-    return sorted(found)
+    return sorted(paths)
 
 
 def _is_there(path: str) -> bool:
-    """Whether this very name is there, brackets and stars included."""
+    """Whether a file with exactly this name exists; its name may contain brackets and stars."""
     try:
         return os.path.lexists(path)
     except ValueError:  # a NUL

@@ -1,4 +1,4 @@
-"""Text that is kept or shown: one line, plain characters, and nothing of the process or machine that wrote it."""
+"""Clean text for storing and showing: one line, no control characters, nothing specific to a process or machine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _INVISIBLE = re.compile(
 
 
 def one_line(text: object, limit: int = 500) -> str:
-    """The text on one line of at most ``limit`` characters, without control and direction marks or memory addresses.
+    """The text on one line of at most ``limit`` characters, without control marks, direction marks or memory addresses.
 
-    Error messages of libraries hold addresses (``<_io.BytesIO object at 0x7f...>``), which differ from process to
-    process; what is stored must be the same in all of them.
+    Error messages of libraries contain addresses (``<_io.BytesIO object at 0x7f...>``) that differ between processes,
+    and stored messages must be the same in all of them.
     """
     plain = _INVISIBLE.sub(" ", _ADDRESS.sub("", str(text)))
     line = " ".join(plain.split())
@@ -28,26 +28,29 @@ def one_line(text: object, limit: int = 500) -> str:
 
 
 def stored_line(error: object, limit: int = 500) -> str:
-    """``one_line`` of an error that is kept with the data: of paths on this machine the last name alone."""
+    """``one_line`` of an error that is stored with the data.
+
+    Paths are cut to their last part, so no machine's folders appear.
+    """
     return _FOLDERS.sub("", one_line(error, 4 * limit))[:limit]
 
 
 def is_plain(text: str) -> bool:
-    """Whether the text is free of control and direction marks, line breaks and halves of surrogate pairs."""
+    """Whether the text has no control marks, direction marks, line breaks or halves of surrogate pairs."""
     return not any(mark in text for mark in "\t\n") and _INVISIBLE.search(text) is None
 
 
 def from_path(name: str) -> str:
-    """A file name as text that any file can hold, whatever bytes it has on the disk."""
+    """A file name as valid text, whatever bytes it consists of on the disk."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 CUT = 4096
-"""Bytes of a note that are read: more than its first line needs."""
+"""Bytes that are read of a note; more than its first line needs."""
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins like the mark of UTF-16, so it is looked for first
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # checked before UTF-16, whose mark is its beginning
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -55,9 +58,9 @@ _BOMS = (
 
 
 def decoded(data: bytes) -> str:
-    """Text of a file in whatever encoding: as its byte order mark says, else UTF-8, else Latin-1, which reads any.
+    """The text of a file in any encoding: by its byte order mark, else UTF-8, else Latin-1, which accepts all bytes.
 
-    ``data`` may be a file's beginning, cut anywhere.
+    ``data`` may be the beginning of a longer file and may end within a character.
     """
     for bom, encoding in _BOMS:
         if data.startswith(bom):
@@ -71,12 +74,15 @@ def decoded(data: bytes) -> str:
 
 
 def label(text: object, limit: int = 80) -> str:
-    """A name or category as prompts and tables have it, whatever it was read from: the first line with words in it,
-    without control and direction marks and without its final stop, at most ``limit`` characters."""
+    """A subject's name or category, cleaned for prompts and tables.
+
+    It is the first line that has words in it, without control and direction marks or a final full stop, and has at most
+    ``limit`` characters.
+    """
     lines = (one_line(_unmarked(line), 10 * limit) for line in str(text).splitlines())
     return next((line for line in lines if line), "")[:limit].rstrip(" .。")
 
 
 def _unmarked(line: str) -> str:
-    """Without what is not seen and takes no room: joiners and marks that turn the direction of writing."""
+    """The line without invisible format characters such as joiners and direction marks."""
     return "".join(letter for letter in line if unicodedata.category(letter) != "Cf")

@@ -11,9 +11,10 @@ from data_schemas.progress import Progress, tell
 
 
 class StageProgress:
-    """``with StageProgress("matting", 6) as progress: progress.advance(summary)`` for each finished part.
+    """Shows the progress of a stage: a bar on a terminal, otherwise one line at the end.
 
-    A bar on a terminal; elsewhere one line at the end.
+    Use as ``with StageProgress("matting", 6) as progress`` and call ``progress.advance(summary)`` for each finished
+    part.
     """
 
     def __init__(self, stage: str, parts: int):
@@ -23,7 +24,7 @@ class StageProgress:
         self._bar = Progress(f"{stage:<11}", parts, show=sys.stderr.isatty())
 
     def advance(self, summary: Any) -> None:
-        """Count a finished part; ``summary`` is its PartSummary."""
+        """Count a finished part by its PartSummary."""
         self.done += 1
         self.samples += sum(summary.counts.values())
         self.failed += summary.counts.get("error", 0)
@@ -31,7 +32,7 @@ class StageProgress:
         self._bar.advance()
 
     def line(self, text: str) -> None:
-        """A line of its own on stderr, above the bar if there is one."""
+        """Write a separate line on stderr, above the bar if there is one."""
         (self._bar.line if self._bar.show else tell)(f"{self.stage.strip()}: {text}")
 
     def __enter__(self) -> StageProgress:

@@ -1,4 +1,4 @@
-"""What a person said of single samples: read from ``<run>/review.parquet``, honoured by matting and ``decide``."""
+"""A person's corrections of single samples, read from ``<run>/review.parquet``. Matting and ``decide`` use them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pipeline.core.parts import fingerprint
 
 FILE = "review.parquet"
 MAX_TABLE = 1_000_000_000
-"""Bytes of a review table: some hundred a reviewed sample."""
+"""Largest review table that is read, in bytes; a reviewed sample takes about a hundred."""
 STAGES = {"matting": ("alpha_threshold", "matte_png"), "decide": ("verdict", "reason", "reviewer")}
-"""Columns of a review by the stage that honours them."""
+"""The stages that use reviews, and the columns that each of them reads."""
 
 
 class Reviews:
-    """The review table of a run; empty if nobody reviewed."""
+    """The review table of a run by sample id; empty if the run has none."""
 
     def __init__(self, run_url: str):
         self.fs, root = url_to_fs(run_url)
@@ -42,7 +42,7 @@ class Reviews:
         self.rows = {row["sample_id"]: row for row in validate(table, REVIEW, path).to_pylist()}
 
     def of(self, sample_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The rows of these samples by id, the replacement matte as bytes under "matte_png"."""
+        """The review rows of these samples by id, with the bytes of the replacement matte under "matte_png"."""
         return {i: self.rows[i] | {"matte_png": self._matte(self.rows[i])} for i in sample_ids if i in self.rows}
 
     def _matte(self, row: dict[str, Any]) -> bytes | None:
@@ -63,7 +63,11 @@ class Reviews:
             raise UserError(f"{path}: {advice}") from error
 
     def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:
-        """A digest of what was said for this stage, or nothing: a part without a review stays cached as it was."""
+        """A list with one digest of the reviews that affect this stage and these samples, or an empty list.
+
+        It is part of the input of a part. A part without reviews has the same input as before reviews existed, so it
+        stays cached.
+        """
         columns = STAGES.get(stage, ())
         if not columns:
             return []

@@ -1,4 +1,4 @@
-"""Scores to decisions: kept, or rejected with every reason. Pure and vectorised; loads no model."""
+"""Turning scores into decisions: kept, or rejected with all reasons. It reads tables only and loads no model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.core.stage import Rule, Stage
 
 
 def resolve_rules(stages: Sequence[Stage], thresholds: Mapping[str, float]) -> list[tuple[str, Rule]]:
-    """(stage, rule) for every rule of every stage, with the thresholds of the config put in.
+    """(stage, rule) for every rule of every stage, with the thresholds of the config filled in.
 
-    Raises UserError for a reason that no rule has, or a threshold outside its column's range.
+    Raises UserError for a reason that no rule has and for a threshold outside the range of its column.
     """
     rules = [(stage.name, rule) for stage in stages for rule in stage.rules]
     known = {rule.reason for _, rule in rules}
@@ -41,11 +41,12 @@ def decide(
     rules: Sequence[tuple[str, Rule]],
     reviews: Mapping[str, Mapping] | None = None,
 ) -> list[dict]:
-    """Rows of the ``decide`` table for samples aligned over ``verdicts`` (stage -> frame, same order of samples).
+    """The rows of the ``decide`` table.
 
-    An error anywhere is an error; else a person's verdict (``reviews``: sample id -> row of the review table) is
-    the decision; else any broken rule rejects; else a missing score leaves the sample undecided (design,
-    decision 3: never a pass, never a silent reject); else it is kept.
+    ``verdicts`` maps each stage to its frame; all frames have the same samples in the same order. ``reviews`` maps
+    sample ids to rows of the review table. The first of these that applies decides: an error in any stage gives
+    "error"; a reviewer's verdict; any broken rule gives "rejected"; a missing score gives "undecided"; otherwise the
+    sample is "kept".
     """
     first = next(iter(verdicts.values()))
     count = len(first)
@@ -60,13 +61,13 @@ def decide(
     decided = []
     for row, sample_id in enumerate(first["sample_id"]):
         failed = _first_error(verdicts, row)
-        said = (reviews or {}).get(sample_id, {})
+        review = (reviews or {}).get(sample_id, {})
         person = {"reviewer": None, "review_reason": None}
         if failed is not None:
             outcome, why = "error", [f"{failed['error_stage']}_error"]
-        elif said.get("verdict"):
-            outcome, why = said["verdict"], ["review"] if said["verdict"] == "rejected" else []
-            person = {"reviewer": said["reviewer"], "review_reason": said["reason"]}
+        elif review.get("verdict"):
+            outcome, why = review["verdict"], ["review"] if review["verdict"] == "rejected" else []
+            person = {"reviewer": review["reviewer"], "review_reason": review["reason"]}
         elif reasons[row]:
             outcome, why = "rejected", reasons[row]
         elif missing[row]:

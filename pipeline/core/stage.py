@@ -1,8 +1,8 @@
-"""What a stage author writes, and what the base does for it.
+"""The base class of per-sample stages.
 
-A stage gives a name, a version, the columns it scores, the rules by which ``decide`` may reject, and ``process``.
-The base loads the model once a process, captures the error of a single sample in that sample's row, times it,
-reads the parts before it and commits its own atomically (design, decisions 1 to 4).
+The author of a stage provides a name, a version, the columns it scores, the rules by which ``decide`` may reject, and
+``process``. The base class loads the model once in each process, turns an error on one sample into an error row,
+measures time, and reads and writes parts.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ from pipeline.core.weights import Weights, identity
 
 
 def form_title(model: type) -> str:
-    """The name of a stage's settings in a form: their backend's, where they have one."""
+    """The title of a stage's settings in Prefect's form: the backend's name if there is one, else the class name."""
     backend = getattr(model, "model_fields", {}).get("backend")
     return str(backend.default) if backend else model.__name__
 
 
 def any_of(schema: dict[str, Any]) -> None:
-    """Name the members of a union ``anyOf``: for ``oneOf`` Prefect's form shows nothing but raw JSON."""
+    """Rename ``oneOf`` of a union's JSON schema to ``anyOf``, because Prefect's form shows ``oneOf`` as raw JSON."""
     schema["anyOf"] = schema.pop("oneOf")
 
 
 class StageConfig(Settings):
-    """Settings of one stage; a misspelt key is refused.
+    """Settings of one stage. Unknown keys are refused.
 
-    All of them enter the stage's fingerprint, but those named in ``how``: they say where and how fast the work is
-    done, never what comes of it.
+    All settings are part of the stage's fingerprint except those named in ``how``, which affect where and how fast the
+    work is done but not its result.
     """
 
-    # a section's alternatives stand in Prefect's form under their backends' names
+    # Prefect's form shows the alternatives of a section under these titles
     model_config = ConfigDict(model_title_generator=form_title)
     how: ClassVar[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to reject: ``column`` must be at least (bound "min") or at most ("max") the threshold.
+    """One way to reject a sample.
 
-    ``threshold`` is the default; ``decide.thresholds`` in the config overrides it under the name ``reason``.
+    With ``bound`` "min", a score in ``column`` must be at least ``threshold``, with "max" at most. ``threshold`` is the
+    default; the config can override it in ``decide.thresholds`` under the name ``reason``.
     """
 
     column: str
@@ -67,7 +68,7 @@ class Rule:
 
 
 class SampleError(Exception):
-    """A stage's own word that it cannot do this sample; ``code`` goes to the row for counting."""
+    """A stage raises this if it cannot process a sample. ``code`` is stored in the sample's row for counting."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -75,46 +76,54 @@ class SampleError(Exception):
 
 
 class StageUnusable(UserError):
-    """A stage's own word that it can do no sample at all, whatever it is given; ends the run."""
+    """A stage raises this if it cannot process any sample. It ends the run."""
 
 
 @dataclass
 class Sample:
-    """One sample as ``process`` sees it: its plan row, the rows and pictures of the stages it reads."""
+    """One sample as ``process`` receives it.
+
+    ``rows`` has its row of the plan and of every stage that was read, by stage. ``files`` gives the pictures that a
+    stage saved, ``reference_file`` the cut-out of a reference by its id. ``saved`` collects the pictures to store.
+    """
 
     sample_id: str
     rows: Mapping[str, dict]
     files: Callable[[str], Mapping[str, bytes]]
     reference_file: Callable[[str], bytes]
     review: Mapping[str, Any] | None = None
-    """The sample's row in the review table, if a person looked at it and the stage is one of review.STAGES."""
+    """The sample's row of the review table, if there is one and the stage is listed in review.STAGES."""
     saved: dict[str, bytes] = field(default_factory=dict)
     latency: float | None = None
-    """Seconds from question to answer, for a stage that asks somebody else; kept with the timing, not in the row."""
+    """Seconds from request to answer, set by stages that ask a model or server.
+
+    Stored in the part's notes, not in the row.
+    """
 
     @property
     def plan(self) -> dict:
+        """The sample's row of the plan."""
         return self.rows["plan"]
 
     def picture(self, stage: str, name: str) -> Image.Image:
-        """A picture an earlier stage saved, by the name it was saved under."""
+        """A picture that an earlier stage saved under ``name``."""
         return pictures.decode(self.files(stage)[f"{name}.png"], f"{stage} {self.sample_id} {name}")
 
     def reference(self, index: int) -> Image.Image:
-        """Reference 0 or 1 as RGBA, cut out."""
+        """The cut-out of reference 0 or 1, RGBA."""
         reference_id = self.plan[f"reference_{index}_id"]
         return pictures.decode(self.reference_file(reference_id), f"reference {reference_id}").convert("RGBA")
 
     def save(self, name: str, picture: Image.Image) -> None:
-        """Keep a picture of this sample in the part's tar as ``<sample_id>.<name>.png``."""
+        """Store a picture of this sample in the part's tar as ``<sample_id>.<name>.png``."""
         self.saved[f"{name}.png"] = pictures.encode_png(picture)
 
 
 class Stage(ABC):
-    """Base of every per-sample stage. Subclasses set the class variables and write ``process``.
+    """Base class of per-sample stages. A subclass sets the class variables and implements ``process``.
 
-    Parts are made side by side, each in a thread of its own. A model that can serve only one batch at a time is
-    locked by its stage while it is at work, so that other parts read and write their pictures beside it.
+    Several parts are made at the same time, each in its own thread. If a model can only serve one batch at a time, its
+    stage must lock it while it computes; other threads can then still read and write pictures.
     """
 
     name: ClassVar[str]
@@ -133,38 +142,39 @@ class Stage(ABC):
         self._lock = threading.Lock()
 
     def weights(self) -> tuple[Weights, ...]:
-        """The model files this stage needs under its config; looked for before any work is done."""
+        """The model files that this stage needs with its config. They are looked for before any work is done."""
         return ()
 
     def setup(self) -> None:
-        """Load the model; called once a process, and only when a sample has to be made."""
+        """Load the model. Called once in each process, and only if there is a sample to process."""
 
     @abstractmethod
     def process(self, sample: Sample) -> dict:
-        """Scores of one sample by column name; pictures through ``sample.save``."""
+        """The scores of one sample by column name. Pictures are stored with ``sample.save``."""
 
     def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
-        """Scores of several samples; a stage whose model gains from batches overrides this and batch_size.
+        """The scores of several samples. Override it, and set ``batch_size``, if the model is faster in batches.
 
-        An exception in a sample's place fails that sample alone; one that is raised has each sample tried alone.
+        An exception returned instead of scores marks that sample as failed. If the method raises an exception, each
+        sample of the batch is processed again alone.
         """
         return [self.process(sample) for sample in samples]
 
     def batches(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
-        """The samples of a part in the batches that they are processed in: ``batch_size`` at a time, in order."""
+        """The samples of a part divided into batches of ``batch_size``, in order."""
         return [samples[i : i + self.batch_size] for i in range(0, len(samples), self.batch_size)]
 
     def model_name(self) -> str:
-        """Model and revision, or the method: what a row says it was made by."""
+        """The model with its revision, or the method, as stored in each row."""
         return ", ".join(f"{w.name}@{identity(w)[:16]}" for w in self.weights()) or self.model
 
     @cached_property
     def _made_by(self) -> str:
-        """``model_name``, asked once: it looks at files, and every row carries it."""
+        """``model_name``, computed once because it may hash files."""
         return self.model_name()
 
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
-        """Changes with anything that may change the output: code version, config, model, what it reads."""
+        """A fingerprint of all that may change the output: stage, version, config, model, and the stages it reads."""
         return fingerprint(
             stage=self.name,
             version=self.version,
@@ -175,12 +185,14 @@ class Stage(ABC):
 
     @classmethod
     def schema(cls) -> TableSchema:
+        """The schema of the stage's table."""
         return verdict_schema(cls.name, cls.version, cls.columns)
 
     def probe(self) -> None:
-        """UserError if something outside this machine that the stage needs is not there, such as a server."""
+        """Raise UserError if an external service that the stage needs, such as a server, is not available."""
 
     def ready(self) -> None:
+        """Call ``setup`` unless it has been called in this process."""
         with self._lock:
             if not self._ready:
                 try:
@@ -192,7 +204,12 @@ class Stage(ABC):
                 self._ready = True
 
     def run(self, samples: Sequence[Sample], failed: Mapping[str, str]) -> tuple[list[dict], dict, dict]:
-        """Rows, pictures and seconds of one part; ``failed`` maps samples an earlier stage failed on to its name."""
+        """Process the samples of one part.
+
+        ``failed`` maps samples on which an earlier stage failed to that stage's name.
+
+        Returns the rows, the pictures by sample id, and the seconds by sample id.
+        """
         rows: dict[str, dict] = {}
         seconds: dict[str, float] = {}
         for sample_id, stage in failed.items():
@@ -202,8 +219,8 @@ class Stage(ABC):
             self.ready()
         for batch in self.batches(todo):
             began = time.perf_counter()
-            made = self._attempt(batch)
-            for sample, row in zip(batch, made, strict=True):
+            batch_rows = self._attempt(batch)
+            for sample, row in zip(batch, batch_rows, strict=True):
                 rows[sample.sample_id] = row
                 seconds[sample.sample_id] = round((time.perf_counter() - began) / len(batch), 4)
         checked = self._checked([rows[s.sample_id] for s in samples])
@@ -212,7 +229,7 @@ class Stage(ABC):
         return checked, saved, seconds
 
     def _checked(self, rows: list[dict]) -> list[dict]:
-        """The rows as the stage's table takes them: one that it does not take becomes its sample's error."""
+        """The rows as the stage's table accepts them. A row that it does not accept becomes an error row."""
         problem = self._problem(rows)
         if problem is None:
             return rows
@@ -221,7 +238,7 @@ class Stage(ABC):
         return [self._row(rows[0]["sample_id"], "error", "bad_score", stored_line(problem))]
 
     def _problem(self, rows: list[dict]) -> Exception | None:
-        """Why the stage's table cannot hold these rows, if it cannot."""
+        """Why the stage's table cannot hold these rows, or None if it can."""
         try:
             validate(self.schema().table(rows), self.schema(), f"stage {self.name}")
         except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
@@ -229,7 +246,10 @@ class Stage(ABC):
         return None
 
     def _attempt(self, batch: Sequence[Sample]) -> list[dict]:
-        """Rows of a batch. If it fails, each sample is tried alone, so that only the bad one gets the error."""
+        """The rows of a batch.
+
+        If the batch fails, each sample is tried alone, so that only the bad one gets an error row.
+        """
         try:
             scores = self.process_batch(batch)
             return [
@@ -238,8 +258,8 @@ class Stage(ABC):
                 for s, values in zip(batch, scores, strict=True)
             ]  # fmt: skip
         except (DamagedPart, StageUnusable):
-            raise  # nothing is wrong with the sample
-        except (Exception, SystemExit) as error:  # SystemExit: a stage of the user's own may say anything
+            raise  # not an error of the sample
+        except (Exception, SystemExit) as error:  # SystemExit may come from a user's own stage
             if len(batch) > 1:
                 return [self._attempt([sample])[0] for sample in batch]
             return [self._row(batch[0].sample_id, "error", *describe_error(error))]
@@ -264,7 +284,7 @@ class Stage(ABC):
 
 
 class BatchStage(Stage):
-    """Base of a stage whose model takes several samples at once: it writes ``process_batch`` alone."""
+    """Base class of a stage whose model takes several samples at once. A subclass implements ``process_batch`` only."""
 
     @abstractmethod
     def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]: ...
@@ -277,10 +297,9 @@ class BatchStage(Stage):
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:
-    """(code, one line) for an error row: the same in every process and on every machine."""
-    if (
-        type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, which tells of other processes and what was free just then
+    """(code, message) of an error row. The message is one line and the same in every process and on every machine."""
+    # torch's message mentions other processes and the memory that was free at that moment
+    if type(error).__name__ == "OutOfMemoryError":
         return "out_of_memory", "the device's memory is full; make batch_size smaller, or retry with fewer workers"
     message = stored_line(error) or type(error).__name__
     if isinstance(error, SampleError):
@@ -292,7 +311,7 @@ def describe_error(error: BaseException) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one part of the stages before holds, ready to be handed to samples."""
+    """The parts that a part is made from, by stage, and how to read their pictures."""
 
     parts: Mapping[str, Part]
     pictures: Mapping[str, PartPictures]
@@ -300,7 +319,7 @@ class Inputs:
     reviews: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def samples(self) -> tuple[list[Sample], dict[str, str]]:
-        """The samples of the part in plan order, and those that an earlier stage failed on (id -> stage)."""
+        """The samples in plan order, and those on which an earlier stage failed (sample id -> stage)."""
         rows = {stage: {r["sample_id"]: r for r in p.rows()} for stage, p in self.parts.items()}
         failed: dict[str, str] = {}
 

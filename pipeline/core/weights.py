@@ -1,6 +1,6 @@
-"""Model weights that a stage needs: a Hugging Face id and revision, or a local path, and where they are.
+"""Model weights that a stage needs: a Hugging Face id with a revision, or a local path, and where the files are.
 
-Nothing is downloaded here: a run looks at what is on this machine before any work.
+Nothing is downloaded here; a run uses only files that are already on this machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_schemas.errors import UserError
 from data_schemas.networks import HUB_ID
 
 ONE_FILE = "model.safetensors"
-"""The name that the hub gives weights in one file."""
+"""The hub's usual name of a model's weights if they are in one file."""
 NOT_HERE = "not on this machine"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -29,8 +29,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 class Weights:
     """Model files that a stage needs.
 
-    ``source`` is a Hugging Face id or a local folder or file, ``files`` are patterns of which each must match
-    something there. ``gigabytes`` (download) and ``memory`` (gigabytes once loaded) are of the published model.
+    ``source`` is a Hugging Face id or a local folder or file. ``files`` are glob patterns, each of which must match a
+    file. ``gigabytes`` (download) and ``memory`` (gigabytes once loaded) are those of the published model.
     """
 
     purpose: str
@@ -44,21 +44,24 @@ class Weights:
 
     @property
     def is_local(self) -> bool:
-        """A path, unless it looks like a Hugging Face id and no such path exists."""
+        """Whether ``source`` is a path: it exists on this machine, or it does not look like a Hugging Face id."""
         return not HUB_ID.fullmatch(self.source) or Path(self.source).expanduser().exists()
 
     @property
     def name(self) -> str:
-        """What the data calls it: the id on the hub, or the file's or folder's own name, wherever that lies."""
+        """The name stored with the data: the id on the hub, or a local file's or folder's own name without its
+        location.
+        """
         return os.path.basename(os.path.abspath(os.path.expanduser(self.source))) if self.is_local else self.source
 
     @property
     def text(self) -> str:
+        """The source as messages show it, with the revision if it is not "main"."""
         return self.source if self.is_local or self.revision == "main" else f"{self.source}@{self.revision}"
 
 
 def locate(weights: Weights) -> Path:
-    """The folder (or the one file) that holds the weights on this machine; UserError if anything is missing."""
+    """The folder or file that holds the weights on this machine. Raises UserError if anything is missing."""
     path = look(weights)
     if isinstance(path, str):
         raise UserError(f"{weights.purpose}: {weights.text}: {path}")
@@ -66,18 +69,18 @@ def locate(weights: Weights) -> Path:
 
 
 def identity(weights: Weights) -> str:
-    """What tells these weights from others: the commit on the hub, or a digest of the local files."""
+    """A text that identifies these weights: the commit on the hub, or a digest of the local files."""
     if not weights.is_local and COMMIT.fullmatch(weights.revision):
         return weights.revision
     path = locate(weights)
     if weights.is_local:
-        found = [path] if path.is_file() else [f for p in weights.files for f in path.glob(p)]
-        return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(set(found))))
-    return path.name  # the hub's cache names the folder of a snapshot by its commit
+        matches = [path] if path.is_file() else [f for p in weights.files for f in path.glob(p)]
+        return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(set(matches))))
+    return path.name  # the hub's cache names a snapshot's folder after its commit
 
 
 def look(weights: Weights) -> Path | str:
-    """Where the weights are, or what is missing."""
+    """The folder or file that holds the weights, or a text that says what is missing."""
     if weights.is_local:
         path = Path(weights.source).expanduser()
         if path.is_file():
@@ -89,7 +92,7 @@ def look(weights: Weights) -> Path | str:
             path = Path(snapshot_download(
                 weights.source, revision=weights.revision, allow_patterns=list(weights.files), local_files_only=True
             ))  # fmt: skip
-        except (LocalEntryNotFoundError, ValueError):  # ValueError: an id that the hub would refuse
+        except (LocalEntryNotFoundError, ValueError):  # ValueError: not a valid id
             return NOT_HERE
     for pattern in weights.files:
         matches = list(path.glob(pattern))
@@ -104,7 +107,7 @@ def look(weights: Weights) -> Path | str:
 
 @functools.lru_cache(maxsize=64)
 def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 over the files' names and bytes; sizes and times only say when to read them again."""
+    """SHA-256 of the files' names and bytes. Sizes and times are only part of the cache key."""
     digest = hashlib.sha256()
     for name, size, _ in files:
         digest.update(f"{os.path.basename(name)} {size} ".encode())

@@ -1,11 +1,11 @@
-"""The dataset a run ends in: shards made part by part, and a folder that holds exactly those of the kept samples.
+"""The dataset of a run: shards, made as parts, and a folder with exactly the shards of the kept samples.
 
-    <run>/shards/<fingerprint>/       the part store: shards that any decision so far has asked for
-    <run>/datasets/<content>/         one dataset, named by what is in it: shards, manifest.parquet, run.json, README.md
+    <run>/shards/<fingerprint>/       the part store, with the shards of all decisions so far
+    <run>/datasets/<content>/         a dataset, named after its content: shards, manifest.parquet, run.json, README.md
     <run>/dataset -> datasets/<content>
 
-A dataset is put together under a temporary name, gets its own name when it is whole, and is never changed afterwards;
-the link is then turned to it in one step. Nobody who reads through the link sees half of one, or two mixed.
+A dataset is assembled under a temporary name, gets its final name when complete, and is never changed afterwards. Then
+the link is switched to it in one step. A reader of the link never sees an incomplete dataset or a mixture of two.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.run import Run
 
 
 def shard_plan(run: Run) -> dict[str, list[dict]]:
-    """Shard name -> plan rows of the kept samples it will hold."""
+    """Shard name -> plan rows of the kept samples that it holds."""
     plan = read_all(run, "plan").to_pylist()
     decisions = read_all(run, "decide")
     by_id = dict(zip(decisions["sample_id"].to_pylist(), decisions["decision"].to_pylist(), strict=True))
@@ -40,7 +40,7 @@ def shard_plan(run: Run) -> dict[str, list[dict]]:
 
 
 def shard_inputs(run: Run, digests: Mapping[tuple[str, str], str], pool: str) -> dict[str, str]:
-    """Shard name -> digest of what goes in: the parts its samples come from, and which samples they are."""
+    """Shard name -> digest of its input: which samples it holds, and the parts they come from."""
     reads = [stage for stage in run.order() if stage not in ("references", "decide", "shards")]
     part_of = PictureReader(run, pool).part_of
     return {
@@ -52,7 +52,7 @@ def shard_inputs(run: Run, digests: Mapping[tuple[str, str], str], pool: str) ->
 
 @dataclass(frozen=True)
 class _Kept:
-    """What all shards of a run share; read once a process."""
+    """Data that all shards of a run share, read once in each process."""
 
     shards: dict[str, list[dict]]
     scores: dict[str, dict]
@@ -69,7 +69,7 @@ def _kept(run: Run, shared: str) -> _Kept:
 
 
 def make_shard(job: PartJob, store: PartStore) -> Part:
-    """Write one shard (the part's tar) and its index rows (the part's Parquet file)."""
+    """Write one shard as the tar of a part, whose Parquet file lists the shard's samples."""
     kept, split = _kept(job.run, job.shared), job.part.rpartition("-")[0]
     plan_rows = kept.shards[job.part]
     members = {plan["sample_id"]: _members(kept, plan) for plan in plan_rows}
@@ -90,7 +90,7 @@ def _members(kept: _Kept, plan: dict) -> dict[str, bytes]:
 
 
 def make_manifest(run: Run) -> bytes:
-    """manifest.parquet: a row for every planned sample."""
+    """The bytes of manifest.parquet, with one row for every planned sample."""
     tables = {s.name: read_all(run, s.name) for s in run.stages()}
     scores = score_columns(tables, {s.name: s.columns for s in run.stages()})
     fields = {c.name: s.schema().arrow().field(c.name) for s in run.stages() for c in s.columns}
@@ -104,9 +104,9 @@ def shard_digests(run: Run) -> dict[str, str | None]:
 
 
 def publish(run: Run) -> str:
-    """Put the dataset of this run together, if it is not there yet, and turn ``<run>/dataset`` to it.
+    """Assemble the dataset of this run, unless it exists, and switch ``<run>/dataset`` to it. Earlier datasets stay.
 
-    Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder on a bucket. Earlier datasets stay.
+    Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket.
     """
     store = run.store("shards")
     shards = {name: need_part(run, "shards", name) for name in shard_plan(run)}
@@ -150,7 +150,7 @@ def _dataset_root(run: Run, manifest: bytes) -> str:
 
 
 def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
-    """A second name for a file that is never written again, or a copy where there are no second names."""
+    """Give a file, which is never written again, a second name: a hard link, or a copy where there are no links."""
     if isinstance(fs, LocalFileSystem):
         try:
             os.link(source, target)
@@ -161,7 +161,7 @@ def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
 
 
 def _take_name(building: str, root: str) -> None:
-    """Give a finished dataset its name; one that has it and is damaged steps aside."""
+    """Give a finished dataset its name. A damaged dataset with that name is moved away and removed."""
     aside = f"{building}.old.tmp"
     if os.path.lexists(root):
         os.rename(root, aside)
@@ -170,13 +170,13 @@ def _take_name(building: str, root: str) -> None:
 
 
 def _is_whole(store: PartStore, root: str, shards: Mapping[str, Part], manifest: bytes) -> bool:
-    """Whether a dataset's folder holds exactly these shards, as they are in the part store, and this manifest."""
+    """Whether a dataset's folder holds exactly these shards, unchanged, and this manifest."""
     fs = store.fs
     try:
         if fs.cat_file(f"{root}/manifest.parquet") != manifest:
             return False
-        there = {path.rpartition("/")[2] for path in fs.ls(root, detail=False)}
-        if {name for name in there if name.endswith(".tar")} != {f"{name}.tar" for name in shards}:
+        names = {path.rpartition("/")[2] for path in fs.ls(root, detail=False)}
+        if {name for name in names if name.endswith(".tar")} != {f"{name}.tar" for name in shards}:
             return False
         return all(_same(store, name, part, f"{root}/{name}.tar") for name, part in shards.items())
     except FileNotFoundError:
@@ -184,7 +184,10 @@ def _is_whole(store: PartStore, root: str, shards: Mapping[str, Part], manifest:
 
 
 def _same(store: PartStore, name: str, part: Part, shared: str) -> bool:
-    """Whether what ``_share`` made of a shard is that shard; on a bucket by its size: reading costs a transfer."""
+    """Whether a shard in a dataset equals the one in the part store.
+
+    In a bucket only their sizes are compared, to save a transfer.
+    """
     fs, own = store.fs, store.path(name, "tar")
     if isinstance(fs, LocalFileSystem):
         return os.path.samefile(own, shared) or file_sha256(fs, shared) == part.tar_sha256
@@ -192,7 +195,7 @@ def _same(store: PartStore, name: str, part: Part, shared: str) -> bool:
 
 
 class PictureReader:
-    """Pictures of any sample by stage; keeps the places of the last few parts' pictures."""
+    """Reads pictures of any sample by stage. It caches the tar entries of the last few parts."""
 
     def __init__(self, run: Run, pool: str):
         self.run, self.pool = run, pool
@@ -205,14 +208,15 @@ class PictureReader:
         return self.run.store(stage).pictures(part, need_part(self.run, stage, part))
 
     def files(self, stage: str, sample_id: str) -> Mapping[str, bytes]:
-        """The pictures that a stage saved of a sample, by name; empty if it made none."""
+        """The pictures that a stage saved for a sample, by name; empty if it saved none."""
         return self._pictures(stage, self.part_of[sample_id]).of(sample_id)
 
     def reference(self, reference_id: str, name: str) -> bytes:
+        """The bytes of a picture of a reference: "cutout.png" or "white.png"."""
         return cutout_reader(self.run, self.pool)(reference_id, name)
 
     def picture(self, sample_id: str, name: str) -> Image.Image | None:
-        """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if never made."""
+        """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if it was never made."""
         if name.startswith("reference_"):
             data: bytes | None = self.reference(self.plan[sample_id][f"{name}_id"], "cutout.png")
         else:

@@ -1,4 +1,4 @@
-"""Kept samples to WebDataset shards, and every planned sample to one row of the manifest."""
+"""The content of shards and of the manifest: kept samples go into shards, every planned sample into the manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_schemas.tables import MANIFEST, SPLITS, STATUS_COLUMNS
 
 
 def assign(plan: Sequence[dict], decisions: Mapping[str, str], samples_per_shard: int) -> dict[str, list[dict]]:
-    """Shard name (train-00000) -> plan rows of the kept samples it holds, in plan order, without gaps."""
+    """Shard name (train-00000) -> plan rows of its kept samples, in plan order and without gaps."""
     shards: dict[str, list[dict]] = {}
     for split in SPLITS:
         kept = [r for r in plan if r["split"] == split and decisions[r["sample_id"]] == "kept"]
@@ -30,10 +30,9 @@ def shard_members(
     matting: Mapping[str, bytes],
     reference: Callable[[int, str], bytes],
 ) -> dict[str, bytes]:
-    """The members of one kept sample, as data_schemas.shards describes them.
+    """The members of one kept sample, as described in data_schemas/shards.py.
 
-    Pictures go from the parts into the shard as the bytes that they are; ``reference`` gives those of reference 0 or 1
-    by name.
+    Pictures are copied from the parts byte by byte. ``reference`` reads a picture of reference 0 or 1 by its name.
     """
     members = {"target.png": synthesis["target.png"]}
     members |= {name: matting[name] for name in ("background.png", "foreground.png", "alpha.png")}
@@ -44,7 +43,7 @@ def shard_members(
 
 
 def sample_info(plan: dict, scores: Mapping[str, object]) -> dict:
-    """What a sample's JSON member says: who is in it, where, with which seed and scores."""
+    """The content of a sample's JSON member: its subjects, boxes, seed and scores."""
     subjects = [
         {key: plan[f"{prefix}_{i}_{key}"] for prefix, key in (("subject", "id"), ("reference", "name"),
                                                              ("reference", "category"))}
@@ -65,7 +64,7 @@ def sample_info(plan: dict, scores: Mapping[str, object]) -> dict:
 def score_columns(
     tables: Mapping[str, pa.Table], columns: Mapping[str, Sequence[Column]]
 ) -> dict[str, pa.ChunkedArray]:
-    """Every stage's own columns by name, for the manifest; stages use different names, which is checked."""
+    """Every stage's own columns by name, for the manifest. Raises ValueError if two stages use the same name."""
     gathered: dict[str, pa.ChunkedArray] = {}
     for stage, own in columns.items():
         for column in own:
@@ -82,7 +81,7 @@ def manifest_bytes(
     scores: Mapping[str, pa.ChunkedArray],
     fields: Mapping[str, pa.Field],
 ) -> bytes:
-    """The manifest as Parquet: a row for every planned sample, kept or not, with split, shard, scores, reasons."""
+    """The manifest as Parquet: every planned sample with its split, shard, scores, decision and reasons."""
     table = plan
     for name in decisions.column_names[1:]:
         table = table.append_column(decisions.schema.field(name), decisions.column(name))

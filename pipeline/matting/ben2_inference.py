@@ -1,4 +1,4 @@
-"""BEN2 at work: pictures to mattes, and the published package behind a fence (spec/ben2.md)."""
+"""Running BEN2: from pictures to mattes, and loading the published package without its side effects."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from pipeline.device import Precision, dtype_of, exact_float32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Network = Callable[[Tensor], Tensor]
-"""Normalised pictures [B, 3, S, S] -> mattes [B, 1, S, S] in 0..1."""
+"""A function from normalised pictures [B, 3, S, S] to mattes [B, 1, S, S] in 0..1."""
 
 
 def one_at_a_time(network: Network) -> Network:
-    """The network behind a lock: parts made side by side then need the memory of one. Its float32 is exact."""
+    """The network behind a lock, so that parts made at the same time need the memory of one. float32 is exact in it."""
     turn = threading.Lock()
 
     def waiting(pictures: Tensor) -> Tensor:
@@ -45,6 +45,7 @@ def one_at_a_time(network: Network) -> Network:
 
 
 def precision_of(name: Precision | Literal["auto"], device: torch.device) -> torch.dtype:
+    """The torch dtype of a precision setting. Raises UserError for float16 on a CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name == "float16" and device.type == "cpu":
@@ -55,9 +56,9 @@ def precision_of(name: Precision | Literal["auto"], device: torch.device) -> tor
 def matte(
     network: Network, pictures: Sequence[Image.Image], side: int, device: torch.device, dtype: torch.dtype
 ) -> list[np.ndarray]:
-    """Alpha [H, W] float32 in 0..1 of each picture, of its own size, from one batch of the network.
+    """The mattes [H, W] float32 in 0..1 of pictures, each of its picture's size, from one batch of the network.
 
-    EXIF rotation is the caller's. The pictures are not changed. The mask stays float and is resized once.
+    The caller applies EXIF rotation. The pictures are not changed. A matte is resized once and stays float32.
     """
     batch = torch.stack([prepared(picture, side) for picture in pictures]).to(device)
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -66,26 +67,30 @@ def matte(
 
 
 def prepared(picture: Image.Image, side: int) -> Tensor:
-    """The picture as the network takes it: [3, side, side] float32, normalised; its aspect is not kept."""
+    """The picture as the network's input: [3, side, side] float32, normalised, with its aspect ratio not kept."""
     scaled = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1).float() / 255
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def fitted(mask: Tensor, size: tuple[int, int], antialias: bool = True) -> np.ndarray:
-    """A mask [1, S, S] as alpha [H, W] for a picture of ``size`` (width, height); the package does not antialias."""
+    """A mask [1, S, S] resized to a matte [H, W] for a picture of ``size`` (width, height).
+
+    The published package resizes without antialiasing.
+    """
     alpha = F.interpolate(mask[None], size[::-1], mode="bilinear", align_corners=False, antialias=antialias)
     return alpha[0, 0].clamp(0, 1).numpy()
 
 
 def load_package(path: Path, device: torch.device) -> Network:
-    """The published package's network on the weights at ``path``, kept from changing anything around it.
+    """The published package's network with the weights at ``path``, kept from changing the state of the process.
 
-    Only its bare ``forward`` is used: ``inference`` reseeds every random stream, changes the caller's picture and
-    stretches the matte, and forward's decorators force float16 on a GPU (spec sections 3 and 8).
+    Only its bare ``forward`` is used. ``inference`` would reseed all random streams, change the caller's picture and
+    stretch the matte, and forward's decorators would force float16 on a GPU. Raises UserError without the package or
+    its weights.
     """
     with untouched(), redirect_stdout(StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without a GPU it complains about its own autocast
+        warnings.simplefilter("ignore")  # without a GPU it warns about its own autocast
         try:
             package: Any = importlib.import_module("ben2")
         except ImportError as error:
@@ -109,7 +114,8 @@ def load_package(path: Path, device: torch.device) -> Network:
 
 def _package_network(package: Any, path: Path) -> Any:
     if path.name == ONE_FILE:
-        return package.BEN_Base.from_pretrained(str(path.parent), strict=True)  # not strict, any file would do
+        # without strict, any file would be accepted
+        return package.BEN_Base.from_pretrained(str(path.parent), strict=True)
     network = package.BEN_Base()
     if path.suffix == ".safetensors":
         network.load_state_dict(safetensors.torch.load_file(path))
@@ -120,7 +126,7 @@ def _package_network(package: Any, path: Path) -> Any:
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Whatever happens inside: the random streams, cuDNN's flags and the matmul precision are as before."""
+    """Restore the random states, cuDNN's flags and the matmul precision when the block ends."""
     python, numbers = random.getstate(), np.random.get_state()
     flags, precision = (cudnn.deterministic, cudnn.benchmark), torch.get_float32_matmul_precision()
     with torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -1,10 +1,11 @@
-"""BEN2's network, and the loading of its published weights (spec/ben2.md section 9; MIT, PramaLLC/BEN2).
+"""BEN2's network, and the loading of its published weights (PramaLLC/BEN2, MIT licence).
 
-One picture is looked at as five: its four quadrants and itself at half the size. A Swin-B makes maps of all five, the
-decoder exchanges between the quadrants' detail and the whole's context. Samples are batched all the way through.
+A picture is processed as five: its four quadrants, and the whole at half the size. A Swin-B computes feature maps of
+all five, and the decoder combines the detail of the quadrants with the context of the whole. Samples are batched
+throughout.
 
 Shapes: B samples, 5 pictures a sample (quadrants row by row, then the whole), N = 5 B, C = 128 channels, S the side of
-the input, h and w a map's height and width. Parameters bear the names of the published checkpoint.
+the input, h and w a map's height and width. Parameters have the names of the published checkpoint.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from data_schemas.errors import UserError
 
 WIDTH = 128
 STEP = 128
-"""The input's side is a multiple of this many pixels: quadrants, patches, three mergings and quarters halve it."""
+"""The input's side must be a multiple of this many pixels, so that all halvings give whole numbers."""
 
 UNUSED = re.compile(r"sideout\d\.0\.\w+|.*\.relative_position_index")
-"""Entries of the checkpoint that no output depends on: training's side heads, and buffers that are computed here."""
+"""Entries of the checkpoint that do not affect the output: side heads for training, and buffers computed here."""
 
 
 class Ben2Network(nn.Module):
-    """The foreground matte of normalised pictures: [B, 3, S, S] -> [B, 1, S, S] in 0..1, S a multiple of 128."""
+    """The foreground matte of normalised pictures: [B, 3, S, S] -> [B, 1, S, S] in 0..1, with S a multiple of 128."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,9 +79,10 @@ class Ben2Network(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Swin-B of timm's parts: [N, 3, H, W] -> patch embedding and four stages, [N, c, H/4, W/4] to [N, 8c, H/32, W/32].
+    """Swin-B made of timm's parts, returning the patch embedding and the outputs of all four stages.
 
-    The parts are grouped as in the checkpoint (a stage's merging stands at its end, each stage has a norm of its own).
+    It maps [N, 3, H, W] to [N, c, H/4, W/4] ... [N, 8c, H/32, W/32]. Parts are grouped as in the checkpoint: a stage's
+    patch merging is at its end, and each stage has its own output norm.
     """
 
     def __init__(self) -> None:
@@ -89,9 +91,9 @@ class Backbone(nn.Module):
             "swin_base_patch4_window12_384",
             num_classes=0,
             drop_path_rate=0.0,
-            always_partition=True,  # the window stays 12 where a map is smaller, or the bias tables would not fit
+            always_partition=True,  # keep the window at 12 even on smaller maps, as the bias tables require
             strict_img_size=False,
-            weight_init="skip",  # the checkpoint's are loaded
+            weight_init="skip",  # the checkpoint's weights are loaded
         )
         stages = list(swin.layers)
         self.patch_embed = swin.patch_embed
@@ -117,7 +119,8 @@ class Backbone(nn.Module):
 def swin_block(block: Any, x: Tensor) -> Tensor:
     """One timm SwinTransformerBlock on [N, h, w, c], in the order of the original Swin: pad first, then shift.
 
-    timm shifts first; the same weights then give other values wherever a map is no multiple of the window.
+    timm shifts first, which gives other values wherever a map's side is no multiple of the window (docs/differences.md,
+    "Order of padding in Swin").
     """
     _, height, width, _ = x.shape
     window, shift = block.window_size, block.shift_size
@@ -131,9 +134,9 @@ def swin_block(block: Any, x: Tensor) -> Tensor:
 
 
 class GlobalContext(nn.Module):
-    """Maps [B, 5, C, h, w] -> the same: the whole looks at the quadrants, then each quadrant at its part of the whole.
+    """Maps [B, 5, C, h, w] to the same shape: the whole attends to the quadrants, then each quadrant to its part of it.
 
-    Section 9.1 step 3 ("MCLM").
+    It is called MCLM in the published code.
     """
 
     def __init__(self) -> None:
@@ -148,9 +151,9 @@ class GlobalContext(nn.Module):
         quadrants, whole = maps[:, :4], tokens(maps[:, 4])
         sizes = [(round(height / ratio), round(width / ratio)) for ratio in (1, 4, 8)]
         keys = pools(stitch(quadrants), sizes)
-        places = torch.cat([position_code(*size, maps.device) for size in sizes])
+        codes = torch.cat([position_code(*size, maps.device) for size in sizes])
         queries = whole + position_code(height, width, maps.device)
-        whole = whole + attend(self.attention[0], queries, keys + places, keys)
+        whole = whole + attend(self.attention[0], queries, keys + codes, keys)
         whole = feed_forward(self.norm1, self.linear1, self.linear2, self.norm2, whole)
         whole = untokens(whole, height, width)
         detail = tokens(quadrants)  # [B, 4, hw, C]
@@ -161,9 +164,9 @@ class GlobalContext(nn.Module):
 
 
 class DetailRefinement(nn.Module):
-    """Maps [B, 5, C, h, w] -> the same: quadrants gated by the whole look at it, the whole takes up what they found.
+    """Maps [B, 5, C, h, w] to the same shape: quadrants, gated by the whole, attend to it and are then added to it.
 
-    Section 9.1 step 4 ("MCRM").
+    It is called MCRM in the published code.
     """
 
     def __init__(self) -> None:
@@ -188,7 +191,7 @@ class DetailRefinement(nn.Module):
 
 
 def conv(channels: int, width: int) -> list[nn.Module]:
-    """3 x 3 convolution, normalised over each picture, GELU."""
+    """A 3 x 3 convolution, instance normalisation and GELU."""
     return [nn.Conv2d(channels, width, 3, padding=1), nn.InstanceNorm2d(width), nn.GELU()]
 
 
@@ -197,7 +200,10 @@ def attentions(count: int) -> nn.ModuleList:
 
 
 def attend(attention: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of [B, T, C] to [B, K, C]; fused, for the T x K weights of a whole quadrant would fill the memory."""
+    """Attention of [B, T, C] to [B, K, C].
+
+    It is fused, because the T x K weights of a quadrant would fill the memory.
+    """
     return attention(queries, keys, values, need_weights=False)[0]
 
 
@@ -219,7 +225,7 @@ def split(picture: Tensor) -> Tensor:
 
 
 def stitch(quadrants: Tensor) -> Tensor:
-    """[B, 4, C, h, w] -> the picture they are the quadrants of, [B, C, 2h, 2w]."""
+    """Quadrants [B, 4, C, h, w] -> the picture [B, C, 2h, 2w]; the inverse of ``split``."""
     grid = quadrants.unflatten(1, (2, 2))  # [B, 2, 2, C, h, w]
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(-2).flatten(-3, -2)
 
@@ -235,23 +241,23 @@ def untokens(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def pools(picture: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    """[B, C, h, w] averaged to each size -> all their tokens, [B, K, C]."""
+    """[B, C, h, w] averaged to each of the sizes -> all their tokens, [B, K, C]."""
     return torch.cat([tokens(F.adaptive_avg_pool2d(picture, size)) for size in sizes], 1)
 
 
 def resize(picture: Tensor, side: int) -> Tensor:
-    """[B, C, h, w] -> [B, C, side, side], bilinear; shrinking takes no mean of what lies between."""
+    """[B, C, h, w] -> [B, C, side, side], bilinear without antialiasing."""
     return F.interpolate(picture, (side, side), mode="bilinear", align_corners=False)
 
 
 def position_code(height: int, width: int, device: torch.device) -> Tensor:
-    """Sine code [hw, C] of the places in a map: 64 channels for the row, then 64 for the column."""
+    """Sine code [hw, C] of the positions in a map: 64 channels for the row, then 64 for the column."""
     channel = torch.arange(WIDTH // 2, device=device)
     period = 10000.0 ** (2 * (channel // 2) / len(channel))
 
     def axis(length: int) -> Tensor:
-        place = (torch.arange(1, length + 1, device=device) - 0.5) / (length + 1e-6) * 2 * math.pi
-        angle = place[:, None] / period
+        position = (torch.arange(1, length + 1, device=device) - 0.5) / (length + 1e-6) * 2 * math.pi
+        angle = position[:, None] / period
         return torch.where(channel % 2 == 0, angle.sin(), angle.cos())
 
     rows = axis(height)[:, None].expand(-1, width, -1)
@@ -260,12 +266,12 @@ def position_code(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def load_network(path: Path, device: torch.device) -> Ben2Network:
-    """The network in evaluation mode with the published weights on ``device``; UserError if the file holds others.
+    """The network in evaluation mode with the published weights, on ``device``. Raises UserError for another file.
 
-    ``path`` is the official ``.pth`` (tensors under "model_state_dict"), or a ``.safetensors`` with the bare tensors.
+    ``path`` is the official ``.pth`` (tensors under "model_state_dict") or a ``.safetensors`` with the bare tensors.
     """
     stored = {name: tensor for name, tensor in read_checkpoint(path).items() if not UNUSED.fullmatch(name)}
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced: leave the caller's random numbers
+    with torch.random.fork_rng(devices=[]):  # initial weights must not use up the caller's random numbers
         network = Ben2Network().eval()
     wanted = network.state_dict()
     problems = {
@@ -274,14 +280,14 @@ def load_network(path: Path, device: torch.device) -> Ben2Network:
         "of another shape": sorted(k for k in wanted.keys() & stored.keys() if wanted[k].shape != stored[k].shape),
     }
     if any(problems.values()):
-        found = ", ".join(f"{len(names)} {what} ({names[0]})" for what, names in problems.items() if names)
-        raise UserError(f"{path}: not the weights of BEN2: tensors {found}; name model.safetensors or BEN2_Base.pth")
+        text = ", ".join(f"{len(names)} {what} ({names[0]})" for what, names in problems.items() if names)
+        raise UserError(f"{path}: not the weights of BEN2: tensors {text}; name model.safetensors or BEN2_Base.pth")
     network.load_state_dict(stored)
     return network.requires_grad_(False).to(device)
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a ``.safetensors`` or ``.pth`` file by name; nothing in it is executed."""
+    """The tensors in a ``.safetensors`` or ``.pth`` file by name. No code in the file is executed."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

@@ -1,4 +1,4 @@
-"""Matting on a CPU: GrabCut seeded with the planned boxes."""
+"""The matting stage on a CPU: GrabCut, started from the planned boxes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.matting.matting import Matting, MattingConfig
 
 
 class GrabCutConfig(MattingConfig):
-    """``rounds`` of GrabCut; half of alpha is the edge of the mask that was blurred, so the threshold is there."""
+    """``rounds`` is the number of GrabCut's iterations. The mask's edge is where its blurred alpha is 0.5."""
 
     backend: Literal["grabcut"] = "grabcut"
     rounds: int = Field(5, ge=1, le=20)
 
 
 class GrabCut(Matting):
-    """One mask for both boxes, its edge softened by a pixel."""
+    """One matte for both boxes, with an edge softened by about a pixel."""
 
     model = "opencv-grabcut"
     Config = GrabCutConfig
@@ -35,12 +35,15 @@ class GrabCut(Matting):
 
 
 def matte(pixels: np.ndarray, boxes: list[list[float]], rounds: int) -> np.ndarray:
-    """Alpha [H, W] float32 in 0..1 of an RGB picture [H, W, 3]."""
+    """The matte [H, W] float32 in 0..1 of an RGB picture [H, W, 3]."""
     return cv2.GaussianBlur(grabcut(pixels, boxes, rounds).astype(np.float32), (0, 0), 0.7)
 
 
 def grabcut(pixels: np.ndarray, boxes: list[list[float]], rounds: int) -> np.ndarray:
-    """Foreground mask [H, W] of an RGB picture: probably foreground inside the boxes, surely not outside."""
+    """The foreground mask [H, W] of an RGB picture.
+
+    Inside the boxes is probably foreground, outside certainly is not.
+    """
     height, width = pixels.shape[:2]
     labels = np.full((height, width), cv2.GC_BGD, np.uint8)
     for left, top, right, bottom in boxes:
@@ -52,10 +55,10 @@ def grabcut(pixels: np.ndarray, boxes: list[list[float]], rounds: int) -> np.nda
 
 
 def run_grabcut(pixels: np.ndarray, labels: np.ndarray, rounds: int) -> np.ndarray:
-    """Mask [H, W] of 0 and 1 for an RGB picture [H, W, 3] from GrabCut labels [H, W]; deterministic."""
-    labels, whole = labels.copy(), (0, 0, labels.shape[1], labels.shape[0])  # the box is not used with a mask
+    """The mask [H, W] of 0 and 1 of an RGB picture [H, W, 3], from GrabCut labels [H, W]. Deterministic."""
+    labels, whole = labels.copy(), (0, 0, labels.shape[1], labels.shape[0])  # OpenCV ignores the box if there is a mask
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.setRNGSeed(0)  # OpenCV's generator is one for each thread
+    cv2.setRNGSeed(0)  # OpenCV has one generator for each thread
     bgr = np.ascontiguousarray(pixels[..., ::-1])
     cv2.grabCut(bgr, labels, whole, background, foreground, rounds, cv2.GC_INIT_WITH_MASK)
     return np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)

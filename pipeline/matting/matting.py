@@ -1,4 +1,4 @@
-"""What every matting backend shares: the pictures saved, a matte's numbers, the rules, a person's corrections."""
+"""What all matting backends share: saved pictures, numbers about the matte, rules and a reviewer's corrections."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pipeline.matting.quality import matte_numbers, overlap
 
 
 class MattingConfig(StageConfig):
-    """``alpha_threshold``: alpha above which a pixel counts as foreground and is blacked out of the background.
+    """Settings of all matting backends.
 
-    ``dilate``: pixels by which the hole in the background is larger than that.
+    A pixel with alpha above ``alpha_threshold`` is foreground and is blacked out of the background. ``dilate`` enlarges
+    that hole by so many pixels.
     """
 
     alpha_threshold: float = Field(0.5, ge=0, lt=1)
@@ -28,9 +29,11 @@ class MattingConfig(StageConfig):
 
 
 class Matting(BatchStage):
-    """Saves ``alpha`` (L), ``foreground`` (RGBA) and ``background`` (RGB, foreground blacked out) of ``mattes``.
+    """Saves ``alpha`` (L), ``foreground`` (RGBA) and ``background`` (RGB, foreground blacked out).
 
-    A review replaces the threshold (``alpha_threshold``) or the matte itself (``matte_png``) of its sample.
+    Subclasses make mattes.
+
+    A review can replace the threshold (``alpha_threshold``) or the whole matte (``matte_png``) of its sample.
     """
 
     name = "matting"
@@ -51,17 +54,17 @@ class Matting(BatchStage):
 
     @abstractmethod
     def mattes(self, samples: Sequence[Sample], targets: Sequence[Image.Image]) -> Sequence[np.ndarray]:
-        """Of each target (RGB) its matte: alpha [H, W] float in 0..1, of the target's size."""
+        """The matte of each target (RGB): alpha [H, W] float in 0..1, of the target's size."""
 
     def colours(self, target: Image.Image, alpha: np.ndarray) -> Image.Image:
-        """Colours (RGB) of the saved foreground: the target's own."""
+        """The colours (RGB) of the saved foreground; here the target's own."""
         return target
 
     def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
         targets = [sample.picture("synthesis", "target").convert("RGB") for sample in samples]
         todo = [k for k, sample in enumerate(samples) if _reviewed(sample, "matte_png") is None]
-        made = self.mattes([samples[k] for k in todo], [targets[k] for k in todo]) if todo else []
-        alphas = dict(zip(todo, made, strict=True))
+        mattes = self.mattes([samples[k] for k in todo], [targets[k] for k in todo]) if todo else []
+        alphas = dict(zip(todo, mattes, strict=True))
         results: list[dict | Exception] = []
         for k, (sample, target) in enumerate(zip(samples, targets, strict=True)):
             try:
@@ -87,14 +90,14 @@ class Matting(BatchStage):
 
 
 def background(target: Image.Image, solid: np.ndarray, dilate: int) -> Image.Image:
-    """The target (RGB), black where the mask [H, W], grown by ``dilate`` pixels, is foreground."""
+    """The target (RGB), black where the mask [H, W], enlarged by ``dilate`` pixels, is foreground."""
     grown = cv2.dilate(solid.astype(np.uint8), np.ones((2 * dilate + 1,) * 2, np.uint8)) > 0
     return Image.fromarray(np.where(grown[..., None], 0, np.asarray(target)).astype(np.uint8))
 
 
 def _true_iou(sample: Sample, solid: np.ndarray) -> float | None:
     if "alpha_true.png" not in sample.files("synthesis"):
-        return None  # only a synthesis that draws its subjects knows it
+        return None  # only the collage knows its true matte
     return overlap(solid, np.asarray(sample.picture("synthesis", "alpha_true")) > 127)
 
 
@@ -103,7 +106,7 @@ def _reviewed(sample: Sample, key: str) -> float | bytes | None:
 
 
 def _replacement(sample: Sample, size: tuple[int, int]) -> np.ndarray:
-    """The matte [H, W] that a reviewer gave: a grey picture, or the alpha of one that has it."""
+    """The matte [H, W] that a reviewer provided: a grey picture, or the alpha of a picture that has one."""
     data = _reviewed(sample, "matte_png")
     assert isinstance(data, bytes)
     try:

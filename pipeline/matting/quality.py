@@ -1,4 +1,4 @@
-"""What a good matte looks like, in numbers: columns of the matting table. Pure functions, no model."""
+"""Numbers that describe the quality of a matte, for the columns of the matting table. They need no model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 
 SOFT = (0.1, 0.9)
-"""Alpha between these is neither background nor foreground."""
+"""Alpha between these two values is neither background nor foreground."""
 
 
 def matte_numbers(alpha: np.ndarray, boxes: Sequence[Sequence[float]], threshold: float = 0.5) -> dict:
-    """The matting table's columns, but for ``true_iou``, of a matte [H, W] in 0..1 and the planned boxes (fractions).
+    """The matting table's columns except ``true_iou``, from a matte [H, W] in 0..1 and the planned boxes (fractions).
 
-    A pixel is foreground where alpha is above ``threshold``.
+    A pixel with alpha above ``threshold`` is foreground.
     """
     solid = alpha > threshold
     border = np.concatenate([solid[0], solid[-1], solid[:, 0], solid[:, -1]])
@@ -33,7 +33,7 @@ def matte_numbers(alpha: np.ndarray, boxes: Sequence[Sequence[float]], threshold
 
 
 def box_share(solid: np.ndarray, box: Sequence[float]) -> float:
-    """Share of a box (left, top, right, bottom as fractions) that is foreground of the mask [H, W]."""
+    """The share of a box (left, top, right, bottom as fractions) that is foreground in the mask [H, W]."""
     height, width = solid.shape
     left, top, right, bottom = box
     inside = solid[round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
@@ -41,19 +41,19 @@ def box_share(solid: np.ndarray, box: Sequence[float]) -> float:
 
 
 def count_large(solid: np.ndarray, share: float) -> int:
-    """Connected pieces of the mask [H, W] that are larger than ``share`` of the picture."""
+    """The number of connected pieces of the mask [H, W] that are larger than ``share`` of the picture."""
     _, _, stats, _ = cv2.connectedComponentsWithStats(solid.astype(np.uint8))
     return int((stats[1:, cv2.CC_STAT_AREA] > share * solid.size).sum())
 
 
 def soft_share(alpha: np.ndarray) -> float:
-    """Of what a matte [H, W] takes up at all (alpha above 0.1), the share that is not surely foreground (below 0.9)."""
+    """The share of the pixels with alpha above 0.1 in a matte [H, W] whose alpha is below 0.9."""
     touched = int((alpha > SOFT[0]).sum())
     return float(((alpha > SOFT[0]) & (alpha < SOFT[1])).sum() / touched) if touched else 0.0
 
 
 def holes_share(solid: np.ndarray) -> float:
-    """Background that the foreground encloses, as a share of the foreground with its holes filled."""
+    """The background that the foreground encloses, as a share of the foreground with its holes filled."""
     _, pieces = cv2.connectedComponents((~solid).astype(np.uint8), connectivity=4)
     outside = np.unique(np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]]))
     holes = int((~solid & ~np.isin(pieces, outside)).sum())

@@ -1,4 +1,4 @@
-"""Which samples a run makes: pairs of subjects, their relation, and a split that shares no subject."""
+"""The plan stage: which samples a run makes. It pairs subjects, chooses relations and splits the subjects."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipeline.core.stage import StageConfig
 from pipeline.planning.relations import draw_boxes, height_of, relation_data
 
 PLAN_STREAM = 2**31
-"""Random stream of the plan as a whole; the stream of a row is its index, which is smaller."""
+"""Number of the random stream of the plan as a whole. Each row's stream is its index, which is smaller."""
 
 
 class PlanningConfig(StageConfig):
-    """What is planned. ``jitter`` is the most a box's edge moves, as a fraction of the picture."""
+    """Settings of the plan. ``jitter`` is the largest shift of a box's edge, as a fraction of the picture."""
 
     relations: list[str] | None = Field(
-        None, min_length=1, max_length=1000, description="Names of relations; none means all"
+        None, min_length=1, max_length=1000, description="Names of relations; without any, all are used"
     )
-    test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples that are for testing")
+    test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples in the test split")
     jitter: float = Field(0.03, ge=0, le=0.1)
 
 
 def chosen_relations(config: PlanningConfig) -> list[str]:
-    """The names of the relations to plan, each once; an unknown one raises UserError."""
+    """The names of the relations to plan, without duplicates. Raises UserError for an unknown one."""
     known = relation_data()["relations"]
     for name in config.relations or ():
         if name not in known:
@@ -40,10 +40,10 @@ def chosen_relations(config: PlanningConfig) -> list[str]:
 
 
 def make_plan(references: Sequence[dict], config: PlanningConfig, samples: int, seed: int) -> list[dict]:
-    """``samples`` rows of the plan table from the usable references; the order of these does not matter.
+    """``samples`` rows of the plan table. The order of ``references`` does not matter; unusable ones are skipped.
 
-    A sample pairs subjects of different categories. Subjects, relations and roles are drawn evenly; the test
-    split's subjects appear in no other split.
+    A sample pairs subjects of different categories. Subjects, relations and roles are drawn evenly, and no subject of
+    the test split appears in train.
     """
     relations = chosen_relations(config)
     subjects: dict[str, list[dict]] = {}
@@ -76,9 +76,9 @@ def make_plan(references: Sequence[dict], config: PlanningConfig, samples: int, 
 
 
 def split_subjects(categories: dict[str, str], share: float, rng: np.random.Generator) -> set[str]:
-    """The subjects held out for testing: about ``share`` of them, of two or more categories, as is the rest.
+    """The subjects held out for testing: about ``share`` of all. Test and train each have at least two categories.
 
-    ``categories`` maps subject to category. Raises UserError where that cannot be done.
+    ``categories`` maps subject to category. Raises UserError if no such split exists.
     """
     if share == 0:
         return set()
@@ -110,26 +110,27 @@ def split_subjects(categories: dict[str, str], share: float, rng: np.random.Gene
         hold(subject)
     used = Counter(categories[s] for s in held_out)
     waiting: dict[str, deque[tuple[int, str]]] = {}
-    for place, subject in enumerate(shuffled):
+    for position, subject in enumerate(shuffled):
         if subject not in held_out:
-            waiting.setdefault(categories[subject], deque()).append((place, subject))
+            waiting.setdefault(categories[subject], deque()).append((position, subject))
     while len(held_out) < math.ceil(len(categories) * share):
         alive = sum(n > 0 for n in left.values())
         free = [c for c, queue in waiting.items() if queue and alive - (left[c] == 1) >= 2]
         if not free:
             break
-        category = min(free, key=lambda c: (used[c], waiting[c][0][0]))  # many categories, so that pairs vary
+        # the category used least, so that the pairs of the test split vary
+        category = min(free, key=lambda c: (used[c], waiting[c][0][0]))
         hold(waiting[category].popleft()[1])
         used[category] += 1
     return held_out
 
 
 def check_split(plan: Sequence[dict]) -> None:
-    """Raise if any subject stands in more than one split: a leak is our bug, never a warning."""
-    seen: dict[str, str] = {}
+    """Raise RuntimeError if a subject is in both splits; that would be a bug of ours."""
+    split_of: dict[str, str] = {}
     for row in plan:
         for subject in (row["subject_0_id"], row["subject_1_id"]):
-            if seen.setdefault(subject, row["split"]) != row["split"]:
+            if split_of.setdefault(subject, row["split"]) != row["split"]:
                 raise RuntimeError(f"subject {subject!r} is in train and in test")
 
 
@@ -145,6 +146,7 @@ class _Drawer:
         self.related = np.zeros(len(self.relations), int)
 
     def draw(self, rng: np.random.Generator) -> tuple[list[str], str]:
+        """The ids of two subjects of different categories, in random order, and a relation."""
         first = _least(self.drawn, np.ones(len(self.drawn), bool), rng)
         second = _least(self.drawn, self.category != self.category[first], rng)
         relation = _least(self.related, np.ones(len(self.related), bool), rng)
@@ -155,7 +157,7 @@ class _Drawer:
 
 
 def _least(counts: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> int:
-    """An index of the smallest allowed count [N], at random among equals."""
+    """The index of the smallest allowed count [N], chosen at random among equal ones."""
     equals = np.flatnonzero(allowed & (counts == counts[allowed].min()))
     return int(equals[rng.integers(len(equals))])
 

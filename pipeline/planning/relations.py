@@ -1,4 +1,4 @@
-"""Relations of two subjects, and where in the frame each puts them: boxes as fractions of the picture."""
+"""Relations between two subjects and the boxes they are given in the picture, as fractions of its sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 GRID = 32
-"""Boxes are snapped to this many steps, so that every attention grid sees the same cells."""
+"""Box edges are rounded to multiples of 1 / GRID, which fall on cell borders of every attention grid."""
 
 MIN_SIDE = 0.16
 MIN_UNCOVERED = 0.45
@@ -36,19 +36,19 @@ def height_of(category: str) -> float:
 def draw_boxes(
     layout: str, aspects: Sequence[float], heights: Sequence[float], jitter: float, rng: np.random.Generator
 ) -> tuple[Box, Box]:
-    """Two boxes on the grid, in the order of the layout's slots, mirrored every other time.
+    """Two boxes on the grid, in the order of the layout's slots; half of the time the layout is mirrored.
 
-    ``aspects`` are width / height of the cut-outs, ``heights`` fractions of the slots' heights. Boxes that
-    are too small or cover each other too much are drawn again, at last the slots themselves are taken.
+    ``aspects`` are width / height of the cut-outs, ``heights`` fractions of the slots' heights. Boxes that are too
+    small or overlap too much are drawn again; after ATTEMPTS the slots themselves are used.
     """
     entry = relation_data()["layouts"][layout]
     mirrored = rng.random() < 0.5
-    placed = [_place(s, a, h) for s, a, h in zip(entry["slots"], aspects, heights, strict=True)]
+    fitted = [_fit_into_slot(s, a, h) for s, a, h in zip(entry["slots"], aspects, heights, strict=True)]
     if entry["overlap"] is not None:
-        placed = _close(placed, layout, entry["overlap"])
+        fitted = _move_together(fitted, layout, entry["overlap"])
     for attempt in range(ATTEMPTS + 1):
         if attempt < ATTEMPTS:
-            moved = np.array(placed) + rng.uniform(-jitter, jitter, (2, 4))
+            moved = np.array(fitted) + rng.uniform(-jitter, jitter, (2, 4))
         else:
             moved = np.array(entry["slots"])
         if mirrored:
@@ -59,8 +59,8 @@ def draw_boxes(
     raise RuntimeError(f"layout {layout!r}: its own slots break the rules for boxes; mend relations.yaml")
 
 
-def _place(slot: Sequence[float], aspect: float, height: float) -> list[float]:
-    """A box of the cut-out's shape in its slot: centred, at its bottom, at most a quarter wider than it."""
+def _fit_into_slot(slot: Sequence[float], aspect: float, height: float) -> list[float]:
+    """A box with the cut-out's aspect ratio, centred at the bottom of its slot and at most a quarter wider than it."""
     left, top, right, bottom = slot
     aspect = min(1.6, max(0.6, aspect))
     tall = min((bottom - top) * height, 1.25 * (right - left) / aspect)
@@ -68,8 +68,8 @@ def _place(slot: Sequence[float], aspect: float, height: float) -> list[float]:
     return [middle - half, bottom - tall, middle + half, bottom]
 
 
-def _close(boxes: Sequence[Sequence[float]], layout: str, overlap: float) -> list[list[float]]:
-    """Move boxes until they overlap: sideways towards each other, or (carry) the upper one onto the lower."""
+def _move_together(boxes: Sequence[Sequence[float]], layout: str, overlap: float) -> list[list[float]]:
+    """The boxes moved until they overlap: towards each other, or for "carry" the upper one down onto the lower one."""
     first, second = (list(box) for box in boxes)
     if layout == "carry":
         tall = second[3] - second[1]

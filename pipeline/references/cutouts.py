@@ -1,4 +1,4 @@
-"""Reference pictures made into cut-outs: by their own alpha, a label map, or GrabCut."""
+"""The references stage: cut-outs of reference pictures, made from their own alpha, a label map or with GrabCut."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from pipeline.matting.grabcut import run_grabcut
 from pipeline.references import pools
 from pipeline.references.files import census
 from pipeline.references.packaged import package_file, packaged
-from pipeline.references.pools import Box, PoolConfig, Reader, Source
+from pipeline.references.pools import PoolConfig
+from pipeline.references.sources import Box, Reader, Source
 
 VERSION = 3
 WORKING_SIDE = 384
-"""Longest side, in pixels, at which GrabCut looks at a subject."""
+"""Longest side, in pixels, of the picture that GrabCut works on."""
 
 MIN_SHARE = 0.01
-"""A cut-out that covers less than this share of its part of the picture counts as empty."""
+"""A cut-out that covers less than this share of its box counts as empty."""
 
 MIN_SIDE = 8
-"""A subject whose longer side is shorter than this, in pixels of its file, counts as empty."""
+"""A subject whose longer side has fewer pixels than this in its file counts as empty."""
 
 MIN_THICKNESS = 2
-"""A subject whose shorter side is shorter than this, in pixels of its file or of its stored cut-out, shows nothing."""
+"""A subject whose shorter side has fewer pixels than this, in its file or in its stored cut-out, is too thin to use."""
 
 EDGE = 0.8
-"""Softness of a matte's edge: sigma, in pixels."""
+"""Sigma of the blur that softens the edge of a matte, in pixels."""
 
 
 def _kind(pool: Any) -> str:
@@ -50,10 +51,9 @@ SeveralPools = Annotated[list[PoolConfig], Field(min_length=1), Tag("pools")]
 
 
 class ReferencesConfig(StageConfig):
-    """Where the reference pictures come from and how large their cut-outs are kept.
+    """Where the reference pictures come from, and the size of their cut-outs.
 
-    All cut-outs of a run are one part, made in one go: some 70 KB and 30 ms each at size 256, so that ``limit`` of a
-    large pool is worth setting for a first look.
+    At size 256 a cut-out takes about 70 KB and 30 ms, so set ``limit`` of a large pool for a first look.
     """
 
     pool: Annotated[OneName | SeveralPools, Discriminator(_kind)] = Field(
@@ -64,18 +64,18 @@ class ReferencesConfig(StageConfig):
     size: int = Field(256, ge=32, le=2048, description="Longest side of a stored cut-out, in pixels")
 
     def pools(self) -> list[PoolConfig]:
-        """The pools, whichever way they are written."""
+        """The pools as a list, also if the config names a single one."""
         return [PoolConfig.model_validate(self.pool)] if isinstance(self.pool, str) else self.pool
 
 
 def list_pool(config: ReferencesConfig) -> list[Source]:
-    """Every picture to be used, pool after pool. Reads the files for their digests, decodes nothing."""
+    """All reference pictures of all pools. Reads every file to compute its digest, but decodes none."""
     taken = [s for pool in config.pools() for s in pools.take(pools.list_pool(pool), pool.limit)]
     return pools.tell_apart(taken)
 
 
 def skipped(config: ReferencesConfig) -> list[str]:
-    """One line for every pool in whose folder files of other kinds lie beside those that are read."""
+    """One line for each pool whose folder contains files of kinds that are not read."""
     counted = [(pool.source, pools.skipped(pool)) for pool in config.pools()]
     return [
         f"references.pool {source}: files of kinds that are not read, skipped: {census(kinds)}"
@@ -87,7 +87,10 @@ def skipped(config: ReferencesConfig) -> list[str]:
 def make_references(
     sources: Sequence[Source], config: ReferencesConfig
 ) -> tuple[list[dict], dict[str, dict[str, bytes]], dict[str, float]]:
-    """Rows, cut-outs (id -> "cutout.png" -> bytes) and seconds (by id); a bad picture costs only its own row."""
+    """Make the cut-outs of ``sources``. A picture that fails gets an error row and does not affect the others.
+
+    Returns rows, cut-outs (reference id -> file name -> bytes) and seconds by reference id.
+    """
     rows: list[dict] = []
     members: dict[str, dict[str, bytes]] = {}
     seconds: dict[str, float] = {}
@@ -107,10 +110,10 @@ def make_references(
 
 
 def mark_duplicates(rows: Sequence[dict]) -> list[dict]:
-    """The rows, each usable one that shows the same as an earlier one made an error ``duplicate`` naming the first.
+    """The rows; each usable row that repeats an earlier one becomes an error ``duplicate`` that names the first.
 
-    The same: the same pixels once decoded, whatever file they come from, with the same mask and box. A row that is
-    marked already is looked at again, so that parts that were marked each by itself can be marked together.
+    Two pictures are the same if their decoded pixels, masks and boxes are equal, whatever files they come from. Rows
+    that are already marked are compared again, so parts that were marked separately can be marked together.
     """
     first: dict[tuple, str] = {}
     marked = []
@@ -128,8 +131,11 @@ def mark_duplicates(rows: Sequence[dict]) -> list[dict]:
 
 
 def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> tuple[dict, dict[str, bytes]]:
-    """The row of one picture, and its cut-out, longest side ``config.size``: "cutout.png" is RGBA, "white.png" RGB."""
-    picture = pictures.decode(reader.read(source.place, source.source), source.source)
+    """The row of one picture and its cut-out, scaled so that its longest side is ``config.size`` pixels.
+
+    The cut-out is stored twice: "cutout.png" is RGBA and "white.png" is RGB on white.
+    """
+    picture = pictures.decode(reader.read(source.location, source.source), source.source)
     labels = None
     if source.mask is not None:
         where = f"{source.source}: mask"
@@ -148,12 +154,12 @@ def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> 
     cutout = cutout.resize((width, height), Image.Resampling.LANCZOS)
     share = float(np.asarray(cutout.getchannel("A")).mean() / 255)
     row = _row(source, "ok", width=width, height=height, area_share=share, pixels_sha256=digest)
-    flat = pictures.on_white(cutout)  # what a model is shown; made once here and not for every shard
+    flat = pictures.on_white(cutout)  # what models are shown; made here once instead of for every shard
     return row, {"cutout.png": pictures.encode_png(cutout), "white.png": pictures.encode_png(flat)}
 
 
 def _check_subject(cutout: Image.Image, source: Source, size: int) -> None:
-    """SampleError unless the solid part of a cut-out is large enough to show something at ``size`` pixels."""
+    """Raise SampleError if the solid part of a cut-out is too small or too thin to show at ``size`` pixels."""
     solid = np.asarray(cutout.getchannel("A")) > 127
     shorter, longer = sorted(np.ptp(np.nonzero(solid), axis=1) + 1) if solid.any() else (0, 0)
     if solid.mean() < MIN_SHARE or longer < MIN_SIDE:
@@ -168,9 +174,9 @@ def _check_subject(cutout: Image.Image, source: Source, size: int) -> None:
 
 
 def pixels_digest(picture: Image.Image, labels: np.ndarray | None = None) -> str:
-    """SHA-256 of a picture as one sees it, with the subject's mask [H, W] of 0 and 1 if it has one.
+    """SHA-256 of a picture's visible pixels and, if it has one, of the subject's mask [H, W] of 0 and 1.
 
-    The same for every lossless way to store it: colours under wholly transparent pixels do not count.
+    It is the same for every lossless file format, because colours under fully transparent pixels do not count.
     """
     pixels = np.array(picture.convert("RGBA"))
     pixels[pixels[..., 3] == 0] = 0
@@ -182,9 +188,10 @@ def pixels_digest(picture: Image.Image, labels: np.ndarray | None = None) -> str
 
 
 def read_labels(data: bytes, source: str) -> np.ndarray:
-    """The label map [H, W] in a picture: values of a grey one, indices of a palette, the largest channel of colours.
+    """The label map [H, W] in a picture.
 
-    It is drawn over the picture as one sees it, so it is not turned, whatever its own EXIF data say.
+    Labels are the values of a grey picture, the indices of a palette, or the largest channel of a colour picture. EXIF
+    orientation is ignored, because a label map matches the picture as it is displayed.
     """
     stored = pictures.decode_as_stored(data, source)
     if stored.mode in ("P", "L") or stored.mode.startswith("I"):
@@ -193,7 +200,7 @@ def read_labels(data: bytes, source: str) -> np.ndarray:
 
 
 def _selected(labels: np.ndarray, source: Source, size: tuple[int, int]) -> np.ndarray:
-    """1 where the label map [H, W] is one of ``source.labels`` (None: is not 0), else 0, uint8."""
+    """The mask [H, W] uint8 that is 1 where the label is one of ``source.labels`` (None: any but 0)."""
     if labels.shape != size[::-1]:
         height, width = labels.shape
         message = f"the mask has {width} x {height} pixels, the picture {size[0]} x {size[1]}"
@@ -225,16 +232,20 @@ def _row(source: Source, status: str, **values: object) -> dict:
 def cut_out(
     picture: Image.Image, box: Box | None, inside: Sequence[Box] = (), outside: Sequence[Box] = ()
 ) -> Image.Image:
-    """The subject inside ``box`` as RGBA of the box's size: by the picture's own alpha, else by GrabCut."""
+    """The subject inside ``box`` as RGBA of the box's size, made from the picture's own alpha or else with GrabCut.
+
+    ``inside`` and ``outside`` are boxes that certainly are or are not the subject.
+    """
     area = _pixels(box or (0.0, 0.0, 1.0, 1.0), picture.size)
     if picture.mode == "RGBA":
         crop = picture.crop(area)
-        if (np.asarray(crop.getchannel("A")) < 128).mean() >= 0.005:  # fewer clear pixels: rounded corners
+        # fewer transparent pixels are just rounded corners
+        if (np.asarray(crop.getchannel("A")) < 128).mean() >= 0.005:
             return crop
     picture = picture.convert("RGB")
-    if box is None:  # the outermost rows and columns are taken for background
+    if box is None:  # the outermost rows and columns count as background
         box, around = (0.02, 0.02, 0.98, 0.98), area
-    else:  # what lies around the box is known to be background
+    else:  # the surroundings of the box are known to be background
         around = _pixels((box[0] - 0.1, box[1] - 0.1, box[2] + 0.1, box[3] + 0.1), picture.size)
     scale = min(1.0, WORKING_SIDE / max(around[2] - around[0], around[3] - around[1]))
     size = [max(1, round((around[i + 2] - around[i]) * scale)) for i in range(2)]
@@ -255,7 +266,7 @@ def cut_out(
 
 
 def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box of fractions in whole pixels of a picture of this size; at least one pixel, none outside."""
+    """A box of fractions in whole pixels of a picture of ``size``: at least one pixel, and none outside."""
     width, height = size
     left, right = (min(width, max(0, round(edge * width))) for edge in box[::2])
     top, bottom = (min(height, max(0, round(edge * height))) for edge in box[1::2])
@@ -264,13 +275,13 @@ def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def grabcut_matte(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Matte [H, W] uint8 (0..255) of an RGB picture [H, W, 3] uint8, from GrabCut labels [H, W] uint8.
+    """The matte [H, W] uint8 (0..255) of an RGB picture [H, W, 3] uint8, from GrabCut labels [H, W] uint8.
 
-    Pieces below a fifth of the largest are dropped, pinholes filled, the edge softened by a pixel. The same
-    picture gives the same matte: OpenCV's random numbers are seeded first.
+    Pieces smaller than a fifth of the largest are removed, small holes are filled and the edge is softened. OpenCV's
+    random numbers are seeded, so the same picture always gives the same matte.
     """
     if not (labels == cv2.GC_BGD).any() or not np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).any():
-        return np.zeros(labels.shape, np.uint8)  # GrabCut needs some of both
+        return np.zeros(labels.shape, np.uint8)  # GrabCut needs pixels of both kinds
     mask = run_grabcut(pixels, labels, 5)
     mask = _drop_small(mask, 0.2)
     mask = 1 - _drop_small(1 - mask, 0.0, 0.004 * mask.size)
@@ -278,12 +289,12 @@ def grabcut_matte(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _soften(mask: np.ndarray) -> np.ndarray:
-    """Matte [H, W] uint8 of a mask [H, W] of 0 and 1, its edge softened by a pixel."""
+    """The mask [H, W] of 0 and 1 as a matte [H, W] uint8 with an edge softened by about a pixel."""
     return cv2.GaussianBlur(mask * np.uint8(255), (0, 0), EDGE)
 
 
 def _drop_small(mask: np.ndarray, share: float, pixels: float = 0.0) -> np.ndarray:
-    """The mask [H, W] of 0 and 1 without pieces below ``share`` of the largest one or below ``pixels``."""
+    """The mask [H, W] of 0 and 1 without pieces below ``share`` of the largest piece or below ``pixels`` pixels."""
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     areas = stats[:, cv2.CC_STAT_AREA].astype(float)
     areas[0] = 0.0
@@ -292,28 +303,28 @@ def _drop_small(mask: np.ndarray, share: float, pixels: float = 0.0) -> np.ndarr
 
 
 def check_pool(rows: Sequence[dict]) -> None:
-    """Raise UserError unless the pool can be paired: usable references of at least two categories."""
+    """Raise UserError unless the pool has usable references of at least two categories, which a sample pairs."""
     usable = [r for r in rows if r["status"] == "ok"]
     failed = Counter(r["error_code"] for r in rows if r["status"] != "ok")
     reasons = ", ".join(f"{code} {n}" for code, n in sorted(failed.items())) or "none"
-    told = f"{len(usable)} of {len(rows)} pictures usable; failed: {reasons}"
+    summary = f"{len(usable)} of {len(rows)} pictures usable; failed: {reasons}"
     if not usable:
         example = next((f" (first: {r['error_message']})" for r in rows), "")
-        raise UserError(f"reference pool: no usable picture, {told}{example}; replace them")
+        raise UserError(f"reference pool: no usable picture, {summary}{example}; replace them")
     categories = sorted({r["category"] for r in usable})
     if len(categories) < 2:
         raise UserError(
-            f"reference pool: only one category, {categories[0]!r} ({told}), but a sample pairs two; "
+            f"reference pool: only one category, {categories[0]!r} ({summary}), but a sample pairs two; "
             "put pictures of another category into a sub-folder of their own"
         )
 
 
 @cache
 def load_backgrounds() -> tuple[tuple[str, Image.Image], ...]:
-    """(name, RGB picture) of each packaged background, photographs without a subject. Do not modify."""
-    found = []
+    """(name, RGB picture) of each packaged background, photographs without a subject. Callers must not modify them."""
+    backgrounds = []
     for entry in packaged()["backgrounds"]:
         path = package_file(entry["package"], entry["file"])
         picture = pictures.decode(path.read_bytes(), path.name).convert("RGB")
-        found.append((entry["name"], picture.crop(_pixels(entry["box"], picture.size))))
-    return tuple(found)
+        backgrounds.append((entry["name"], picture.crop(_pixels(entry["box"], picture.size))))
+    return tuple(backgrounds)

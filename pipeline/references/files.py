@@ -1,4 +1,4 @@
-"""What lies in a pool's folder: its pictures, the notes and masks beside them, and what else, which is not read."""
+"""The files in a pool's folder: pictures, their notes and masks, and files of other kinds, which are not read."""
 
 from __future__ import annotations
 
@@ -12,42 +12,47 @@ from data_schemas.io import text
 from data_schemas.io.files import check_file
 from data_schemas.io.pictures import SUFFIXES
 
-SPLITS = {"train", "training", "test", "validation", "valid", "val", "dev"}
+SPLIT_NAMES = {"train", "training", "test", "validation", "valid", "val", "dev"}
+"""Usual names of folders and files that hold one split of a data set."""
 ABOUT = ("readme", "license", "licence", "thumbs", "desktop")
-"""Stems of files about a folder, which nobody takes for references."""
+"""Stems of files that describe a folder and are no references."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether nobody put this file or folder there knowingly: hidden ones, and what a Mac packs into archives."""
+    """Whether a file or folder is hidden, or was added to an archive by macOS."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def walk(root: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files under ``root`` by suffix, sorted by relative path; hidden files and folders are passed over."""
+    """Files under ``root`` with these suffixes, sorted by relative path, without hidden files and folders."""
 
     def refuse(error: OSError) -> None:
         raise UserError(
             f"references.pool: folder {error.filename} cannot be read ({error.strerror}); change its permissions"
         ) from error
 
-    found = []
+    paths = []
     for folder, below, names in os.walk(root, onerror=refuse):
         below[:] = [name for name in below if not is_hidden(name)]
-        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(suffixes)) and not is_hidden(n)]
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
+        paths += [Path(folder, n) for n in names if n.lower().endswith(tuple(suffixes)) and not is_hidden(n)]
+    return sorted(paths, key=lambda path: path.relative_to(root).parts)
 
 
 def descend(root: Path, split: str) -> Path:
-    """The folder that holds the categories: below folders that are alone in theirs, and in that of the split."""
+    """The folder that contains the category folders.
+
+    Starting at ``root``, it enters a folder that is alone in its parent, and the folder of the split if all folders are
+    named like splits.
+    """
     while True:
         try:
-            there = [p for p in root.iterdir() if not is_hidden(p.name)]
+            entries = [p for p in root.iterdir() if not is_hidden(p.name)]
         except OSError as error:
             raise UserError(f"references.pool: folder {root} cannot be read ({error.strerror})") from error
-        folders = {p.name: p for p in there if p.is_dir() and not p.is_symlink()}
-        if any(p.suffix.lower() in SUFFIXES for p in there if p.is_file()):
+        folders = {p.name: p for p in entries if p.is_dir() and not p.is_symlink()}
+        if any(p.suffix.lower() in SUFFIXES for p in entries if p.is_file()):
             return root
-        if split in folders and set(folders) <= SPLITS:
+        if split in folders and set(folders) <= SPLIT_NAMES:
             root = folders[split]
         elif len(folders) == 1:
             (root,) = folders.values()
@@ -56,12 +61,15 @@ def descend(root: Path, split: str) -> Path:
 
 
 def mask_file(path: Path) -> Path:
-    """The mask of this name, whatever its kind; one that is missing is told by the picture's own row."""
+    """The mask that belongs to this path, with any picture suffix.
+
+    If there is none, a .png that does not exist is returned; reading it later makes an error row.
+    """
     return next((p for s in SUFFIXES if (p := path.with_suffix(s)).is_file()), path.with_suffix(".png"))
 
 
 def note(path: Path) -> str:
-    """The name in the .txt beside a picture, empty if there is none; UserError for one that cannot be read."""
+    """The name in the .txt file beside a picture, or "" if there is none. Raises UserError if it cannot be read."""
     beside = path.with_suffix(".txt")
     if not os.path.lexists(beside):
         return ""
@@ -73,7 +81,7 @@ def note(path: Path) -> str:
 
 
 def other_kinds(root: Path, read: Sequence[str], masks: Path | None = None) -> Counter[str]:
-    """How many files under ``root`` are of kinds that are not ``read``, by suffix; notes, masks and the like apart."""
+    """The number of files under ``root`` by suffix, without files that are ``read``, notes, masks and READMEs."""
     return Counter(
         path.suffix.lower() or "without suffix"
         for path in walk(root, ("",))
@@ -84,7 +92,7 @@ def other_kinds(root: Path, read: Sequence[str], masks: Path | None = None) -> C
 
 
 def census(kinds: Counter[str]) -> str:
-    """Kinds of files, the most frequent first: ".zip 3, .md 1"."""
+    """Kinds of files as text, the most frequent first: ".zip 3, .md 1"."""
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{kind} {n}" for kind, n in ordered[:5])
-    return told + (f" and {len(ordered) - 5} other kinds" if len(ordered) > 5 else "") or "nothing"
+    shown = ", ".join(f"{kind} {n}" for kind, n in ordered[:5])
+    return shown + (f" and {len(ordered) - 5} other kinds" if len(ordered) > 5 else "") or "nothing"

@@ -1,4 +1,4 @@
-"""The photographs that installed packages ship: packaged.yaml says which, and under what licence."""
+"""Photographs that installed packages contain. packaged.yaml lists those that are used, with their licences."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from data_schemas.errors import UserError
 
 @cache
 def packaged() -> dict:
-    """packaged.yaml: "subjects" and "backgrounds" to cut from the photographs, and each photograph's "licences"."""
+    """packaged.yaml: the "subjects" and "backgrounds" to cut from the photographs, and each photograph's "licences"."""
     return yaml.safe_load((files("pipeline.references") / "packaged.yaml").read_text())
 
 
 def package_file(package: str, file: str) -> Path:
-    """A data file of an installed package, found without importing the package."""
+    """The path of a data file in an installed package, found without importing the package.
+
+    Raises UserError without it.
+    """
     spec = find_spec(package)
-    places = spec.submodule_search_locations if spec is not None else None
-    for place in places or ():
-        if (path := Path(place, file)).is_file():
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        if (path := Path(folder, file)).is_file():
             return path
     raise UserError(f"packaged picture {package}/{file} is not there; install the project's requirements again")

@@ -1,6 +1,6 @@
-"""Pictures inside Parquet files: which columns hold them, what their rows are, and their bytes, a few rows at a time.
+"""Pictures in Parquet files: finding the columns that hold them, listing rows, and reading bytes a few rows at a time.
 
-A column of pictures is what Hugging Face writes, a struct of ``bytes`` and ``path``, or plain binary.
+A column of pictures is a struct of ``bytes`` and ``path``, as Hugging Face writes it, or plain binary.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from data_schemas.io.text import decoded, one_line
 
 ROWS_AT_ONCE = 16
 BUFFER = 1 << 20
-"""Bytes read from a file at once, so that a large row group is never in memory as a whole."""
+"""Bytes that are read from a file at once, so that a large row group is never in memory as a whole."""
 
 MAX_ROWS = 1_000_000
 UNPACKED, EXPANSION = 64_000_000, 20
-"""Bytes to which a column may unpack whatever its file's size, and how often its file's size beyond that: pictures are
-compressed already, so what unpacks to more is made to fill the memory."""
+"""Most bytes of a column after decompression: the larger of UNPACKED and EXPANSION times the file's size.
+
+Pictures are compressed already, so a column that grows more than this was made to fill the memory.
+"""
 
 CATEGORY_COLUMNS = ("category", "label", "class")
 NAME_COLUMNS = ("name",)
@@ -37,7 +39,7 @@ NAME_COLUMNS = ("name",)
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are read; None where there is none."""
+    """Names of the columns that are read; None for a column that the file does not have."""
 
     image: str
     mask: str | None
@@ -47,7 +49,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """One row without its pixels. ``path`` is the file the picture was made from, if the column says so."""
+    """One row without its pixels. ``path`` is the picture's original file name, if the column stores it."""
 
     number: int
     sha256: str
@@ -58,32 +60,37 @@ class Row:
 
 
 def column_names(path: Path) -> list[str]:
+    """The names of all columns of a file."""
     return list(_open(path).schema_arrow.names)
 
 
 def find_columns(path: Path, image: str | None, mask: str | None, category: str | None, name: str | None) -> Columns:
-    """The columns of these names; None finds the first of pictures, and category and name by their usual names."""
+    """The columns to read. Raises UserError if a named column does not exist or does not hold pictures.
+
+    Where ``image`` is None, the first column of pictures is taken; where ``category`` or ``name`` is None, a column
+    with one of their usual names.
+    """
     schema = _open(path).schema_arrow
-    there = ", ".join(schema.names) or "none"
+    existing = ", ".join(schema.names) or "none"
     with_pictures = [f.name for f in schema if _holds_pictures(f.type)]
     for wanted, is_picture in ((image, True), (mask, True), (category, False), (name, False)):
         if wanted is not None and wanted not in schema.names:
-            raise UserError(f"{path}: there is no column {wanted!r}; there is: {there}")
+            raise UserError(f"{path}: there is no column {wanted!r}; there is: {existing}")
         if wanted is not None and is_picture and wanted not in with_pictures:
             kind = schema.field(wanted).type
-            raise UserError(f"{path}: column {wanted!r} holds {kind}, not pictures; there is: {there}")
+            raise UserError(f"{path}: column {wanted!r} holds {kind}, not pictures; there is: {existing}")
     image = image or next((p for p in with_pictures if p != mask), None)
     if image is None:
-        raise UserError(f"{path}: no column holds pictures (struct of bytes and path, or binary); there is: {there}")
+        raise UserError(f"{path}: no column holds pictures (struct of bytes and path, or binary); there is: {existing}")
     texts = [f.name for f in schema if _is_text(f.type)]
     category = category or next((c for c in CATEGORY_COLUMNS if c in texts), None)
     return Columns(image, mask, category, name or next((c for c in NAME_COLUMNS if c in texts), None))
 
 
 def list_rows(path: Path, columns: Columns) -> tuple[Row, ...]:
-    """Every row with the digests of its pictures. The file is read again only if its size or time has changed."""
-    found = path.stat()
-    return _list_rows(path, found.st_size, found.st_mtime_ns, columns)
+    """All rows with the digests of their pictures. The file is only read again if its size or time has changed."""
+    status = path.stat()
+    return _list_rows(path, status.st_size, status.st_mtime_ns, columns)
 
 
 @lru_cache(maxsize=256)
@@ -121,18 +128,18 @@ def _list_rows(path: Path, size: int, changed: int, columns: Columns) -> tuple[R
 
 
 class PictureColumn:
-    """One column of pictures of one file, read forwards; an earlier row starts its row group again."""
+    """Reads one picture column of one file in ascending order of rows. An earlier row restarts its row group."""
 
     def __init__(self, path: Path, column: str):
         self._path, self._column = path, column
         self._file = _open(path)
         self._groups = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
-        self._first = self._end = 0  # first row of the batch at hand, and of the next row group
+        self._first = self._end = 0  # first row of the current batch, and of the next row group
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch: pa.RecordBatch | None = None
 
     def at(self, number: int) -> bytes | None:
-        """The bytes in row ``number``, None if the cell is empty."""
+        """The bytes in row ``number``, or None if the cell is empty."""
         if self._batch is None or not self._first <= number < self._end:
             self._enter(number)
         assert self._batch is not None
@@ -152,6 +159,7 @@ class PictureColumn:
         self._batch = next(self._batches)
 
     def close(self) -> None:
+        """Close the file."""
         self._batches, self._batch = iter(()), None
         self._file.close()
 
@@ -165,14 +173,17 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _limit(path: Path) -> int:
-    """Bytes to which a column of this file may unpack."""
+    """Most bytes that a column of this file may have after decompression."""
     return max(UNPACKED, EXPANSION * path.stat().st_size)
 
 
 def _batches(
     file: pq.ParquetFile, path: Path, columns: Sequence[str], groups: list[int] | None
 ) -> Iterator[pa.RecordBatch]:
-    """A few rows at a time, one if they may be large; sizes are checked in the file's metadata before any is read."""
+    """Batches of a few rows, or of one row if rows may be large.
+
+    Sizes are checked in the metadata before any is read.
+    """
     largest = _check_sizes(file.metadata, path, columns, groups)
     rows = ROWS_AT_ONCE if largest * ROWS_AT_ONCE <= pictures.MAX_BYTES else 1
     try:
@@ -182,7 +193,10 @@ def _batches(
 
 
 def _check_sizes(metadata: pq.FileMetaData, path: Path, columns: Sequence[str], groups: Sequence[int] | None) -> int:
-    """Bytes of the largest column chunk once unpacked; UserError if it is too large for its file, or too many rows."""
+    """Bytes of the largest column chunk after decompression.
+
+    Raises UserError if it is too large or there are too many rows.
+    """
     if metadata.num_rows > MAX_ROWS:
         raise UserError(f"{path}: {metadata.num_rows} rows, more than {MAX_ROWS}; split it")
     limit, largest = _limit(path), 0
@@ -205,7 +219,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _picture(batch: pa.RecordBatch, column: str, i: int) -> tuple[pa.Buffer | None, str]:
-    """(bytes, path) of one cell, without a copy of the bytes."""
+    """(bytes, path) of one cell, without copying the bytes."""
     cell = _plain(batch.column(column)[i])
     if not pa.types.is_struct(cell.type):
         return cell.as_buffer(), ""
@@ -216,12 +230,12 @@ def _picture(batch: pa.RecordBatch, column: str, i: int) -> tuple[pa.Buffer | No
 
 
 def _plain(cell: pa.Scalar) -> pa.Scalar:
-    """A cell of a dictionary (pandas' Categorical) as what it stands for."""
+    """The value of a dictionary-encoded cell (pandas' Categorical); other cells unchanged."""
     return cell.value if pa.types.is_dictionary(cell.type) else cell
 
 
 def _value(cell: pa.Scalar) -> Any:
-    """A cell as Python has it; text that is not UTF-8, which nothing keeps out of a file, as it can be read."""
+    """A cell as a Python value. Text that is not valid UTF-8 is decoded as well as possible."""
     cell = _plain(cell)
     try:
         return cell.as_py()
@@ -245,14 +259,14 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether a column says what is in a picture: text, or numbers and truths that stand for it."""
+    """Whether a column can say what a picture shows: it holds text, or numbers or booleans that stand for text."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(is_kind(kind) for is_kind in (*texts, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean))
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names of the classes by column, where Hugging Face's metadata gives them to a column of numbers."""
+    """Class names by column, from Hugging Face's metadata of columns that hold class numbers."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {column: list(map(str, f["names"])) for column, f in features.items() if f.get("_type") == "ClassLabel"}

@@ -1,7 +1,7 @@
-"""Where reference pictures come from: installed packages, folders, Parquet files, data sets of the Hugging Face hub.
+"""Pools of reference pictures: installed packages, folders, Parquet files and data sets of the Hugging Face hub.
 
-A pool is listed before anything is decoded: ``list_pool`` gives every picture a name made from its content, the same
-whether it lies in a folder or in a Parquet file. The pools of the paper are in pools.yaml (spec/curation.md, stage 1).
+``list_pool`` lists a pool before any picture is decoded. The id of a picture is made from its content, so it is the
+same in a folder and in a Parquet file. The paper's pools are presets in pools.yaml.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,30 +23,33 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import Field, model_validator
 
 from data_schemas.errors import UserError
-from data_schemas.io import pictures
-from data_schemas.io.files import read_file
 from data_schemas.io.pictures import SUFFIXES
 from data_schemas.io.text import from_path, label, one_line
 from data_schemas.settings import Settings, suggest
-from pipeline.references.files import SPLITS, census, descend, mask_file, note, other_kinds, walk
+from pipeline.references.files import SPLIT_NAMES, census, descend, mask_file, note, other_kinds, walk
 from pipeline.references.packaged import package_file, packaged
-from pipeline.references.parquet import PictureColumn, column_names, find_columns, list_rows
-
-Box = tuple[float, float, float, float]
+from pipeline.references.parquet import column_names, find_columns, list_rows
+from pipeline.references.sources import PictureLocation, Source
 
 
 class PoolConfig(Settings):
-    """One pool and how it is read. ``preset`` names an entry of pools.yaml, whose keys stand unless they are given.
+    """One pool and how it is read.
 
-    ``source``: ``packaged``; a folder of pictures or of Parquet files; one Parquet file; ``hf:owner/name`` for a data
-    set of the Hugging Face hub that is on this machine. A folder that holds Parquet files is read as these, any other
-    as pictures: one sub-folder a category, below folders that all of them share and below the split's own.
+    ``preset`` names an entry of pools.yaml, whose values apply unless they are set here.
 
-    ``image`` and ``mask`` are columns of Parquet files, or sub-folders that hold files of the same names; without
-    ``image`` it is the first column of pictures, or the whole folder. A mask is a label map: ``subject_labels``, or
-    everything but 0, is the subject, and no GrabCut is needed. ``subject`` says which pictures show one subject: those
-    of one category and name, those of one category (then its name too, less a number at its end), or none.
-    ``limit`` takes that many pictures, the same ones from any container: those whose digests come first.
+    ``source`` is ``packaged``, a folder of pictures or of Parquet files, one Parquet file, or ``hf:owner/name`` for a
+    data set of the Hugging Face hub that is on this machine. A folder that contains Parquet files is read as those. Any
+    other folder is read as pictures, with one sub-folder for each category; outer folders that hold nothing else, and
+    the split's folder, are skipped.
+
+    ``image`` and ``mask`` are columns of Parquet files, or sub-folders with files of the same names. Without ``image``,
+    it is the first column of pictures or the whole folder. A mask is a label map: ``subject_labels``, or all labels but
+    0, mark the subject, so GrabCut is not needed.
+
+    ``subject`` says which pictures show the same subject: "name" means those with the same category and name, "picture"
+    none. "category" means those of one category, whose name without a number at its end is then the category and the
+    name. ``limit`` takes that many pictures, those with the smallest digests, so the choice does not depend on the file
+    format.
     """
 
     preset: str | None = None
@@ -58,7 +61,7 @@ class PoolConfig(Settings):
     subject_labels: tuple[int, ...] | None = Field(None, min_length=1, max_length=65_536)
     category: str | None = Field(None, min_length=1, description="Category of every picture")
     category_column: str | None = Field(None, min_length=1)
-    name: str | None = Field(None, min_length=1, description="Name of every subject, as prompts call it")
+    name: str | None = Field(None, min_length=1, description="Name of every subject in prompts")
     name_column: str | None = Field(None, min_length=1)
     subject: Literal["name", "category", "picture"] = "name"
     limit: int | None = Field(None, ge=1, le=10**9)
@@ -83,52 +86,18 @@ class PoolConfig(Settings):
 
     @property
     def hub_id(self) -> str | None:
-        """owner/name of a data set of the hub, None for any other source."""
+        """owner/name of a data set on the hub; None for any other source."""
         return self.source.removeprefix("hf:") if self.source.startswith("hf:") else None
 
 
 @cache
 def presets() -> dict[str, dict]:
-    """pools.yaml: by short name, "read" (keys of PoolConfig) and what its makers say of the pool."""
+    """pools.yaml by short name: "read" holds keys of PoolConfig, the others what the pool's makers say about it."""
     return yaml.safe_load((files("pipeline.references") / "pools.yaml").read_text())
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the bytes of a picture are: a file, or a row and column of a Parquet file."""
-
-    path: Path
-    row: int | None = None
-    column: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One reference picture before it is read.
-
-    ``source`` is its file (and row) relative to the pool; ``sha256`` is empty if it cannot be read. ``box`` is the
-    part of the picture that shows the subject (left, top, right, bottom, fractions; None for all of it), ``inside``
-    and ``outside`` parts that surely are or are not the subject; ``mask`` is its label map, of which ``labels`` (None:
-    all but 0) are the subject.
-    """
-
-    reference_id: str
-    subject_id: str
-    name: str
-    category: str
-    source: str
-    sha256: str
-    place: Place
-    box: Box | None = None
-    inside: tuple[Box, ...] = ()
-    outside: tuple[Box, ...] = ()
-    mask: Place | None = None
-    mask_sha256: str = ""
-    labels: tuple[int, ...] | None = None
-
-
 def list_pool(pool: PoolConfig) -> list[Source]:
-    """Every picture of the pool in a fixed order. Reads the files for their digests, decodes nothing."""
+    """All pictures of the pool in a fixed order. Reads the files to compute their digests, but decodes none."""
     if pool.source == "packaged":
         return [_packaged_source(entry) for entry in packaged()["subjects"]]
     root = pool_folder(pool)
@@ -140,9 +109,9 @@ def list_pool(pool: PoolConfig) -> list[Source]:
 
 
 def skipped(pool: PoolConfig) -> Counter[str]:
-    """How many files of the pool's folder are not looked at, by suffix: those of kinds that are not read.
+    """How many files of the pool's folder are ignored because of their kind, by suffix.
 
-    In a folder with Parquet files these are all others. Notes, masks, licences and hidden files do not count.
+    In a folder with Parquet files these are all other files. Notes, masks, licences and hidden files do not count.
     """
     if pool.source == "packaged" or (root := pool_folder(pool)).is_file():
         return Counter()
@@ -153,7 +122,7 @@ def skipped(pool: PoolConfig) -> Counter[str]:
 
 
 def take(sources: Sequence[Source], limit: int | None) -> list[Source]:
-    """At most ``limit`` of them in their order, chosen by digest; those that cannot be read come last."""
+    """At most ``limit`` sources in their order. Those with the smallest digests are chosen, unreadable ones last."""
     if limit is None or len(sources) <= limit:
         return list(sources)
     chosen = sorted(range(len(sources)), key=lambda k: (not sources[k].sha256, sources[k].sha256, k))[:limit]
@@ -161,7 +130,7 @@ def take(sources: Sequence[Source], limit: int | None) -> list[Source]:
 
 
 def pool_folder(pool: PoolConfig) -> Path:
-    """The pool's folder or Parquet file on this machine. Nothing is downloaded: what is missing is a UserError."""
+    """The pool's folder or Parquet file on this machine. Raises UserError if it is missing; nothing is downloaded."""
     hub_id = pool.hub_id
     if hub_id is None:
         try:
@@ -169,7 +138,7 @@ def pool_folder(pool: PoolConfig) -> Path:
             if path.is_dir() or (path.suffix.lower() == ".parquet" and path.is_file()):
                 return path
             what = "not a folder and not a Parquet file" if path.exists() else "no such folder"
-        except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be entered, ~nobody
+        except (OSError, RuntimeError) as error:  # the name is too long, no permission, unknown ~user
             what = one_line(error.strerror if isinstance(error, OSError) else error)
         raise UserError(
             f"references.pool {pool.source}: {what}; give a folder of pictures or of Parquet files, a Parquet file, "
@@ -180,7 +149,7 @@ def pool_folder(pool: PoolConfig) -> Path:
         return Path(snapshot_download(
             hub_id, repo_type="dataset", revision=pool.revision, allow_patterns=wanted, local_files_only=True
         ))  # fmt: skip
-    except (LocalEntryNotFoundError, ValueError) as error:  # ValueError: a name that the hub would refuse
+    except (LocalEntryNotFoundError, ValueError) as error:  # ValueError: not a valid id
         revision = "" if pool.revision == "main" else f" --revision {pool.revision}"
         raise UserError(
             f"references.pool {pool.source}: not on this machine, or not all of it; get it with "
@@ -189,7 +158,7 @@ def pool_folder(pool: PoolConfig) -> Path:
 
 
 def require(pool: PoolConfig) -> None:
-    """UserError if the pool is not on this machine; reads none of its pictures."""
+    """Raise UserError if the pool is not on this machine. Reads none of its pictures."""
     if pool.source == "packaged":
         for entry in packaged()["subjects"]:
             package_file(entry["package"], entry["file"])
@@ -202,25 +171,25 @@ def _packaged_source(entry: dict) -> Source:
     source, name, category = f"{entry['package']}/{entry['file']}", entry["name"], entry["category"]
     box, digest = tuple(entry["box"]), _digest(path)
     inside, outside = (tuple(map(tuple, entry.get(key, []))) for key in ("inside", "outside"))
-    # a package's picture is known by its file too: several entries may cut from one
+    # the id includes the file and the box, because several entries may be cut from one photograph
     reference_id = _id(source, box, inside, outside, name, category, digest)
     subject_id = f"{_slug(category)}/{_slug(name)}"
-    return Source(reference_id, subject_id, name, category, source, digest, Place(path), box, inside, outside)
+    return Source(reference_id, subject_id, name, category, source, digest, PictureLocation(path), box, inside, outside)
 
 
-def _of_split(root: Path, found: list[Path], pool: PoolConfig) -> list[Path]:
-    """The Parquet files whose names say this split; all of them if none says any."""
-    words = {path: set(re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())) for path in found}
-    own = [path for path in found if pool.split.lower() in words[path]]
-    if own or not any(words[path] & SPLITS for path in found):
-        return own or found
-    names = ", ".join(path.relative_to(root).as_posix() for path in found[:5])
+def _of_split(root: Path, paths: list[Path], pool: PoolConfig) -> list[Path]:
+    """The Parquet files whose names contain this split; all files if no name contains any split."""
+    words = {path: set(re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())) for path in paths}
+    own = [path for path in paths if pool.split.lower() in words[path]]
+    if own or not any(words[path] & SPLIT_NAMES for path in paths):
+        return own or paths
+    names = ", ".join(path.relative_to(root).as_posix() for path in paths[:5])
     raise UserError(f"references.pool {pool.source}: no Parquet file of split {pool.split!r}; there is: {names}")
 
 
-def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: str) -> list[Source]:
+def _parquet_sources(root: Path, paths: list[Path], pool: PoolConfig, prefix: str) -> list[Source]:
     sources = []
-    for path in found:
+    for path in paths:
         columns = find_columns(path, pool.image, pool.mask, pool.category_column, pool.name_column)
         file = prefix + from_path(path.relative_to(root).as_posix())
         for row in list_rows(path, columns):
@@ -231,8 +200,8 @@ def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: st
                     f"{path}: no column says what a picture shows; set category_column (there is: "
                     f"{', '.join(column_names(path))}) or one category for all of them"
                 )
-            image = Place(path, row.number, columns.image)
-            mask = Place(path, row.number, columns.mask) if columns.mask else None
+            image = PictureLocation(path, row.number, columns.image)
+            mask = PictureLocation(path, row.number, columns.mask) if columns.mask else None
             stem = "" if pool.subject == "category" else made_from.stem
             name = row.name or (_words(stem) if stem else "")
             sources.append(
@@ -244,63 +213,75 @@ def _parquet_sources(root: Path, found: list[Path], pool: PoolConfig, prefix: st
 
 
 def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
-    """Category: the first sub-folder or the pool's own name. Name: a .txt beside it or the file's stem."""
+    """The pictures of a folder.
+
+    The category of a picture is its first sub-folder, or the pool's own name. Its name is in a .txt file beside it, or
+    is the file's stem.
+    """
     top = descend(root, pool.split)
     folder = top / pool.image if pool.image else top
-    found = walk(folder, SUFFIXES) if folder.is_dir() else []
-    if not found:
-        there = census(other_kinds(root, ()))
+    paths = walk(folder, SUFFIXES) if folder.is_dir() else []
+    if not paths:
+        others = census(other_kinds(root, ()))
         where = pool.source if folder == root else f"{pool.source}: {folder.relative_to(root).as_posix()}"
         raise UserError(
-            f"references.pool {where}: holds no picture and no Parquet file (there is: {there}); put "
+            f"references.pool {where}: holds no picture and no Parquet file (there is: {others}); put "
             f"{', '.join(SUFFIXES)} files into it, in one sub-folder a category, and unpack archives"
         )
     own_name = (pool.hub_id or top.resolve().name).rpartition("/")[2]
     sources = []
-    for path in found:
+    for path in paths:
         relative = path.relative_to(folder)
         flat = path.stem if pool.subject == "category" else own_name
         category = relative.parts[0] if len(relative.parts) > 1 else flat
         name = note(path) or ("" if pool.subject == "category" else _words(path.stem))
         where = prefix + from_path(path.relative_to(root).as_posix())
         mask = mask_file(top / pool.mask / relative) if pool.mask else None
-        digest = _digest(mask) if mask else ""
-        sources.append(
-            _source(pool, where, Place(path), _digest(path), category, name, Place(mask) if mask else None, digest)
-        )
+        mask_digest = _digest(mask) if mask else ""
+        image, labels = PictureLocation(path), PictureLocation(mask) if mask else None
+        sources.append(_source(pool, where, image, _digest(path), category, name, labels, mask_digest))
     return sources
 
 
 def _source(
-    pool: PoolConfig, source: str, place: Place, digest: str, category: str, name: str, mask: Place | None,
+    pool: PoolConfig,
+    source: str,
+    location: PictureLocation,
+    digest: str,
+    category: str,
+    name: str,
+    mask: PictureLocation | None,
     mask_digest: str,
-) -> Source:  # fmt: skip
-    """A picture of a pool by what it shows; ``category`` and ``name`` as found, before the pool's own words."""
+) -> Source:
+    """A picture of a pool.
+
+    ``category`` and ``name`` are those that were found, before the config's values override them.
+    """
     name, category = label(name), from_path(category)
     of_subject = {"name": name or category, "category": category, "picture": digest[:12] or source}[pool.subject]
     category = pool.category or _words(category)
     if pool.subject == "category":
         category = re.sub(r"\s*\d+$", "", category) or category
-    telling = re.search(r"[^\W\d_]", name)  # a number says nothing of what the picture shows
+    telling = re.search(r"[^\W\d_]", name)  # a name without letters does not say what the picture shows
     name = pool.name or (name if telling else category)
     subject_id = f"{_slug(category)}/{_slug(of_subject)}"
     labels = pool.subject_labels
     reference_id = _id(name, category, subject_id, digest or source, mask_digest, labels)
     return Source(
-        reference_id, subject_id, name, category, source, digest, place,
+        reference_id, subject_id, name, category, source, digest, location,
         mask=mask, mask_sha256=mask_digest, labels=labels,
     )  # fmt: skip
 
 
 def tell_apart(sources: Sequence[Source]) -> list[Source]:
-    """Copies of one picture under one name get names of their own, so that each has its row."""
-    seen: Counter[str] = Counter()
-    told = []
+    """The sources, where each further copy of a picture with the same name gets a new id and thus its own row."""
+    copies: Counter[str] = Counter()
+    distinct = []
     for source in sources:
-        copy = seen[source.reference_id]
-        seen[source.reference_id] += 1
-        told.append(replace(source, reference_id=_id(source.reference_id, copy)) if copy else source)
-    return told
+        copy = copies[source.reference_id]
+        copies[source.reference_id] += 1
+        distinct.append(replace(source, reference_id=_id(source.reference_id, copy)) if copy else source)
+    return distinct
 
 
 def _id(*content: object) -> str:
@@ -308,9 +289,9 @@ def _id(*content: object) -> str:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, empty if it cannot be read: making its cut-out says why, in its own row."""
+    """SHA-256 of a file, or "" if it cannot be read; the cut-out's error row then says why."""
     try:
-        if path.is_file():  # never waits at a pipe
+        if path.is_file():  # false for a pipe, which could block
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
@@ -319,41 +300,9 @@ def _digest(path: Path) -> str:
 
 
 def _words(name: str) -> str:
-    """A file's or folder's name, or a category, as words."""
+    """A file's, folder's or category's name as words."""
     return label(re.sub(r"[_-]", " ", from_path(name))) or "subject"
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-") or hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-class Reader:
-    """Bytes of pictures, wherever they are; quick if the rows of a Parquet file are asked for in order."""
-
-    def __init__(self) -> None:
-        self._columns: dict[Place, PictureColumn] = {}
-
-    def read(self, place: Place, source: str) -> bytes:
-        """Bytes of one picture, at most pictures.MAX_BYTES; UserError naming ``source`` if there are none."""
-        try:
-            data = self._bytes(place)
-        except UserError as error:  # its place on this machine is not stored
-            raise UserError(f"{source}{str(error).removeprefix(str(place.path))}") from error
-        if data is None:
-            raise UserError(f"{source}: column {place.column!r} holds no bytes in this row; embed its pictures")
-        return data
-
-    def _bytes(self, place: Place) -> bytes | None:
-        if place.row is not None:
-            return self._column(place).at(place.row)
-        if not place.path.is_file():
-            raise UserError(f"{place.path}: not a file that can be read; replace or remove it")
-        return read_file(place.path, "replace or remove it", pictures.MAX_BYTES)
-
-    def _column(self, place: Place) -> PictureColumn:
-        key = replace(place, row=None)
-        if key not in self._columns:
-            for other in [k for k in self._columns if k.path != place.path]:  # files come one after another
-                self._columns.pop(other).close()
-            self._columns[key] = PictureColumn(place.path, place.column)
-        return self._columns[key]

@@ -1,8 +1,8 @@
-"""Calibration: what each threshold of a scored stage would keep, beside a floor of wrong references.
+"""Calibration: what each threshold of a stage would keep, compared with a floor of wrong references.
 
-The floor (spec/curation.md, "what others measured"): the same pictures with the same mattes, scored by the same
-stage against references of other subjects. A score is worth what lies between the two. Nothing of the run is changed;
-``<run>/calibration/<stage>/`` gets a page, the scores, and thresholds that the config can name.
+The floor consists of samples of the run that the same stage scores against references of other subjects, with the same
+pictures and mattes (docs/differences.md, "Floor of wrong references"). A score is useful if the samples are well above
+it. The run is not changed; ``<run>/calibration/<stage>/`` gets a page, the scores and a thresholds file for the config.
 """
 
 from __future__ import annotations
@@ -30,18 +30,22 @@ from pipeline.run import Run
 
 QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 CANDIDATES = (1, 5, 10, 25, 50, 75, 90)
-"""Quantiles, in percent, that are shown, and those that are tried as thresholds (of an upper bound: 100 less)."""
+"""QUANTILES are shown, in percent; CANDIDATES are tried as thresholds (for an upper bound, 100 minus these)."""
 
 WRONG = [f"{kind}_{i}_{what}" for i in range(2) for kind, what in
          (("reference", "id"), ("reference", "name"), ("reference", "category"), ("subject", "id"))]  # fmt: skip
-"""Columns of the plan that a floor sample has from another sample."""
+"""Columns of the plan that a floor sample takes from another sample."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One threshold and what it would keep: samples by this rule alone, by all rules; the share of the floor."""
+    """One threshold and what it would keep.
+
+    ``alone`` counts samples that pass this rule, ``together`` those that pass all rules; ``floor_share`` is the share
+    of the floor that passes this rule.
+    """
 
     threshold: float
     alone: int
@@ -51,11 +55,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RuleFigures:
-    """What the run says of one rule, which carries the threshold of the config.
+    """The measurements of one rule. ``rule`` has the threshold of the config.
 
-    ``scores`` by sample id and ``floor`` hold finite numbers only. ``auc``: how often a sample is further on the
-    passing side than a floor sample (0.5 is chance); NaN where the floor says nothing. ``suggested``: the threshold
-    with the largest difference between the share of samples and the share of the floor that pass (Youden's J).
+    ``scores`` (by sample id) and ``floor`` hold finite numbers only. ``auc`` is the probability that a sample is
+    further on the passing side than a floor sample (0.5 is chance); NaN if the floor says nothing. ``suggested`` is the
+    threshold with the largest difference between the passing shares of samples and floor (Youden's J).
     """
 
     rule: Rule
@@ -67,17 +71,19 @@ class RuleFigures:
     candidates: tuple[Candidate, ...]
 
     def quantiles(self) -> dict[int, float]:
+        """The scores at QUANTILES."""
         return dict(zip(QUANTILES, np.quantile(self.scores, [q / 100 for q in QUANTILES]).tolist(), strict=True))
 
     def at(self, threshold: float) -> Candidate:
+        """The candidate with this threshold."""
         return next(c for c in self.candidates if c.threshold == threshold)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Everything that is written about one stage of a run.
+    """The measurements of one stage of a run.
 
-    ``table`` has the columns of ``table_schema``; ``judged_by`` names the stages whose rules "all rules" means.
+    ``table`` has the columns of ``table_schema``. ``judged_by`` names the stages whose rules count as "all rules".
     """
 
     run: Run
@@ -90,10 +96,11 @@ class Calibration:
 
     @property
     def floor_samples(self) -> int:
+        """The number of floor samples in the table."""
         return int((self.table.kind == "floor").sum())
 
     def separation(self) -> dict[str, float]:
-        """AUC of samples against the floor for every score of the stage, also those that no rule reads."""
+        """The AUC of samples against the floor for every score of the stage, also for those without a rule."""
         run, floor = (self.table[self.table.kind == kind] for kind in ("run", "floor"))
         return {
             column.name: area_under_curve(
@@ -104,7 +111,7 @@ class Calibration:
 
 
 def measure(config: CurationConfig, stage_name: str, floor_samples: int = 64) -> Calibration:
-    """The figures of ``calibrate``, without writing anything."""
+    """Measure a stage of a run without writing anything. Raises UserError like ``calibrate``."""
     run = Run.of(config)
     scored = {stage.name: stage for stage in run.stages()}
     if stage_name not in scored or not scored[stage_name].rules:
@@ -134,7 +141,7 @@ def _frame(parts: Sequence[Part]) -> pd.DataFrame:
 
 
 def _other_frames(run: Run, but: str, parts: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The rows of the other stages with rules, as far as they have come with these parts."""
+    """The rows of the other stages that have rules, if all these parts of theirs exist."""
     frames = {}
     for stage in run.stages():
         if stage.rules and stage.name != but:
@@ -149,12 +156,12 @@ def _plan_rows(run: Run, parts: Sequence[str]) -> list[dict]:
 
 
 def score_columns(stage: Stage) -> list[Column]:
-    """The columns of a stage that are numbers."""
+    """The columns of a stage that hold numbers."""
     return [c for c in stage.columns if pa.types.is_floating(c.type) or pa.types.is_integer(c.type)]
 
 
 def table_schema(stage: Stage) -> TableSchema:
-    """scores.parquet: a row for each sample of the run, then one for each floor sample."""
+    """The schema of scores.parquet: one row for each sample of the run, then one for each floor sample."""
     kind = Column("kind", pa.string(), "run, or floor: scored against wrong references.", "code",
                   one_of=("run", "floor"))  # fmt: skip
     references = (Column(f"reference_{i}_id", pa.string(), "Reference it was scored against.", "id") for i in range(2))
@@ -168,19 +175,19 @@ def table_schema(stage: Stage) -> TableSchema:
 def floor_rows(
     run: Run, stage: Stage, parts: Sequence[str], plan: Sequence[dict], usable: set[str], count: int
 ) -> list[dict]:
-    """Scores of up to ``count`` samples against wrong references, from whole parts spread over the run.
+    """Scores of up to ``count`` samples against wrong references, from parts that are spread over the run.
 
-    Samples that the stage fails on are left out, and those for which every other sample shares a subject.
+    Samples on which the stage fails are left out, and samples that share a subject with every other sample.
     """
     pool = pool_digest(run)
-    place = {row["sample_id"]: k for k, row in enumerate(plan)}
+    row_of = {row["sample_id"]: k for k, row in enumerate(plan)}
     rows: list[dict] = []
     chosen = spread_evenly(parts, math.ceil(count / run.config.part_size))
     for k, part in enumerate(chosen):
         inputs = stage_inputs(PartJob(run, stage.name, part, "", pool), stage.reads)
         samples = [s for s in inputs.samples()[0] if s.sample_id in usable]
         wanted = math.ceil((count - len(rows)) / (len(chosen) - k))
-        wrong = [wrong_sample(s, plan, place[s.sample_id]) for s in spread_evenly(samples, wanted)]
+        wrong = [wrong_sample(s, plan, row_of[s.sample_id]) for s in spread_evenly(samples, wanted)]
         made, _, _ = stage.run([s for s in wrong if s is not None], {})
         plans = {s.sample_id: s.plan for s in wrong if s is not None}
         rows += [
@@ -191,14 +198,15 @@ def floor_rows(
     return rows
 
 
-def wrong_sample(sample: Sample, plan: Sequence[dict], place: int) -> Sample | None:
-    """The sample with the references of another that has neither of its subjects; None if there is no such one.
+def wrong_sample(sample: Sample, plan: Sequence[dict], row: int) -> Sample | None:
+    """The sample with the references of another one that shares none of its subjects; None if there is no such sample.
 
-    The search begins half the plan away, so that every sample has another donor, and always the same.
+    ``row`` is its index in the plan. The search starts half a plan away, so that the samples get different references,
+    and the same ones every time.
     """
     own = {sample.plan["subject_0_id"], sample.plan["subject_1_id"]}
     for step in range(len(plan)):
-        donor = plan[(place + len(plan) // 2 + step) % len(plan)]
+        donor = plan[(row + len(plan) // 2 + step) % len(plan)]
         if not own & {donor["subject_0_id"], donor["subject_1_id"]}:
             wrong = {**sample.plan, **{key: donor[key] for key in WRONG}}
             return replace(sample, rows={**sample.rows, "plan": wrong}, saved={})
@@ -206,9 +214,9 @@ def wrong_sample(sample: Sample, plan: Sequence[dict], place: int) -> Sample | N
 
 
 def spread_evenly(things: Sequence[T], count: int) -> list[T]:
-    """``count`` of the things at even distances, first and last among them; all if there are no more."""
-    places = np.linspace(0, len(things) - 1, min(count, len(things))).round().astype(int)
-    return [things[k] for k in places.tolist()]
+    """``count`` of the things at even distances, including the first and the last; all if there are fewer."""
+    chosen = np.linspace(0, len(things) - 1, min(count, len(things))).round().astype(int)
+    return [things[k] for k in chosen.tolist()]
 
 
 # Figures
@@ -217,7 +225,11 @@ def spread_evenly(things: Sequence[T], count: int) -> list[T]:
 def rule_figures(
     rule: Rule, table: pd.DataFrame, frames: Mapping[str, pd.DataFrame], rules: Sequence[tuple[str, Rule]]
 ) -> RuleFigures:
-    """``table`` of scores, ``frames`` of the stages' rows by name, all ``rules`` with the config's thresholds."""
+    """The measurements of one rule.
+
+    ``table`` has the scores, ``frames`` the rows of the stages by name, and ``rules`` all rules with the config's
+    thresholds.
+    """
     scores, floor = (
         rows.set_index("sample_id")[rule.column].dropna() for rows in (table[table.kind == k] for k in ("run", "floor"))
     )
@@ -244,13 +256,13 @@ def rule_figures(
 
 
 def passing(rule: Rule, scores: pd.Series) -> np.ndarray:
-    """Which scores pass the rule; a missing one does not."""
+    """Which scores pass the rule; a missing score does not."""
     values = scores.to_numpy(dtype=float, na_value=np.nan)
     return values >= rule.threshold if rule.bound == "min" else values <= rule.threshold
 
 
 def area_under_curve(scores: np.ndarray, floor: np.ndarray, bound: str) -> float:
-    """Share of (sample, floor) pairs of which the sample is further on the passing side; a tie counts half."""
+    """The share of (sample, floor) pairs in which the sample is further on the passing side; a tie counts half."""
     if not len(scores) or not len(floor):
         return math.nan
     ordered = np.sort(floor)
@@ -260,7 +272,7 @@ def area_under_curve(scores: np.ndarray, floor: np.ndarray, bound: str) -> float
 
 
 def separate(scores: pd.Series, floor: pd.Series, rule: Rule) -> tuple[float, float | None, str]:
-    """(AUC, suggested threshold, what is to be said of it) for scores and floor by sample id."""
+    """(AUC, suggested threshold or None, a remark) for scores and floor, both by sample id."""
     if floor.empty:
         return math.nan, None, "There is no floor to compare with."
     if np.array_equal(scores.reindex(floor.index).to_numpy(), floor.to_numpy()):
@@ -273,13 +285,14 @@ def separate(scores: pd.Series, floor: pd.Series, rule: Rule) -> tuple[float, fl
 
 
 def youden(scores: np.ndarray, floor: np.ndarray, bound: str) -> float:
-    """The threshold, to four digits, that maximises the share of scores that pass less the share of the floor's.
+    """The threshold that separates ``scores`` from ``floor`` best, to four digits (Youden's J).
 
-    It lies midway between two neighbouring values; of equally good places, in the widest gap.
+    It has the largest difference between the passing shares of both, and lies midway between two neighbouring values.
+    If several are equally good, the one in the widest gap wins.
     """
     values = np.unique(np.concatenate([scores, floor]))
     between, gaps = (values[1:] + values[:-1]) / 2, np.diff(values)
-    below = [np.searchsorted(np.sort(x), between) / len(x) for x in (scores, floor)]  # no value equals a midpoint
+    below = [np.searchsorted(np.sort(x), between) / len(x) for x in (scores, floor)]  # no value lies on a midpoint
     gain = below[1] - below[0] if bound == "min" else below[0] - below[1]
     best = np.flatnonzero(gain >= gain.max() - 1e-12)
     return round(float(between[best[gaps[best].argmax()]]), 4)
@@ -289,7 +302,7 @@ def youden(scores: np.ndarray, floor: np.ndarray, bound: str) -> float:
 
 
 def text_table(found: Calibration) -> str:
-    """The figures for a terminal."""
+    """The measurements as a table for a terminal."""
     head = f"{found.stage.name}: {found.samples} samples, floor of {found.floor_samples}"
     lines = [head, "", f"{'score':<20} {'needs':>9} {'alone':>7} {'all':>7} {'floor':>7}"]
     for figures in found.figures:
@@ -307,7 +320,10 @@ def text_table(found: Calibration) -> str:
 
 
 def thresholds_text(found: Calibration) -> str:
-    """thresholds.yaml: the suggestions where there are any, else what is in force; other stages' are kept."""
+    """The content of thresholds.yaml: the suggested thresholds, or the current ones where there is no suggestion.
+
+    Configured thresholds of other stages are kept.
+    """
     config = found.run.config
     lines = [
         f"# Thresholds of stage {found.stage.name}, from {found.samples} samples of run {config.name} and a floor of",

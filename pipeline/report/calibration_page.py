@@ -1,4 +1,4 @@
-"""What a calibration leaves: scores, thresholds, and a page that is one HTML file, whole in itself like the report."""
+"""Writing a calibration: its scores, a thresholds file, and one HTML page that needs no other files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ from data_schemas.io.storage import url_to_fs, write_file
 from pipeline.config import CurationConfig
 from pipeline.dataset.publish import PictureReader
 from pipeline.jobs import pool_digest
-from pipeline.report.calibration import Calibration, RuleFigures, measure, table_schema, text_table, thresholds_text
+from pipeline.report.calibration import (
+    Calibration,
+    RuleFigures,
+    measure,
+    spread_evenly,
+    table_schema,
+    text_table,
+    thresholds_text,
+)
 from pipeline.report.charts import bound_text, contrast
-from pipeline.report.page import count_text, data_uri, number_text, share_text
+from pipeline.report.sample_cards import data_uri
+from pipeline.report.text import count_text, number_text, share_text
 
 SHOWN = 48
-"""Samples on a rule's board."""
+"""Samples shown for each rule."""
 
 TARGET_SIDE, REFERENCE_SIDE = 200, 96
 """Longest sides of the embedded pictures, in pixels."""
@@ -32,10 +41,10 @@ Uri = Callable[[str, str, int], str | None]
 
 
 def calibrate(config: CurationConfig, stage: str, floor_samples: int = 64) -> dict[str, str]:
-    """Measure a stage of a run, print the table, write page, scores and thresholds; returns their places by name.
+    """Measure a stage of a run, print a table and write page, scores and thresholds. Returns their paths by name.
 
-    The parts of the stage that exist are used. UserError if there are none, if the stage is not one that scores and
-    has rules, or if fewer than two samples have scores.
+    Only parts that exist are used. Raises UserError if there are none, if the stage has no scores and rules, or if
+    fewer than two samples have scores.
     """
     found = measure(config, stage, floor_samples)
     print(text_table(found))
@@ -51,14 +60,14 @@ def calibrate(config: CurationConfig, stage: str, floor_samples: int = 64) -> di
     }
     for name, data in files.items():
         write_file(fs, f"{root}/{name}", data)
-    places = {"calibration": "index.html", "scores": "scores.parquet", "thresholds": "thresholds.yaml"}
-    return {what: f"{folder}/{name}" for what, name in places.items()}
+    paths = {"calibration": "index.html", "scores": "scores.parquet", "thresholds": "thresholds.yaml"}
+    return {name: f"{folder}/{file}" for name, file in paths.items()}
 
 
 def render(found: Calibration, picture: Callable[[str, str], Image.Image | None], thresholds: str) -> str:
-    """The page as text; ``picture`` is PictureReader.picture, ``thresholds`` where the thresholds file will be."""
+    """The page as text. ``picture`` is PictureReader.picture, ``thresholds`` the path of the thresholds file."""
 
-    @cache  # a sample is on several boards
+    @cache  # several rules show the same samples
     def uri(sample_id: str, name: str, side: int) -> str | None:
         shown = picture(sample_id, name)
         return None if shown is None else data_uri(shown, side)
@@ -88,7 +97,7 @@ def render(found: Calibration, picture: Callable[[str, str], Image.Image | None]
 
 
 def rule_view(figures: RuleFigures, samples: int, uri: Uri) -> dict[str, Any]:
-    """One rule: chart, figures, tables, board."""
+    """The chart, numbers, tables and samples of one rule, for the template."""
     rule = figures.rule
     bounds = [(rule.bound, rule.threshold, f"now {bound_text(rule.bound, rule.threshold)}")]
     if figures.suggested is not None and figures.suggested != rule.threshold:
@@ -124,9 +133,8 @@ def rule_view(figures: RuleFigures, samples: int, uri: Uri) -> dict[str, Any]:
 
 
 def board(figures: RuleFigures, uri: Uri) -> list[dict[str, Any]]:
-    """Samples from the lowest to the highest score, at even distances by rank."""
+    """Samples from the lowest to the highest score, evenly spaced by rank."""
     ordered = figures.scores.sort_values(kind="stable")
-    places = np.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).round().astype(int).tolist()
     rule = figures.rule
     return [
         {
@@ -136,5 +144,5 @@ def board(figures: RuleFigures, uri: Uri) -> list[dict[str, Any]]:
             "target": uri(sample_id, "target", TARGET_SIDE),
             "references": [uri(sample_id, f"reference_{i}", REFERENCE_SIDE) for i in range(2)],
         }
-        for sample_id, score in ((str(ordered.index[k]), float(ordered.iloc[k])) for k in places)
+        for sample_id, score in spread_evenly([(str(i), float(score)) for i, score in ordered.items()], SHOWN)
     ]

@@ -1,7 +1,7 @@
-"""The dataset card: README.md beside the shards, as the Hugging Face hub reads it.
+"""The dataset card: the README.md beside the shards, in the form that the Hugging Face hub reads.
 
-Plain values in, Markdown out; the same values give the same text. No path of the machine that made the data set is in
-it: what is published says where pictures came from, not where they lay.
+It is Markdown made from plain values; the same values give the same text. It names the sources of pictures but contains
+no paths of the machine that made the data set.
 """
 
 from __future__ import annotations
@@ -31,14 +31,18 @@ from pipeline.references.pools import PoolConfig, list_pool, pool_folder, preset
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 NOTE_BYTES = 20_000
-"""How much of a pool's own README.md or LICENSE is looked at to find its licence."""
+"""Bytes of a pool's own README.md or LICENSE that are searched for its licence."""
 MAX_NOTE = 1_000_000
-"""A larger one is not opened."""
+"""Such a file is not opened if it has more bytes than this."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """``licence`` as it is stated, or "unknown"; ``of`` says of what, and whom to credit."""
+    """One licence of a pool's pictures.
+
+    ``licence`` is its name as stated by the pool, or "unknown". ``of`` says which pictures it covers and whom to
+    credit.
+    """
 
     licence: str
     of: str
@@ -46,11 +50,11 @@ class Licence:
 
 @dataclass(frozen=True)
 class PoolFacts:
-    """What the card says of a pool.
+    """What the card says about a pool.
 
-    ``found`` pictures were there (None for pictures that are no references), ``used`` of them were taken, ``usable``
-    became cut-outs, ``failed`` counts the others by error code; ``published`` is how many its makers say there are.
-    ``skipped`` counts the files in its folder that are of no kind that is read, as one reads it out.
+    ``found`` pictures exist in it (None for pictures that are not references), ``used`` of them were taken, ``usable``
+    became cut-outs, and ``failed`` counts the others by error code. ``published`` is the number its makers state.
+    ``skipped`` is text that counts files of other kinds in its folder.
     """
 
     name: str
@@ -67,33 +71,37 @@ class PoolFacts:
 
     @property
     def failed_text(self) -> str:
+        """The failures by error code as text, or "none"."""
         return ", ".join(f"{code} {n}" for code, n in self.failed) or "none"
 
 
 def pool_facts(config: ReferencesConfig, rows: Iterable[Mapping[str, Any]], backgrounds: bool) -> list[PoolFacts]:
-    """Facts of every pool from the rows of the references table; with ``backgrounds`` also of the packaged ones."""
+    """The facts of every pool, given the rows of the references table. ``backgrounds`` adds the packaged backgrounds.
+
+    Raises UserError if the pictures have changed since the run.
+    """
     by_id = {row["reference_id"]: row for row in rows}
     listed = [list_pool(pool) for pool in config.pools()]
     taken = [take(found, pool.limit) for pool, found in zip(config.pools(), listed, strict=True)]
-    told = tell_apart([source for used in taken for source in used])
-    if any(source.reference_id not in by_id for source in told):
+    distinct = tell_apart([source for used in taken for source in used])
+    if any(source.reference_id not in by_id for source in distinct):
         raise UserError("references.pool: its pictures have changed since the run; run the curation again")
     facts = []
     for pool, found, chosen in zip(config.pools(), listed, taken, strict=True):
-        used, told = told[: len(chosen)], told[len(chosen) :]
-        own = [by_id[source.reference_id] for source in used]
-        said = _preset_of(pool)
+        used, distinct = distinct[: len(chosen)], distinct[len(chosen) :]
+        rows_of_pool = [by_id[source.reference_id] for source in used]
+        preset = _preset_of(pool)
         facts.append(PoolFacts(
-            name=said.get("title") or _title(pool),
-            licences=_licences(pool, said, [source.source for source in used]),
+            name=preset.get("title") or _title(pool),
+            licences=_licences(pool, preset, [source.source for source in used]),
             found=len(found),
             used=len(used),
-            usable=sum(row["status"] == "ok" for row in own),
-            categories=len({row["category"] for row in own if row["status"] == "ok"}),
-            failed=tuple(sorted(Counter(row["error_code"] for row in own if row["status"] != "ok").items())),
-            published=said.get("pictures"),
-            homepage=said.get("homepage", ""),
-            citation=said.get("citation", ""),
+            usable=sum(row["status"] == "ok" for row in rows_of_pool),
+            categories=len({row["category"] for row in rows_of_pool if row["status"] == "ok"}),
+            failed=tuple(sorted(Counter(row["error_code"] for row in rows_of_pool if row["status"] != "ok").items())),
+            published=preset.get("pictures"),
+            homepage=preset.get("homepage", ""),
+            citation=preset.get("citation", ""),
             skipped=census(others) if (others := skipped(pool)) else "",
         ))  # fmt: skip
     if backgrounds:
@@ -112,11 +120,11 @@ def dataset_card(
     pools: Sequence[PoolFacts],
     relations: Mapping[str, int],
 ) -> str:
-    """README.md of a data set: YAML front matter of the hub, then Markdown.
+    """The README.md of a data set: YAML front matter for the hub, then Markdown.
 
-    ``metrics`` is what pipeline.results.metrics_of gives, ``config`` the dump of a CurationConfig; ``fingerprints`` and
-    ``models`` (Stage.model_name) go by stage; ``rules`` have the thresholds that were used; ``relations`` counts the
-    kept samples of each.
+    ``metrics`` is the result of results.metrics_of and ``config`` the dump of a CurationConfig. ``fingerprints`` and
+    ``models`` (Stage.model_name) are by stage. ``rules`` have the thresholds that were used. ``relations`` counts the
+    kept samples of each relation.
     """
     funnel, splits = metrics["funnel"], metrics["splits"]
     present = [split for split in SPLITS if splits.get(split)]
@@ -162,7 +170,7 @@ def _front_matter(name: str, kept: int, splits: Sequence[str], pools: Sequence[P
     values["size_categories"] = [next((size for limit, size in SIZES if kept < limit), "n>1M")]
     values["tags"] = ["webdataset", "multi-subject", "instructar"]
     files_of = [{"split": split, "path": f"{split}-*.tar"} for split in splits]
-    if files_of:  # the hub refuses a config of no files
+    if files_of:  # the hub refuses a config without files
         values["configs"] = [{"config_name": "default", "data_files": files_of}]
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n\n"
 
@@ -189,7 +197,7 @@ def _limits(metrics: Mapping[str, Any], config: Mapping[str, Any], pools: Sequen
 
 
 def _backend(settings: object) -> str:
-    """Name of the backend in a stage's settings; a user's own stage is named by ``use``."""
+    """The name of the backend in a stage's settings, or ``use`` of a user's own stage."""
     if not isinstance(settings, Mapping):
         return ""
     return str(settings.get("backend") or settings.get("use") or "")
@@ -202,20 +210,20 @@ def _title(pool: PoolConfig) -> str:
 
 
 def _preset_of(pool: PoolConfig) -> dict[str, Any]:
-    """What pools.yaml says of this pool, by its preset or its place on the hub; empty for any other."""
+    """The entry of pools.yaml for this pool, found by its preset or its id on the hub; empty for other pools."""
     if pool.preset is not None:
         return presets()[pool.preset]
     return next((p for p in presets().values() if p["read"]["source"] == pool.source), {})
 
 
-def _licences(pool: PoolConfig, said: Mapping[str, Any], used: Sequence[str]) -> tuple[Licence, ...]:
+def _licences(pool: PoolConfig, preset: Mapping[str, Any], used: Sequence[str]) -> tuple[Licence, ...]:
     if pool.source == "packaged":
         return _packaged_licences(used)
-    return (Licence(_stated_licence(pool_folder(pool)) or said.get("licence", "unknown"), "all pictures"),)
+    return (Licence(_stated_licence(pool_folder(pool)) or preset.get("licence", "unknown"), "all pictures"),)
 
 
 def _packaged_licences(used: Iterable[str]) -> tuple[Licence, ...]:
-    """Each licence once, with the photographs under it and their makers."""
+    """Each licence once, with the photographs under it and whom to credit."""
     stated = packaged()["licences"]
     of: dict[str, list[str]] = {}
     for file in sorted(set(used)):
@@ -223,14 +231,14 @@ def _packaged_licences(used: Iterable[str]) -> tuple[Licence, ...]:
     return tuple(Licence(licence, "; ".join(of[licence])) for licence in sorted(of))
 
 
-def _stated_licence(place: Path) -> str:
-    """What the pool itself states: ``license`` in the front matter of its README.md, else its LICENSE's first line."""
-    folder = place if place.is_dir() else place.parent
-    found = re.match(r"---\n(.*?)\n---", _start_of(folder / "README.md"), re.DOTALL)
-    if found:
+def _stated_licence(source: Path) -> str:
+    """The licence that a pool states: ``license`` in the front matter of its README.md, or its LICENSE's first line."""
+    folder = source if source.is_dir() else source.parent
+    front_matter = re.match(r"---\n(.*?)\n---", _start_of(folder / "README.md"), re.DOTALL)
+    if front_matter:
         try:
-            values = parse_yaml(found[1], "README.md")
-        except UserError:  # what is wrong with somebody's notes never costs a run its report
+            values = parse_yaml(front_matter[1], "README.md")
+        except UserError:  # a mistake in a pool's README must not stop the report
             values = None
         if isinstance(values, dict) and isinstance(values.get("license"), str) and label(values["license"]):
             return label(values["license"])
@@ -242,7 +250,7 @@ def _stated_licence(place: Path) -> str:
 def _start_of(path: Path) -> str:
     try:
         return decoded(read_file(path, "", MAX_NOTE)[:NOTE_BYTES]).replace("\r\n", "\n")
-    except UserError:  # none, a pipe, no permission
+    except UserError:  # missing, not a file, or no permission
         return ""
 
 
@@ -256,6 +264,6 @@ def _template() -> jinja2.Template:
 
 
 def _text(value: object) -> str:
-    """A value as one line of Markdown that cannot end a table's cell or start a tag."""
+    """A value as one line of Markdown that cannot end a table cell or start a tag."""
     line = " ".join(str(value).split())
     return re.sub(r"([\\|`*\[\]])", r"\\\1", html.escape(line, quote=False))

@@ -1,8 +1,8 @@
-"""Charts of the report: pure functions from numbers to an inline SVG string.
+"""Charts of the report, as functions from numbers to an inline SVG string.
 
-Each chart is drawn with placeholder colours that are then swapped for the page's CSS variables, so one
-drawing serves light and dark. The same numbers give the same bytes; every id carries the chart's own name,
-so several charts can stand in one page.
+Charts are drawn with placeholder colours, which are then replaced by the page's CSS variables, so that one drawing
+serves light and dark themes. The same numbers give the same bytes. Ids contain the chart's name, so that one page can
+hold several charts.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ CSS_COLOURS = {
 BINS = 24
 FONT_SIZE = 8
 MAX_POINTS = 400
-"""Most points of one curve; a longer log is averaged in equal groups of rows."""
+"""Most points of a curve. A longer log is averaged in equal groups of rows."""
 
 Points = Sequence[tuple[float, float]]
 
 
 def number(value: float) -> str:
-    """Three significant digits, whole from 100 on, a bound for what is next to nothing; an en dash for no number."""
+    """A number to three significant digits, or whole from 100 on.
+
+    Numbers next to zero are shown as a bound, and what is not finite as an en dash.
+    """
     if not math.isfinite(value):
         return "–"
     if 0 < abs(value) < 1e-4:
@@ -48,17 +51,16 @@ def number(value: float) -> str:
 
 
 def bound_text(bound: str, threshold: float) -> str:
-    """A rule's condition for passing, such as "≥ 0.45"."""
+    """The condition for passing a rule, such as "≥ 0.45"."""
     return f"{'≥' if bound == 'min' else '≤'} {threshold:g}"
 
 
 def histogram(
     kept: Sequence[float], rejected: Sequence[float], bounds: Sequence[tuple[str, float]], name: str
 ) -> str | None:
-    """Scores of kept and rejected samples, stacked, with a line and its value for each (bound, threshold).
+    """Scores of kept and rejected samples, stacked, with a labelled line for each (bound, threshold).
 
-    The side of a threshold that is rejected is tinted. Values that are not finite are left out; None if
-    nothing is left to draw.
+    The rejected side of a threshold is tinted. Values that are not finite are left out; None if none is left.
     """
     shown = [np.asarray([v for v in values if math.isfinite(v)]) for values in (kept, rejected)]
     scores = np.concatenate(shown)
@@ -85,10 +87,10 @@ def histogram(
 def contrast(
     scores: Sequence[float], floor: Sequence[float], bounds: Sequence[tuple[str, float, str]], name: str
 ) -> str | None:
-    """Shares of the scores (filled) and of those of a control (outlined), a line for each (bound, threshold, label).
+    """Shares of the scores (filled) and of a control (outlined), with a line for each (bound, threshold, label).
 
-    Shares and not counts: a control is usually smaller. Values that are not finite are left out; None if there is
-    no score.
+    Shares are drawn because a control is usually smaller. Values that are not finite are left out; None if there is no
+    score.
     """
     shown, control = (np.asarray([v for v in values if math.isfinite(v)]) for values in (scores, floor))
     if not shown.size:
@@ -113,7 +115,9 @@ def contrast(
 
 
 def training_curve(loss: Points, val_loss: Points, guess: float | None, name: str) -> str | None:
-    """Training and validation loss (nats) over steps, with what guessing by token frequency reaches as a level line.
+    """Training and validation loss (nats) over steps.
+
+    ``guess`` is the loss of guessing by token frequency, a level line.
 
     The faint line is the logged loss, the strong one its running mean. None if no loss is a finite number.
     """
@@ -146,24 +150,27 @@ def training_curve(loss: Points, val_loss: Points, guess: float | None, name: st
 
 
 def _mark_bounds(axes: Axes, bounds: Sequence[tuple[str, float, str]], limits: tuple[float, float]) -> None:
-    """A labelled line at each threshold; the side that it rejects is tinted."""
+    """Draw a labelled line at each threshold and tint the side that it rejects."""
     low, high = limits
     lines: list[float] = []
     for bound, threshold, text in bounds:
         failing = (low, threshold) if bound == "min" else (threshold, high)
         axes.axvspan(*failing, color=REJECTED, alpha=0.07, linewidth=0)
         axes.axvline(threshold, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
-        place = (threshold - low) / (high - low)
-        side = "left" if place < 0.1 else "right" if place > 0.9 else "center"
-        place_x = low if side == "left" else high if side == "right" else threshold
+        share = (threshold - low) / (high - low)
+        side = "left" if share < 0.1 else "right" if share > 0.9 else "center"
+        label_x = low if side == "left" else high if side == "right" else threshold
         transform = axes.get_xaxis_transform()
-        above = sum(abs(place - other) < 0.25 for other in lines)  # labels of close lines are stacked
-        axes.text(place_x, 1.03 + 0.09 * above, text, color=INK, ha=side, transform=transform)
-        lines.append(place)
+        above = sum(abs(share - other) < 0.25 for other in lines)  # labels of close lines are stacked
+        axes.text(label_x, 1.03 + 0.09 * above, text, color=INK, ha=side, transform=transform)
+        lines.append(share)
 
 
 def _bin_edges(values: Sequence[float], threshold: float | None) -> np.ndarray:
-    """Equal bins over all values with a little air; the threshold is an edge, so that no bin straddles it."""
+    """Edges of equal bins over all values, with some space around.
+
+    The threshold is an edge, so no bin lies on both sides.
+    """
     low, high = min(values), max(values)
     air = (high - low) * 0.02 or abs(high) * 0.1 or 0.5
     step = (high - low + 2 * air) / BINS
@@ -174,7 +181,7 @@ def _bin_edges(values: Sequence[float], threshold: float | None) -> np.ndarray:
 
 
 def _thin(points: Points) -> list[tuple[float, float]]:
-    """The finite points; more than MAX_POINTS of them are averaged in equal groups."""
+    """The finite points, averaged in equal groups if there are more than MAX_POINTS."""
     finite = [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if len(finite) <= MAX_POINTS:
         return finite
@@ -184,7 +191,7 @@ def _thin(points: Points) -> list[tuple[float, float]]:
 
 
 def _running_mean(values: np.ndarray) -> list[float]:
-    """Mean over a centred window of about a twentieth of the curve, cut short at both ends."""
+    """The mean over a centred window of about a twentieth of the curve, shortened at both ends."""
     half = len(values) // 40
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -193,7 +200,7 @@ def _running_mean(values: np.ndarray) -> list[float]:
 
 
 def _axes(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:
-    """A figure of that many inches with one quiet pair of axes: no frame, a faint horizontal grid."""
+    """A figure of that many inches and its axes, with no frame and a faint horizontal grid."""
     figure = Figure(figsize=(width, height))
     figure.patch.set_visible(False)
     figure.subplots_adjust(**margins)
@@ -210,7 +217,7 @@ def _axes(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an SVG element for an HTML page: no fixed size, ids of its own, CSS colours."""
+    """The figure as an SVG element for an HTML page: without a fixed size, with its own ids and CSS colours."""
     buffer = io.StringIO()
     for text in figure.findobj(Text):
         text.set(fontsize=FONT_SIZE)
@@ -218,7 +225,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    unwanted = r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->"  # its <style> would act on the page
+    unwanted = r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->"  # its <style> would affect the whole page
     svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
     prefix = re.sub(r"[^A-Za-z0-9_-]", "-", name) + "."
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)

@@ -1,4 +1,4 @@
-"""What a finished curation is worth: metrics computed from its tables, and the report that shows them."""
+"""The results of a finished curation: metrics, the dataset card, the report and tables for Prefect."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ from pipeline.curate import CurationResult, Engine, curate, thread_engine
 from pipeline.dataset.publish import PictureReader, make_manifest, shard_digests
 from pipeline.jobs import pool_digest, pool_rows
 from pipeline.report.card import dataset_card, pool_facts
-from pipeline.report.page import ReportData, RuleLine, Training, data_uri, write_report
+from pipeline.report.data import ReportData, RuleLine, Training
+from pipeline.report.page import write_report
+from pipeline.report.sample_cards import data_uri
 from pipeline.run import Run
 from pipeline.synthesis.collage import CollageConfig
 
 
 def read_manifest(result: CurationResult) -> pd.DataFrame:
+    """The manifest of a finished run."""
     with fsspec.open(result.manifest_url, "rb") as file:
         return pq.read_table(file).to_pandas()
 
 
 def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]:
-    """Funnel, splits, the filters' precision and recall on planted faults, and each stage's cost."""
+    """The funnel, the splits, the filters' precision and recall on planted faults, and the cost of each stage."""
     return {
         "name": result.run.config.name,
         "funnel": funnel(manifest, result.run),
@@ -54,7 +57,10 @@ def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]
 
 
 def funnel(manifest: pd.DataFrame, run: Run) -> dict[str, Any]:
-    """How many were planned, made, lost to errors, rejected by which reason (a sample can have several), kept."""
+    """How many samples were planned, made, failed, undecided, rejected and kept, and how many each reason rejected.
+
+    A sample can have several reasons.
+    """
     decisions = manifest.decision.value_counts()
     rejected = manifest[manifest.decision == "rejected"]
     return {
@@ -74,7 +80,10 @@ def _reference_errors(run: Run) -> int:
 
 
 def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
-    """How well the filters find planted faults: caught means not kept. None if no fault was planted."""
+    """How well the filters find planted faults; a fault is caught if its sample is not kept.
+
+    None without planted faults.
+    """
     made = manifest[manifest.planted_fault.notna()]
     faulty, clean = made[made.planted_fault != "none"], made[made.planted_fault == "none"]
     if faulty.empty:
@@ -96,8 +105,10 @@ def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def write_results(result: CurationResult) -> dict[str, str]:
-    """Write metrics.json, the dataset card and the report; returns what a user looks for, by name: under "kept" the
-    outcome in words, then places. There are shards of those splits alone of which a sample was kept."""
+    """Write metrics.json, the dataset card and the report. Returns their paths by name.
+
+    The first entry, "kept", is not a path but the outcome in words. There are shards only of splits with kept samples.
+    """
     config, manifest = result.run.config, read_manifest(result)
     fs, root = url_to_fs(config.run_url)
     metrics = metrics_of(result, manifest)
@@ -123,15 +134,18 @@ def curate_dataset(
 
 
 def outcome(funnel: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """What became of the samples in one line; ``before`` is the funnel of the run's last curation."""
+    """The numbers of kept, rejected, undecided and failed samples in one line.
+
+    ``before`` is the funnel of the last curation.
+    """
     was = None if before is None else before.get("kept")
     compared = "" if was is None else " (as before)" if was == funnel["kept"] else f" (was {was})"
-    told = [f"{funnel['kept']} of {funnel['planned']}{compared}"]
+    texts = [f"{funnel['kept']} of {funnel['planned']}{compared}"]
     if funnel["rejected"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in funnel["rejected_by_reason"].items())
-        told.append(f"rejected {funnel['rejected']}: {reasons}")
-    told += [f"{what} {funnel[what]}" for what in ("undecided", "errors") if funnel[what]]
-    return "; ".join(told)
+        texts.append(f"rejected {funnel['rejected']}: {reasons}")
+    texts += [f"{what} {funnel[what]}" for what in ("undecided", "errors") if funnel[what]]
+    return "; ".join(texts)
 
 
 def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
@@ -153,7 +167,7 @@ def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, A
 
 
 def report_run(config: CurationConfig) -> str:
-    """Write the report of a finished run from its files, with the training in it if there is one; returns its URL."""
+    """Write the report of a finished run again from its files, including a training beside it. Returns its URL."""
     run = Run.of(config)
     fs, root = url_to_fs(config.run_url)
     metrics = read_facts(fs, f"{root}/metrics.json")
@@ -178,9 +192,10 @@ def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> 
 
 
 def read_training(folder: str, shards: Collection[str | None] = ()) -> Training | None:
-    """What the trainer (metrics.jsonl) and the evaluator (evaluation/) left, if anything; of the model alone.
+    """The results of the trainer (metrics.jsonl) and the evaluator (evaluation/) in a folder; None without a training.
 
-    ``shards`` are the digests of the training shards of the dataset beside it. What cannot be read is left out.
+    Only figures of our own model are read. ``shards`` are the digests of the dataset's training shards. Unreadable
+    files are treated as missing.
     """
     fs, root = url_to_fs(folder)
     if not fs.exists(f"{root}/metrics.jsonl"):
@@ -197,7 +212,7 @@ def read_training(folder: str, shards: Collection[str | None] = ()) -> Training 
 
 
 def _rows(text: str) -> Iterator[dict[str, Any]]:
-    """The objects of JSON lines; the last line may be half written."""
+    """The objects in JSON lines. The last line may be incomplete."""
     for line in text.splitlines():
         try:
             row = parse_json(line, "a line")
@@ -208,7 +223,7 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _drawn(fs: fsspec.AbstractFileSystem, folder: str) -> list[tuple[str, Image.Image]]:
-    """(sample id, picture) of what was drawn into a folder."""
+    """(sample id, picture) of the generated pictures in a folder."""
     try:
         entries = parse_json(fs.cat_file(f"{folder}/samples.json").decode(), folder)
         return [(e["sample_id"], pictures.decode(fs.cat_file(f"{folder}/{e['file']}"), e["file"])) for e in entries]
@@ -217,7 +232,7 @@ def _drawn(fs: fsspec.AbstractFileSystem, folder: str) -> list[tuple[str, Image.
 
 
 def _headline(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures without what is too much for the page: each subject alone, and what the tokenizer alone loses."""
+    """The figures that the page shows, without those of single subjects and of the tokenizer alone."""
     return {k: v for k, v in figures.items() if not re.match(r"round_trip|subject_\d|similarity_\d", k)}
 
 
@@ -230,7 +245,7 @@ def funnel_rows(result: CurationResult, manifest: pd.DataFrame) -> list[dict[str
 
 
 def picture_table(result: CurationResult, manifest: pd.DataFrame, count: int = 4, side: int = 160) -> str:
-    """Markdown with some kept and some rejected targets, pictures inlined: what was asked for, and the reasons."""
+    """Markdown with some kept and some rejected targets, inlined, with prompts and reasons."""
     reader = PictureReader(result.run, result.pool_digest)
     lines = []
     for decision in ("kept", "rejected"):
@@ -250,7 +265,7 @@ def picture_table(result: CurationResult, manifest: pd.DataFrame, count: int = 4
 
 
 def _as_text(words: str) -> str:
-    """Words in Markdown that mean nothing but themselves: prompts hold the names of a user's files."""
+    """Text with Markdown's special characters escaped, because prompts contain names of a user's files."""
     return re.sub(r"([\\`*_\[\]<>|#!~&])", r"\\\1", one_line(words))
 
 

@@ -1,4 +1,4 @@
-"""An HTTP client for the OpenAI library that waits for no answer longer, and reads of none more, than it was told."""
+"""An HTTP client for the OpenAI library that limits the time and the size of every answer."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from typing import Any
 import openai
 
 MOST_BYTES = 4 * 2**20
-"""Of an answer, decoded: a hundred times the longest that is asked for."""
+"""Most bytes of an answer after decompression, a hundred times the longest answer that is asked for."""
 TOO_SLOW = 408
-"""Status of an answer that began and was not whole in time; it is not asked for again, as the next would drip too."""
+"""Status given to an answer that began but was not complete in time. It is not retried: the next would be as slow."""
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """``seconds``: from the first byte asked to the last byte read, of each try. HTTP's own timeout is one between two
-    bytes, and has an answer that drips in last for ever."""
+    """A client whose ``seconds`` limit the whole of each try, from sending the request to the last byte of the answer.
+
+    HTTP's own timeout only limits the pause between two bytes, so a server that sends byte after byte could go on for
+    ever.
+    """
 
     def __init__(self, seconds: float):
         super().__init__(timeout=seconds)
         self.seconds = seconds
 
     async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-        """The response with its body read; a body without end is cut, so that it is no JSON."""
+        """The response with its body already read. A body that is too long is cut, so that it is not valid JSON."""
         http = sys.modules[type(request).__module__.partition(".")[0]]  # httpx, or httpx2 of later versions
         deadline = asyncio.get_running_loop().time() + self.seconds
         try:
@@ -46,6 +49,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
 
 
 async def _beginning(response: Any) -> bytes:
+    """The response's body, at most MOST_BYTES of it."""
     body = bytearray()
     async for chunk in response.aiter_bytes(2**16):
         body += chunk

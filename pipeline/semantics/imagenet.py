@@ -1,4 +1,4 @@
-"""The judge on a CPU: are both subjects there (ImageNet labels), and are the colours natural (statistics)."""
+"""The semantic judge on a CPU. ImageNet labels tell whether both subjects are there, statistics judge the colours."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.identity import encoders
 
 
 class ImageNetConfig(StageConfig):
-    """``padding``: white space around a crop, as a fraction of its side."""
+    """``padding`` is the white space around a crop, as a fraction of its side."""
 
     backend: Literal["imagenet"] = "imagenet"
     padding: float = Field(0.08, ge=0, le=1)
 
 
 class ImageNetJudge(Stage):
-    """A subject is present if its region gets the labels its reference gets."""
+    """A subject counts as present if its region gets similar ImageNet labels as its reference."""
 
     name = "semantics"
     version = 1
@@ -34,7 +34,7 @@ class ImageNetJudge(Stage):
     Config = ImageNetConfig
 
     def setup(self) -> None:
-        encoders.load_efficientnet()
+        encoders.efficientnet()
         self.references = encoders.EncodedReferences(encoders.label_probabilities, self.config.padding)
 
     def process(self, sample: Sample) -> dict:
@@ -53,16 +53,16 @@ class ImageNetJudge(Stage):
 
 
 def agreement(p: np.ndarray, q: np.ndarray) -> float:
-    """Bhattacharyya coefficient of two label distributions: 0 nothing in common, 1 the same."""
+    """Bhattacharyya coefficient of two label distributions: 0 if they have nothing in common, 1 if they are equal."""
     return float(np.clip(np.sqrt(p * q).sum(), 0, 1))
 
 
 def colour_extremity(picture: Image.Image) -> float:
-    """0 for natural colours, 1 for extreme: the worst of saturation, burnt channels and a cast.
+    """0 for natural colours, 1 for extreme ones: the worst of saturation, burnt channels and a colour cast.
 
-    Counted from where photographs begin to be rare: three quarters of the pixels more saturated than 0.35, more than
-    15 % of the channel values at either end of their range, one channel with more than 45 % of the light. Inverted
-    and coarsely posterised pictures pass: their statistics are those of photographs.
+    Each measure counts from where photographs become rare: three quarters of the pixels more saturated than 0.35, more
+    than 15 % of the channel values at either end of their range, one channel with more than 45 % of the light. Inverted
+    and coarsely posterised pictures pass, because their statistics are those of photographs.
     """
     pixels = np.asarray(picture.convert("RGB"), np.float64) / 255
     saturation = np.asarray(picture.convert("HSV"), np.float64)[..., 1] / 255
@@ -74,5 +74,5 @@ def colour_extremity(picture: Image.Image) -> float:
 
 
 def ramp(value: float, low: float, high: float) -> float:
-    """0 at ``low`` and below, 1 at ``high`` and above, straight in between."""
+    """0 up to ``low``, 1 from ``high`` on, linear in between."""
     return float(np.clip((value - low) / (high - low), 0, 1))

@@ -1,8 +1,8 @@
-"""The judge with a vision-language model: what it is asked, how its answer is read, and the stage around it.
+"""The semantic judge with a vision-language model: its questions, the parser of its answers, and the stage.
 
-One model, ``Verdict``, makes the prompt, the JSON schema a server may hold the answer to, and the parser. Each question
-has a field of its own, with a reason before an anchored answer; an answer that cannot be read, or is "unsure", leaves
-null scores and so an undecided sample (spec/curation.md, "What others measured or learned").
+The model ``Verdict`` defines the prompt, the JSON schema that a server can enforce, and the parser. Each question has
+its own field, with a reason before the mark. An unreadable answer, or the mark "unsure", gives null scores and
+therefore an undecided sample (docs/differences.md, "Unreadable answers").
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from data_schemas.tables import JUDGE
 from pipeline.core.stage import BatchStage, Rule, Sample, StageConfig
 
 MAX_TEXT = 20_000
-"""Characters of an answer that are read and kept."""
+"""Most characters of an answer that are read and stored."""
 
 
 def _unicode(text: str) -> str:
-    text.encode()  # ValueError for half a surrogate pair: JSON can spell it, no table can hold it
+    text.encode()  # ValueError for half a surrogate pair, which JSON allows but Arrow tables do not
     return text
 
 
@@ -62,6 +62,7 @@ class Verdict(BaseModel):
     )
 
 
+# The schema contains Verdict's docstring and enters the stage's fingerprint, so a change there judges everything again.
 SCHEMA = Verdict.model_json_schema()
 MARKS = [name for name, asked in Verdict.model_fields.items() if asked.annotation is Mark]
 ORDER = (
@@ -76,41 +77,42 @@ REMINDER = "Answer {number}: your last answer could not be read. Write the JSON 
 
 
 def question(plan: Mapping[str, Any]) -> str:
-    """The prompt for one plan row; what the plan says is quoted, so that it cannot pass for a question."""
+    """The prompt for one row of the plan. Texts of the plan are quoted, so that they cannot act as instructions."""
     names = ("reference_0_name", "reference_1_name", "prompt")
     quoted = {name: json.dumps(plan[name], ensure_ascii=False) for name in names}
     return f"{ORDER.format(**quoted)}\n{QUESTIONS}"
 
 
 def parse(text: str) -> Verdict | None:
-    """The one verdict in a text, or None. Fences and words around the object are allowed, nothing else is guessed:
+    """The one verdict in a text, or None if the answer is unreadable.
 
-    a key too many, too few or twice, another word than the three, or two verdicts that differ are unreadable.
+    Code fences and words around the JSON object are allowed. Missing, additional or repeated keys, other marks than the
+    three, and two verdicts that differ make the answer unreadable.
     """
-    found = []
+    verdicts = []
     for values in _objects(text):
         try:
-            found.append(Verdict.model_validate(values))
+            verdicts.append(Verdict.model_validate(values))
         except ValidationError:
             continue
-    return found[0] if found and all(verdict == found[0] for verdict in found) else None
+    return verdicts[0] if verdicts and all(verdict == verdicts[0] for verdict in verdicts) else None
 
 
 def _objects(text: str) -> list[dict]:
     """Every outermost JSON object in a text."""
-    # a line break in a reason is harmless; int() would refuse a number of 5,000 digits with an error of its own
+    # strict=False allows line breaks in strings; parse_int=float avoids int()'s error for very long numbers
     decoder = json.JSONDecoder(object_pairs_hook=_no_key_twice, strict=False, parse_int=float)
-    found, start = [], text.find("{")
+    objects, start = [], text.find("{")
     while start >= 0:
         try:
             values, end = decoder.raw_decode(text, start)
-            found.append(values)
+            objects.append(values)
         except json.JSONDecodeError as error:
-            end = max(start + 1, error.pos)  # what was JSON so far is not looked at again: no text takes long
+            end = max(start + 1, error.pos)  # skip what was parsed, so that no text takes quadratic time
         except RecursionError:
             break
         start = text.find("{", end)
-    return found
+    return objects
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Request:
-    """What the model is shown: RGB images in the order that the text names them, and a seed."""
+    """A question to the model: RGB images in the order in which the text names them, the text, and a seed."""
 
     images: tuple[Image.Image, ...]
     text: str
@@ -129,7 +131,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote, the tokens it read and wrote (None where it does not say), and the seconds it took."""
+    """The model's text, the tokens it read and wrote (None if unknown), and the seconds it took."""
 
     text: str
     tokens_in: int | None
@@ -139,7 +141,7 @@ class Answer:
 
 @dataclass
 class Call:
-    """One sample's question with the answers so far; ``error`` if the model could not be asked."""
+    """One sample's question and the answers so far. ``error`` is set if the model could not be asked."""
 
     request: Request
     answers: list[Answer] = field(default_factory=list)
@@ -148,10 +150,14 @@ class Call:
 
     @property
     def open(self) -> bool:
+        """Whether there is neither a verdict nor an error yet."""
         return self.verdict is None and self.error is None
 
     def next_request(self) -> Request:
-        """The question; with a numbered reminder after an unreadable answer, as greedy decoding repeats itself."""
+        """The question.
+
+        After an unreadable answer a numbered reminder is added, as greedy decoding would repeat the answer.
+        """
         if not self.answers:
             return self.request
         number = len(self.answers) + 1
@@ -159,6 +165,7 @@ class Call:
         return replace(self.request, text=text, seed=self.request.seed + number - 1)
 
     def take(self, answer: Answer | Exception) -> None:
+        """Store an answer and parse it."""
         if isinstance(answer, Exception):
             self.error = answer
             return
@@ -179,23 +186,24 @@ class Call:
 
 
 def scores(verdict: Verdict | None) -> dict:
-    """Answers as numbers and their reasons; null where the judge was unsure or could not be read."""
+    """The verdict's marks as numbers, and its reasons; null where the judge was unsure or the answer was unreadable."""
     if verdict is None:
         return dict.fromkeys([*Verdict.model_fields, "present_min"])
     values: dict = {name: SCORES.get(value, value) if name in MARKS else value for name, value in verdict}
     present = (values["subject_0_present"], values["subject_1_present"])
-    missing = 0.0 in present  # one subject that is surely missing decides, whatever is known of the other
+    missing = 0.0 in present  # one missing subject decides, even if the other is unsure
     values["present_min"] = 0.0 if missing else None if None in present else 1.0
     return values
 
 
 def total(counts: Any) -> int | None:
+    """The sum of the counts, or None if one of them is unknown."""
     counts = list(counts)
     return None if None in counts else sum(counts)
 
 
 class JudgeConfig(StageConfig):
-    """``attempts``: answers asked for before an unreadable one leaves the sample undecided."""
+    """``attempts`` is how often a sample is asked before an unreadable answer leaves it undecided."""
 
     image_side: int = Field(512, ge=64, le=2048, description="Longest side of the images the judge sees, in pixels")
     max_tokens: int = Field(400, ge=1, le=4096, description="Longest answer in tokens")
@@ -204,9 +212,9 @@ class JudgeConfig(StageConfig):
 
 
 class VlmJudge(BatchStage):
-    """Both subjects there, description fitted, colours natural: asked of a model that sees picture and references.
+    """Asks a vision-language model whether both subjects are there, the prompt fits and the colours are natural.
 
-    A subclass says how a model is asked. The matte is not looked at, so that another matting costs no judging.
+    A subclass implements ``ask``. The matte is not used, so a change of the matting does not repeat the judging.
     """
 
     name = "semantics"
@@ -225,10 +233,10 @@ class VlmJudge(BatchStage):
 
     @abstractmethod
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer | Exception]:
-        """The model's answers in order; an exception in the place of a request that failed.
+        """The model's answers in order, with an exception in place of each request that failed.
 
-        Called by the threads of several parts at once: it is where what they ask is asked together, and where the
-        load of a model or a server is bounded.
+        Threads of several parts call this at the same time. Implementations may join their requests, and must limit the
+        load on the model or server.
         """
 
     def process_batch(self, samples: Sequence[Sample]) -> Sequence[dict | Exception]:
@@ -245,19 +253,19 @@ class VlmJudge(BatchStage):
         return [call.error or call.row() for call in calls]
 
     def request(self, sample: Sample) -> Request:
-        """Target, first and second reference, and the question about them."""
+        """The question about a sample: its target, its first and second reference, and the text."""
         images = (sample.picture("synthesis", "target"), sample.reference(0), sample.reference(1))
         return Request(
             tuple(self._scaled(image) for image in images), question(sample.plan), sample.plan["seed"] % 2**31
         )
 
     def _scaled(self, image: Image.Image) -> Image.Image:
-        """On white, and no side longer than ``image_side``."""
+        """The image on white, scaled down so that no side is longer than ``image_side``."""
         flat = pictures.on_white(image)
         flat.thumbnail((self.config.image_side, self.config.image_side), Image.Resampling.BICUBIC)
         return flat
 
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
-        """Changes with the questions too: they are part of what makes the answer."""
-        asked = hashlib.sha256(json.dumps([ORDER, QUESTIONS, REMINDER, SCHEMA]).encode()).hexdigest()
-        return super().fingerprint({**inputs, "questions": asked})
+        """The stage's fingerprint, which also includes the questions."""
+        questions = hashlib.sha256(json.dumps([ORDER, QUESTIONS, REMINDER, SCHEMA]).encode()).hexdigest()
+        return super().fingerprint({**inputs, "questions": questions})

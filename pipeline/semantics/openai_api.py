@@ -1,4 +1,4 @@
-"""The judge behind an HTTP API: any server that speaks OpenAI's chat protocol, such as vLLM or llama.cpp."""
+"""The semantic judge behind an HTTP API: any server with OpenAI's chat protocol, such as vLLM or llama.cpp."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 NO_KEY = "none"
 MALFORMED = (ValueError, AttributeError, TypeError, LookupError, RecursionError)
-"""What the client raises where an answer has other types than it should: it hands on what it got."""
+"""Errors that the OpenAI client raises if an answer has unexpected types, because it does not check them."""
 PROBE_SECONDS = 5
 LONGEST_WAIT = 120
-"""Seconds of a Retry-After that the client obeys; it gives up on a longer one."""
+"""Longest Retry-After, in seconds, that the client obeys. It does not retry if the server asks for more."""
 FORMAT = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
 
 
 def plain_url(url: str) -> str:
-    """A base_url that may be stored and shown: no user, password or key is in it. No complaint repeats it."""
+    """Return a base URL that may be stored and shown because it holds no user, password or key; else raise ValueError.
+
+    The error messages do not repeat the URL.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -54,10 +57,12 @@ def plain_url(url: str) -> str:
 
 
 class ApiConfig(JudgeConfig):
-    """``model`` is a name the server lists. The key is read from the environment variable ``api_key_env`` and kept
-    nowhere. ``timeout_s`` bounds one try from its first byte to its last, ``retries`` the tries after the first (429,
-    5xx, no answer in time, lost connections); an answer that begins and is not whole in time is not asked for again.
-    ``concurrency`` holds for all parts that are made side by side.
+    """Settings of a judge behind an API.
+
+    ``model`` is a name that the server lists. The key is read from the environment variable ``api_key_env`` and never
+    stored. ``timeout_s`` limits one try from its first to its last byte. ``retries`` counts the tries after the first
+    one (status 429 or 5xx, no answer in time, lost connection); an answer that began but was not complete in time is
+    not retried. ``concurrency`` limits the requests of all parts together.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -71,19 +76,21 @@ class ApiConfig(JudgeConfig):
     base_url: Annotated[str, AfterValidator(plain_url)] = "http://localhost:8000/v1"
     api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     batch_size: int = Field(32, ge=1, le=4096, description="Samples that are judged at once")
-    concurrency: int = Field(8, ge=1, le=256, description="Requests under way at the same time")
+    concurrency: int = Field(8, ge=1, le=256, description="Requests at the same time")
     timeout_s: float = Field(120, gt=0, le=3600)
     retries: int = Field(4, ge=0, le=10)
 
 
 class ApiJudge(VlmJudge):
-    """Requests side by side, each retried with growing pauses; constrained to the verdict's JSON schema if it can be.
+    """Sends requests concurrently and retries each with growing pauses.
 
-    A request that fails for good is a SampleError: judge_timeout, judge_unreachable, judge_http_<status> or
-    judge_bad_response. A refused key (401) ends the run: no request will fare better. 403 does not, as servers
-    also refuse a single question with it.
+    Answers are constrained to JSON if the server can.
 
-    What the server says is cleaned of the key before anybody sees it: in ``_said`` and, for answers, ``_ask``.
+    A request that finally fails becomes a SampleError: judge_timeout, judge_unreachable, judge_http_<status> or
+    judge_bad_response. A refused key (401) ends the run, because every request would fail. Status 403 does not, because
+    servers also use it to refuse single questions.
+
+    The key is removed from everything that the server says, in ``_said`` and, for answers, in ``_ask``.
     """
 
     Config = ApiConfig
@@ -91,7 +98,7 @@ class ApiJudge(VlmJudge):
     def __init__(self, config: Any = None):
         super().__init__(config)
         self._constrained = True
-        self._turns = asyncio.Semaphore(self.config.concurrency)  # of the one loop that all threads' requests run in
+        self._turns = asyncio.Semaphore(self.config.concurrency)  # belongs to the event loop that all threads share
 
     def model_name(self) -> str:
         return f"{self.config.model} at openai api"
@@ -105,7 +112,7 @@ class ApiJudge(VlmJudge):
         return redaction.of_environment(self.config.api_key_env)
 
     def _said(self, words: object, limit: int = 300) -> str:
-        """What a server said, on one line and without the key."""
+        """Words of the server on one line, without the key."""
         return one_line(self._redact(str(words)[:MAX_TEXT]), limit)
 
     def _client(self, seconds: float, retries: int) -> AsyncOpenAI:
@@ -122,9 +129,9 @@ class ApiJudge(VlmJudge):
         self.probe()
 
     def probe(self) -> None:
-        """UserError if the server does not answer in a few seconds, refuses the key, or does not serve the model.
+        """Raise UserError if the server does not answer within seconds, refuses the key, or does not serve the model.
 
-        None has a cause: a logged traceback would show the server's own words, and with them perhaps the key.
+        The errors have no cause attached: a logged traceback would show the server's own words and perhaps the key.
         """
         import openai
 
@@ -134,7 +141,7 @@ class ApiJudge(VlmJudge):
                 f"{self.config.api_key_env} holds more than a key: letters, digits and signs, without spaces"
             )
         try:
-            served = together(self._served())
+            served = run_in_loop(self._served())
         except (openai.AuthenticationError, openai.PermissionDeniedError):
             raise self._refused() from None
         except openai.NotFoundError:
@@ -153,7 +160,7 @@ class ApiJudge(VlmJudge):
             raise UserError(f"judge server {url} has no model {wanted!r}; it serves: {self._said(', '.join(served))}")
 
     async def _served(self) -> list[str]:
-        """The models that the server lists."""
+        """The names of the models that the server lists."""
         async with self._client(PROBE_SECONDS, retries=0) as client:
             return [str(model.id) for model in (await client.models.list()).data]
 
@@ -163,7 +170,7 @@ class ApiJudge(VlmJudge):
         )
 
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer | Exception]:
-        answers = together(self._ask_all(requests))
+        answers = run_in_loop(self._ask_all(requests))
         for answer in answers:
             if isinstance(answer, StageUnusable):
                 raise answer
@@ -183,11 +190,12 @@ class ApiJudge(VlmJudge):
 
         tries, began = self.config.retries + 1, time.perf_counter()
         try:
-            # each try is bounded by the client; this bounds them all with the pauses that a server may ask for
+            # the client limits each try; this limits all tries with the pauses that the server may ask for
             async with asyncio.timeout(tries * (self.config.timeout_s + LONGEST_WAIT)):
                 completion = await self._complete(client, request)
             answer = answer_of(completion, time.perf_counter() - began)
-            return replace(answer, text=self._redact(answer.text[: 2 * MAX_TEXT]))  # no key is cut in two
+            # twice the text that is kept, so that no key is cut in two before it is redacted
+            return replace(answer, text=self._redact(answer.text[: 2 * MAX_TEXT]))
         except (openai.APITimeoutError, TimeoutError):
             return SampleError("judge_timeout", f"no answer in {self.config.timeout_s:g} s, {tries} times")
         except openai.APIConnectionError as error:
@@ -204,7 +212,7 @@ class ApiJudge(VlmJudge):
         import openai
 
         create: Any = client.chat.completions.create
-        asked = {
+        arguments = {
             "model": self.config.model,
             "messages": messages(request),
             "max_tokens": self.config.max_tokens,
@@ -212,21 +220,21 @@ class ApiJudge(VlmJudge):
             "seed": request.seed,
         }
         if not self._constrained:
-            return await create(**asked)
+            return await create(**arguments)
         try:
-            return await create(**asked, response_format=FORMAT)
+            return await create(**arguments, response_format=FORMAT)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not refuses_format(error):
                 raise
-            self._constrained = False  # for the life of the process
-            return await create(**asked)
+            self._constrained = False  # stays so for the life of the process
+            return await create(**arguments)
 
 
 _starting = threading.Lock()
 
 
-def together(work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, done in the loop that the requests of all threads run in; a thread may have its own."""
+def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, run in the event loop that all threads share, whatever loop the calling thread has."""
     with _starting:
         loop = _loop(os.getpid())
     future = asyncio.run_coroutine_threadsafe(work, loop)
@@ -239,7 +247,7 @@ def together(work: Coroutine[Any, Any, T]) -> T:
 
 @functools.cache
 def _loop(process: int) -> asyncio.AbstractEventLoop:
-    """A running event loop, one a process (a forked one has not its parent's threads)."""
+    """The running event loop of a process. A forked process needs its own, because threads are not inherited."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="judge", daemon=True).start()
     return loop
@@ -252,25 +260,27 @@ def messages(request: Request) -> list[dict]:
 
 
 def data_url(image: Image.Image) -> str:
+    """The image as a PNG data URL."""
     return "data:image/png;base64," + base64.b64encode(pictures.encode_png(image)).decode()
 
 
 def answer_of(completion: Any, seconds: float) -> Answer:
-    """The first choice's text and the token counts, of a completion whose types nobody has checked."""
+    """The first choice's text and the token counts. The types in a completion are not checked by the client."""
     text = completion.choices[0].message.content
     usage = completion.usage
     return Answer(
-        text if isinstance(text, str) else "",  # a refusal has no content: unreadable, not broken
-        count(getattr(usage, "prompt_tokens", None)),
-        count(getattr(usage, "completion_tokens", None)),
+        text if isinstance(text, str) else "",  # a refusal has no content and counts as unreadable
+        token_count(getattr(usage, "prompt_tokens", None)),
+        token_count(getattr(usage, "completion_tokens", None)),
         seconds,
     )
 
 
-def count(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
+    """The value if it is a plausible number of tokens, else None."""
     return value if type(value) is int and 0 <= value < 10**8 else None
 
 
 def refuses_format(error: Exception) -> bool:
-    """Is it the JSON schema that the server cannot do?"""
+    """Whether a server's error says that it cannot enforce the JSON schema."""
     return any(word in str(error).lower() for word in ("response_format", "json_schema", "json schema", "grammar"))

@@ -1,8 +1,7 @@
-"""No secret in what is kept: the words of a server are cleaned of the keys that it was given.
+"""Removing secrets from stored texts: a server's words may contain the keys that it was sent.
 
-A server may repeat the request it got, header and all, anywhere in its answer and spelled in any way that its tools
-spell things. So a text is compared as it reads with its escapes undone, without spaces, in one case; and of a long key
-a piece of PIECE characters is enough.
+A server may repeat its request, headers included, and escape it in any way. So texts are compared with their escapes
+undone, without spaces and in lower case, and PIECE characters of a long key are enough to find it.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from urllib.parse import quote
 
 HIDDEN = "***"
 LONG, SHORTEST, PIECE = 8, 4, 12
-"""Keys of LONG characters and more are found in any spelling, shorter ones only as a word of their own; those below
-SHORTEST are no secrets, and would be found in every text."""
+"""Keys of at least LONG characters are found in any spelling, shorter ones only as whole words.
+
+Keys of fewer than SHORTEST characters are ignored, because they would be found in every text.
+"""
 
 _ESCAPE = re.compile(
     r"""\\u(?P<u>[0-9a-fA-F]{4}) | \\x(?P<x>[0-9a-fA-F]{2}) | %(?P<p>[0-9a-fA-F]{2}) | \\(?P<s>["'/\\])
@@ -29,7 +30,7 @@ _UNSEEN = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]")
 
 
 class Redactor:
-    """Replaces what can be told of some secrets by ``***``."""
+    """Replaces secrets in a text by ``***``."""
 
     def __init__(self, secrets: Iterable[str]):
         known = {secret.strip() for secret in secrets}
@@ -45,16 +46,16 @@ class Redactor:
         if self._words is not None:
             text = self._words.sub(HIDDEN, text)
         parts, end = [], 0
-        for start, stop in self._places(text):
+        for start, stop in self._spans(text):
             parts += [text[end:start], HIDDEN]
             end = stop
         return "".join([*parts, text[end:]])
 
-    def _places(self, text: str) -> list[tuple[int, int]]:
-        """Where secrets are, as (start, stop) in order; what touches is one."""
-        places: list[tuple[int, int]] = []
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        """The (start, stop) of each secret in the text, in order; spans that touch are joined."""
+        merged: list[tuple[int, int]] = []
         if not self._pieces:
-            return places
+            return merged
         plain, spans = readable(text)
         hits = [
             (spans[i][0], spans[i + size - 1][1])
@@ -63,18 +64,18 @@ class Redactor:
             if plain[i : i + size] in pieces
         ]
         for start, stop in sorted(hits):
-            if places and start <= places[-1][1]:
-                places[-1] = (places[-1][0], max(stop, places[-1][1]))
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
             else:
-                places.append((start, stop))
-        return places
+                merged.append((start, stop))
+        return merged
 
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def of_environment(*names: str) -> Redactor:
-    """For the secrets in these environment variables, and the Hugging Face token."""
+    """A Redactor for the secrets in these environment variables and for the Hugging Face token."""
     return _redactor(frozenset(os.environ.get(name, "") for name in (*names, *TOKENS)))
 
 
@@ -84,39 +85,39 @@ def _redactor(secrets: frozenset[str]) -> Redactor:
 
 
 def spellings(secret: str) -> set[str]:
-    """A secret as it is, in hexadecimal, and in base64 wherever it begins in what is encoded."""
-    data, found = secret.encode(), {secret, secret.encode().hex()}
-    for before, partial in ((0, 0), (1, 2), (2, 3)):  # bytes in front of it, and letters that depend on them
-        whole = (before + len(data)) * 8 // 6  # letters that do not depend on what follows
+    """A secret as it is, in hexadecimal, and in base64 at each of the three possible offsets."""
+    data, forms = secret.encode(), {secret, secret.encode().hex()}
+    for before, partial in ((0, 0), (1, 2), (2, 3)):  # bytes before the secret, and letters that depend on them
+        whole = (before + len(data)) * 8 // 6  # letters that do not depend on the bytes after it
         letters = base64.b64encode(b"\0" * before + data).decode()[partial:whole]
-        found |= {letters, letters.translate(str.maketrans("+/", "-_"))}
-    return found
+        forms |= {letters, letters.translate(str.maketrans("+/", "-_"))}
+    return forms
 
 
 def readable(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
-    """A text as it reads: escapes undone (also those of escapes), no spaces, lower case.
+    """(text, spans): the text with escapes undone, repeatedly, without spaces and in lower case.
 
-    With it, for each of its letters, the place (start, stop) in the text.
+    ``spans`` has the (start, stop) of each of its letters in the original text.
     """
     spans = [(i, i + 1) for i in range(len(text))]
     for _ in range(3):
-        letters, places, end = [], [], 0
-        for found in _ESCAPE.finditer(text):
-            letters.append(text[end : found.start()])
-            places += spans[end : found.start()]
-            letters.append(_letter(found))
-            places.append((spans[found.start()][0], spans[found.end() - 1][1]))
-            end = found.end()
+        letters, merged, end = [], [], 0
+        for escape in _ESCAPE.finditer(text):
+            letters.append(text[end : escape.start()])
+            merged += spans[end : escape.start()]
+            letters.append(_letter(escape))
+            merged.append((spans[escape.start()][0], spans[escape.end() - 1][1]))
+            end = escape.end()
         if not end:
             break
-        text, spans = "".join([*letters, text[end:]]), [*places, *spans[end:]]
-    seen = [i for i, letter in enumerate(text) if not _UNSEEN.match(letter)]
-    lower = "".join(low if len(low := text[i].lower()) == 1 else text[i] for i in seen)
-    return lower, [spans[i] for i in seen]
+        text, spans = "".join([*letters, text[end:]]), [*merged, *spans[end:]]
+    visible = [i for i, letter in enumerate(text) if not _UNSEEN.match(letter)]
+    lower = "".join(low if len(low := text[i].lower()) == 1 else text[i] for i in visible)
+    return lower, [spans[i] for i in visible]
 
 
-def _letter(found: re.Match[str]) -> str:
-    if found["s"]:
-        return found["s"]
-    code = int(found["d"]) if found["d"] else int(next(filter(None, found.group("u", "x", "p", "h"))), 16)
+def _letter(escape: re.Match[str]) -> str:
+    if escape["s"]:
+        return escape["s"]
+    code = int(escape["d"]) if escape["d"] else int(next(filter(None, escape.group("u", "x", "p", "h"))), 16)
     return chr(code)

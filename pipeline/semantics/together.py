@@ -1,4 +1,4 @@
-"""Requests of several threads in shared batches, for a model that does one batch at a time."""
+"""Joining the requests of several threads into shared batches, for a model that runs one batch at a time."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ class _Ticket(Generic[In, Out]):
 
 
 class Together(Generic[In, Out]):
-    """``ask`` for many threads: whoever gets the turn serves the next ``size`` requests, whosever they are.
+    """Calls ``ask`` for many threads.
 
-    While one batch is at work the requests of the others gather, so that the next is full. Results are in the order
-    of a caller's own requests; a batch that fails is asked again one by one, and an exception stands in the place of
-    a request that failed alone.
+    The thread whose turn it is serves the next ``size`` requests, also those of others.
+
+    While one batch runs, further requests gather, so that the next batch is full. Results are in the order of the
+    caller's requests. If a batch fails, its requests are asked one by one, and one that fails alone has its exception
+    as result.
     """
 
     def __init__(self, ask: Callable[[Sequence[In]], Sequence[Out | Exception]], size: int):
         self._ask, self._size = ask, size
-        self._turn, self._door = threading.Lock(), threading.Lock()  # the door is never held for long
+        self._turn = threading.Lock()  # held by the thread that serves a batch
+        self._door = threading.Lock()  # guards the queue and is held only briefly
         self._waiting: deque[_Ticket[In, Out]] = deque()
 
     def __call__(self, requests: Sequence[In]) -> list[Out | Exception]:
@@ -41,7 +44,7 @@ class Together(Generic[In, Out]):
                     with self._turn:
                         if ticket.result is None:
                             self._serve()
-        finally:  # a thread that was stopped does not leave its requests to the others
+        finally:  # remove the requests of a thread that was interrupted
             with self._door:
                 for ticket in tickets:
                     if ticket.result is None and ticket in self._waiting:

@@ -1,4 +1,4 @@
-"""The judge as a model in this process: any image-text-to-text model of transformers, Gemma-3n by default."""
+"""The semantic judge as a model in this process: any image-text-to-text model of transformers, by default Gemma-3n."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pipeline.device import Device, Precision, device_of, dtype_of, exact_float3
 from pipeline.semantics.judge import Answer, JudgeConfig, Request, VlmJudge
 from pipeline.semantics.together import Together
 
-if TYPE_CHECKING:  # slow to import: only a stage at work needs it
+if TYPE_CHECKING:  # slow to import, so only running stages do
     import torch
 
 GEMMA = "google/gemma-3n-E4B-it"
-FILES = ("config.json", "*.j[is]*", "*.safetensors", "tokenizer*")  # *.j[is]*: json, and jinja if there is one
+FILES = ("config.json", "*.j[is]*", "*.safetensors", "tokenizer*")  # *.j[is]* matches json, and jinja if there is one
 
 
 class TransformersConfig(JudgeConfig):
-    """``model`` is a Hugging Face id or a folder with safetensors; its own code, if it brings any, is never run.
+    """``model`` is a Hugging Face id or a folder with safetensors. Code that comes with a model is never run.
 
-    Requests of all parts that are made side by side share batches of ``batch_size``. A batch moves sums by the
-    precision's last bits and, in half precision, seldom a word.
+    Requests of all parts share batches of ``batch_size``. The batch size changes sums by rounding, which in half
+    precision rarely changes a word of an answer.
     """
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
@@ -38,7 +38,7 @@ class TransformersConfig(JudgeConfig):
 
 
 class TransformersJudge(VlmJudge):
-    """Batched greedy generation; the same request has the same answer alone and in a batch."""
+    """Greedy generation in batches. Padding does not affect answers."""
 
     Config = TransformersConfig
 
@@ -65,13 +65,13 @@ class TransformersJudge(VlmJudge):
         load: Any = AutoModelForImageTextToText.from_pretrained
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            # left, so that every answer begins where its question ends
+            # padded on the left, so that every answer follows its question directly
             self.processor = AutoProcessor.from_pretrained(path, padding_side="left", **local)
             network, report = load(path, use_safetensors=True, dtype=dtype, output_loading_info=True, **local)
         except Exception as error:  # transformers raises many kinds on a broken folder
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"semantic judge: {path} cannot be loaded as a vision-language model ({reason})") from error
-        if lost := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
+        if lost := sorted(report["missing_keys"]):  # transformers would initialise them at random
             raise UserError(f"semantic judge: {path} lacks {len(lost)} tensors, such as {lost[0]}; fetch it again")
         self.network = network.eval().to(device)
 
@@ -82,7 +82,7 @@ class TransformersJudge(VlmJudge):
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers of one batch."""
         began = time.perf_counter()
-        inputs = self.inputs(requests)  # generate runs without gradients
+        inputs = self.inputs(requests)  # generate() itself turns gradients off
         made = self.network.generate(**inputs, max_new_tokens=self.config.max_tokens, do_sample=False, num_beams=1)
         new = made[:, inputs["input_ids"].shape[1] :]  # [B, T]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
@@ -92,7 +92,7 @@ class TransformersJudge(VlmJudge):
         return [Answer(*each, seconds) for each in zip(texts, read, wrote, strict=True)]
 
     def inputs(self, requests: Sequence[Request]) -> Any:
-        """What the network reads of the requests: tokens, their mask, pixels."""
+        """The network's inputs for these requests: tokens, attention mask and pixels."""
         return self.processor.apply_chat_template(
             [conversation(request) for request in requests],
             add_generation_prompt=True,
@@ -100,7 +100,7 @@ class TransformersJudge(VlmJudge):
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True},
-            sanitize_control_tokens=True,  # a subject's name must not end the turn or stand for an image
+            sanitize_control_tokens=True,  # so that a subject's name cannot contain control tokens
         ).to(self.network.device, dtype=self.network.dtype)
 
     def _stops(self) -> list[int]:
@@ -115,7 +115,7 @@ def conversation(request: Request) -> list[dict]:
 
 
 def written(tokens: torch.Tensor, stops: list[int]) -> list[int]:
-    """Tokens of each answer in ``tokens`` [B, T] up to the first that stops it; what follows is padding."""
+    """The number of tokens of each answer in ``tokens`` [B, T], up to and including its stop token."""
     import torch
 
     stop = torch.isin(tokens, torch.tensor(stops, device=tokens.device))  # [B, T]

@@ -1,4 +1,7 @@
-"""Synthesis on a CPU: the two cut-outs placed by the plan's boxes on a real background, faults planted on purpose."""
+"""The synthesis stage on a CPU: both cut-outs are pasted into their boxes on a photograph.
+
+Some samples get a planted fault, so that the filters can be measured.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 from pydantic import Field
 
-from data_schemas.tables import SYNTHESIS
+from data_schemas.tables import FAULTS, SYNTHESIS
 from pipeline.core.stage import Sample, Stage, StageConfig
 from pipeline.references.cutouts import load_backgrounds
 
-FAULTS = ("missing", "swapped", "colour")
+KINDS = FAULTS[1:]
+"""The faults that can be planted: all codes of the table but "none"."""
 
 
 class CollageConfig(StageConfig):
-    """``fault_share`` of the samples get a known fault, so that the filters' recall can be measured."""
+    """Settings of the collage.
+
+    ``fault_share`` of the samples get a known fault, so that the precision and recall of the filters can be measured.
+    """
 
     backend: Literal["collage"] = "collage"
     size: int = Field(256, ge=64, le=1024, description="Side of the picture in pixels")
@@ -24,7 +31,7 @@ class CollageConfig(StageConfig):
 
 
 class Collage(Stage):
-    """Saves ``target`` (RGB) and ``alpha_true`` (L, the exact matte of what was drawn)."""
+    """Saves ``target`` (RGB) and ``alpha_true`` (L), the exact matte of the pasted subjects."""
 
     name = "synthesis"
     version = 1
@@ -60,15 +67,18 @@ class Collage(Stage):
 
 
 def choose_fault(index: int, rng: np.random.Generator, share: float) -> tuple[str, int | None]:
-    """A fault for exactly ``share`` of a plan, and the subject it hits (None where it hits the whole picture)."""
-    kind, subject = FAULTS[rng.integers(3)], int(rng.integers(2))
+    """(fault, subject) of a sample, so that exactly ``share`` of a plan gets a fault.
+
+    The subject is None if there is no fault or it affects the whole picture.
+    """
+    kind, subject = KINDS[rng.integers(3)], int(rng.integers(2))
     if int((index + 1) * share) == int(index * share):
         return "none", None
     return kind, None if kind == "colour" else subject
 
 
 def draw_background(rng: np.random.Generator, size: int) -> Image.Image:
-    """A random square crop of a random photograph, ``size`` x ``size`` RGB."""
+    """A random square crop of a random photograph, RGB, ``size`` x ``size`` pixels."""
     backgrounds = load_backgrounds()
     photo = backgrounds[rng.integers(len(backgrounds))][1]
     side = int(min(photo.size) * rng.uniform(0.7, 1.0))
@@ -80,7 +90,7 @@ def draw_background(rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def relight(cutout: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The cut-out under slightly other light: brightness, contrast, warmth, and a soft gradient across it."""
+    """The cut-out in slightly different light: brightness, contrast, warmth, and a soft gradient across it."""
     pixels = np.asarray(cutout, np.float32)
     gain, gamma, warmth = rng.uniform(0.88, 1.1), rng.uniform(0.88, 1.12), rng.uniform(-0.05, 0.05)
     gradient = np.linspace(1 - rng.uniform(0, 0.12), 1, cutout.width, dtype=np.float32)[None, :, None]
@@ -90,7 +100,7 @@ def relight(cutout: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirrored: bool) -> Image.Image:
-    """A transparent ``size`` x ``size`` layer with the cut-out as large as fits its box, standing on its floor."""
+    """A transparent ``size`` x ``size`` layer with the cut-out as large as its box allows, standing at its bottom."""
     cutout = ImageOps.mirror(cutout) if mirrored else cutout
     cutout = cutout.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     bounds = cutout.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
@@ -98,7 +108,7 @@ def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirror
     left, top, right, bottom = (v * size for v in box)
     scale = min((right - left) / cutout.width, (bottom - top) / cutout.height)
     width, height = max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale))
-    # premultiplied, so that colours hidden under transparent pixels do not bleed into the edge
+    # premultiplied alpha keeps colours under transparent pixels from bleeding into the edge
     cutout = cutout.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     layer = Image.new("RGBA", (size, size), (0, 0, 0, 0))
     layer.paste(cutout, (round((left + right - width) / 2), round(bottom - height)))
@@ -106,7 +116,7 @@ def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirror
 
 
 def paste(picture: Image.Image, layer: Image.Image) -> Image.Image:
-    """The layer over the picture, with a soft contact shadow under it."""
+    """The layer on top of the picture, with a soft shadow below it."""
     size = picture.width
     alpha = layer.getchannel("A")
     shadow = Image.new("L", picture.size, 0)
@@ -117,7 +127,7 @@ def paste(picture: Image.Image, layer: Image.Image) -> Image.Image:
 
 
 def extreme_colours(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Colours no photograph has: one of a heavy cast, blown-up saturation with turned hues, or burnt contrast."""
+    """The picture in colours that no photograph has: a heavy cast, extreme saturation or burnt contrast."""
     kind = rng.integers(3)
     if kind == 0:
         pixels = np.asarray(picture, np.float32)

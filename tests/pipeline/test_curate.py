@@ -226,7 +226,8 @@ def test_a_truncated_picture_between_stages_is_an_error_row(copied, monkeypatch)
 
     def cut_short(self, sample_id, name):
         data = real(self, sample_id, name)
-        victim = self._store.schema.name == "synthesis" and self._part == "part-00001" and sample_id == min(self.places)
+        synthesis = self._store.schema.name == "synthesis"
+        victim = synthesis and self._part == "part-00001" and sample_id == min(self.entries)
         return data[: len(data) // 2] if victim else data
 
     monkeypatch.setattr(PartPictures, "read", cut_short)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from data_schemas.errors import UserError
 from pipeline.references import parquet
-from pipeline.references.pools import PoolConfig, Reader, list_pool
+from pipeline.references.pools import PoolConfig, list_pool
+from pipeline.references.sources import Reader
 
 
 def png(shade: int) -> bytes:
@@ -49,7 +50,7 @@ def test_a_category_of_every_kind_of_column(tmp_path, values, expected):
     columns = {"image": PICTURES, "category": values, "name": values}
     found = listed(tmp_path / "x.parquet", columns)
     assert [source.category for source in found] == expected
-    assert [source.place.column for source in found] == ["image"] * 3
+    assert [source.location.column for source in found] == ["image"] * 3
 
 
 def test_pandas_categories_are_found(tmp_path):
@@ -71,7 +72,7 @@ def test_pandas_categories_are_found(tmp_path):
 def test_pictures_of_every_kind_of_column(tmp_path, values):
     found = listed(tmp_path / "x.parquet", {"a.b": values, "category": ["c"] * 3})
     reader = Reader()
-    assert [reader.read(source.place, "x") for source in found] == PICTURES
+    assert [reader.read(source.location, "x") for source in found] == PICTURES
     assert len({source.sha256 for source in found}) == 2
 
 

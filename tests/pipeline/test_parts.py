@@ -44,7 +44,7 @@ def test_what_is_committed_is_read_back_and_is_the_same_bytes_each_time(tmp_path
     part = stores[0].read("part-00000", "input")
     assert part.rows() == rows(scores)
     pictures = stores[0].pictures("part-00000", part)
-    assert {i: dict(pictures.of(i)) for i in pictures.places} == files(scores)
+    assert {i: dict(pictures.of(i)) for i in pictures.entries} == files(scores)
     for suffix in ("parquet", "tar"):
         contents = [open(s.path("part-00000", suffix), "rb").read() for s in stores]
         assert contents[0] == contents[1]
@@ -156,7 +156,7 @@ def test_a_picture_is_read_without_the_others(tmp_path):
     scores = {"aaaa": 1.5, "bbbb": -2.0}
     store, part = whole_part(tmp_path, scores)
     path = store.path("p", "tar")
-    start, size, _ = part.places["bbbb"]["target.png"]
+    start, size, _ = part.entries["bbbb"]["target.png"]
     content = bytearray(open(path, "rb").read())
     content[: start - 512], content[start + size :] = bytes(start - 512), bytes(len(content) - start - size)
     open(path, "wb").write(bytes(content))
@@ -165,7 +165,7 @@ def test_a_picture_is_read_without_the_others(tmp_path):
 
 def test_damage_that_leaves_the_entry_as_it_was_is_seen_where_a_picture_is_read(tmp_path):
     store, part = whole_part(tmp_path, {"aaaa": 1.5})
-    path, start = store.path("p", "tar"), part.places["aaaa"]["target.png"][0]
+    path, start = store.path("p", "tar"), part.entries["aaaa"]["target.png"][0]
     entry = os.stat(path)
     with open(path, "r+b") as file:
         file.seek(start)

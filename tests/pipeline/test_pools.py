@@ -19,7 +19,8 @@ from pipeline.config import CurationConfig
 from pipeline.references.cutouts import ReferencesConfig, check_pool, read_labels
 from pipeline.references.cutouts import list_pool as list_pools
 from pipeline.references.parquet import PictureColumn
-from pipeline.references.pools import PoolConfig, Reader, list_pool, pool_folder, presets, take
+from pipeline.references.pools import PoolConfig, list_pool, pool_folder, presets, take
+from pipeline.references.sources import Reader
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -214,7 +215,7 @@ def test_a_reader_keeps_one_file_open(tmp_path):
     for k in range(3):
         path = parquet(tmp_path / f"{k}.parquet", {"image": [b"p%d" % k], "mask": [b"m"], "category": ["c"]})
         (source,) = listed(path, mask="mask")
-        assert reader.read(source.place, "x") == b"p%d" % k
+        assert reader.read(source.location, "x") == b"p%d" % k
         assert reader.read(source.mask, "x") == b"m"
         assert len(reader._columns) == 2
 

@@ -15,19 +15,10 @@ import pytest
 from PIL import Image
 
 from pipeline.report import charts
-from pipeline.report.page import (
-    REJECTED_SHOWN,
-    ReportData,
-    RuleLine,
-    Training,
-    data_uri,
-    number_text,
-    reasons_of,
-    render,
-    rules_by_column,
-    spread,
-    write_report,
-)
+from pipeline.report.data import ReportData, RuleLine, Training, rules_by_column
+from pipeline.report.page import render, write_report
+from pipeline.report.sample_cards import REJECTED_SHOWN, data_uri, spread
+from pipeline.report.text import number_text, reasons_of
 
 RULES = [
     RuleLine("matting", "matte_confidence", "min", 0.62, "matte_unsure", "The matte is sharp."),

@@ -1,4 +1,4 @@
-"""Stands in for the published package ``ben2``: its interface and its habits as spec/ben2.md tells them.
+"""Stands in for the published package ``ben2``, with its interface and its side effects.
 
 Put beside the tests as ``ben2.py`` it is imported in the package's place. The function is this project's network, with
 the published state dict's 535 entries.

@@ -1,6 +1,6 @@
-"""The MS-Diffusion adapter: resampler, and keys and values of the image prompt for every cross-attention layer.
+"""The MS-Diffusion adapter: the resampler, and keys and values of the image prompt for every cross-attention layer.
 
-Source: spec/dreamrelation.md sections 2.1 and 4. The module's parameter names are the file's own, joined with dots.
+Parameter names are those of the published file, joined with dots.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUPS = ("image_proj", "dummy_image_tokens", "ms_adapter")
 
 
 class KeysValues(nn.Module):
-    """Keys and values of the image prompt in one layer of ``channels``."""
+    """The projections to keys and values of the image prompt in one layer with ``channels`` channels."""
 
     def __init__(self, token_width: int, channels: int):
         super().__init__()
@@ -30,9 +30,9 @@ class KeysValues(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Everything the published ``ms_adapter.bin`` holds, made for one UNet (diffusers' UNet2DConditionModel).
+    """All tensors of the published ``ms_adapter.bin``, made for one UNet (diffusers' UNet2DConditionModel).
 
-    ``dummy_image_tokens`` [1, 4, token width] are loaded but never attended to: no cell can see them.
+    ``dummy_image_tokens`` [1, 4, token width] are loaded but not used (docs/differences.md, "Dummy tokens").
     """
 
     def __init__(self, unet: Any, sizes: ResamplerSizes, image_width: int, phrase_width: int):
@@ -46,10 +46,10 @@ class Adapter(nn.Module):
         self.ms_adapter = nn.ModuleDict({str(i): KeysValues(token_width, width) for i, width in channels.items()})
 
     def subjects(self, tokens: Tensor, boxes: Tensor, scale: float | Tensor, latent_size: tuple[int, int]) -> Subjects:
-        """What cross-attention needs of image tokens [B, n, Q, D] and boxes [B, n, 4].
+        """What cross-attention needs, made from image tokens [B, n, Q, D] and boxes [B, n, 4].
 
-        ``scale`` weighs the image branch: one number, or one [n] for each subject. ``latent_size`` is the latents'
-        rows and columns. A zero box is inert, so it pads samples of fewer subjects (spec/dreamrelation.md section 9).
+        ``scale`` weights the image branch: one number, or one for each subject [n]. ``latent_size`` is the latents'
+        rows and columns. A box of zeros covers no cell, so samples with fewer subjects are padded with it.
         """
         queries, weights = tokens.shape[2], torch.as_tensor(scale, dtype=tokens.dtype, device=tokens.device)
         weights = weights.expand(tokens.shape[1]).repeat_interleave(queries)[:, None]  # [n Q, 1]
@@ -65,8 +65,8 @@ class Adapter(nn.Module):
 def load_adapter(path: Path, unet: Any, sizes: ResamplerSizes, image_width: int, phrase_width: int) -> Adapter:
     """The adapter for a UNet from a ``.bin`` or ``.safetensors`` file, in the file's precision, on the CPU.
 
-    UserError if the file is not an adapter, or one for other models. A ``.safetensors`` file holds the same tensors
-    under the same names, joined with dots: image_proj.*, dummy_image_tokens, ms_adapter.*.
+    A ``.safetensors`` file has the same tensors under the same names, joined with dots: image_proj.*,
+    dummy_image_tokens, ms_adapter.*. Raises UserError if the file is not an adapter, or was made for other models.
     """
     tensors = read_adapter(path)
     with torch.device("meta"):
@@ -92,9 +92,9 @@ def read_adapter(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return stored
     if not isinstance(stored, dict) or set(stored) != set(GROUPS):
-        found = ", ".join(sorted(map(str, stored))[:4]) if isinstance(stored, dict) else type(stored).__name__
+        content = ", ".join(sorted(map(str, stored))[:4]) if isinstance(stored, dict) else type(stored).__name__
         raise UserError(
-            f"adapter {path}: holds {found} instead of {', '.join(GROUPS)}; give the ms_adapter.bin of MS-Diffusion"
+            f"adapter {path}: holds {content} instead of {', '.join(GROUPS)}; give the ms_adapter.bin of MS-Diffusion"
         )
     tensors: dict[str, Any] = {}
     for group, values in stored.items():

@@ -1,7 +1,7 @@
-"""Cross-attention in which each subject's image tokens act inside its box only (spec/dreamrelation.md section 5).
+"""Cross-attention in which the image tokens of each subject only act inside its box.
 
 Shapes: B samples, N cells of a layer's grid, n subjects, Q tokens a subject, C channels, H heads. The UNet's batch is
-B, or 2 B with guidance: the unconditional half first.
+B, or 2 B with guidance, where the unconditional half comes first.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Subjects:
-    """What cross-attention needs to know of the subjects: the same at every step, so it is worked out once a call.
+    """What cross-attention needs to know about the subjects.
 
-    ``keys`` and ``values`` [B, n Q, C] by layer, the adapter's scale already in the values; ``masks`` by the number of
-    cells of a grid.
+    It is the same at every step, so it is computed once a call.
+
+    ``keys`` and ``values`` [B, n Q, C] are by layer; the values already contain the adapter's scale. ``masks`` are by a
+    grid's number of cells.
     """
 
     keys: dict[str, Tensor]
@@ -31,23 +33,23 @@ class Subjects:
 
 @dataclass(frozen=True)
 class BoxMasks:
-    """``allowed`` [B, 1, N, n Q]: which tokens a cell may attend to; ``covered`` [B, 1, N, 1]: 1 where a box is."""
+    """``allowed`` [B, 1, N, n Q]: which tokens a cell may attend to; ``covered`` [B, 1, N, 1]: 1 inside any box."""
 
     allowed: Tensor
     covered: Tensor
 
 
 class SelfAttention(AttnProcessor2_0):
-    """Plain self-attention; it takes the keyword that the UNet hands to every layer."""
+    """Plain self-attention that accepts the keyword ``subjects``, which the UNet passes to every layer."""
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, subjects: Any = None, **kwargs: Any) -> Tensor:
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
 class SubjectAttention:
-    """Text attention, to which the conditional half adds what the subjects' tokens say inside their boxes.
+    """Text attention, to which the conditional half adds attention to the subjects' tokens inside their boxes.
 
-    Outside of all boxes, and in the unconditional half, this is exactly plain SDXL.
+    Outside of all boxes, and in the unconditional half, the result is exactly that of plain SDXL.
     """
 
     def __init__(self, layer: str):
@@ -72,8 +74,10 @@ class SubjectAttention:
             keys, values = heads(subjects.keys[self.layer]), heads(subjects.values[self.layer])
             masks = subjects.masks[hidden_states.shape[1]]
             unconditional = len(query) - len(keys)
-            seen = functional.scaled_dot_product_attention(query[unconditional:], keys, values, attn_mask=masks.allowed)
-            added = attended[unconditional:] + seen * masks.covered
+            from_subjects = functional.scaled_dot_product_attention(
+                query[unconditional:], keys, values, attn_mask=masks.allowed
+            )
+            added = attended[unconditional:] + from_subjects * masks.covered
             attended = torch.cat([attended[:unconditional], added]) if unconditional else added
         attended = attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return attn.to_out[1](attn.to_out[0](attended))
@@ -82,7 +86,7 @@ class SubjectAttention:
 def box_cells(boxes: Tensor, rows: int, columns: int) -> Tensor:
     """Which cells [B, n, rows * columns] of a grid each box [B, n, 4] covers, as booleans, row by row.
 
-    A box grows outward to whole cells. In float32 whatever the model runs in: bfloat16 would move edges by a cell.
+    A box grows outward to whole cells. It is computed in float32 (docs/differences.md, "Masks from boxes").
     """
     left, top, right, bottom = boxes.float()[..., None].unbind(2)  # [B, n, 1] each
     x, y = torch.arange(columns, device=boxes.device), torch.arange(rows, device=boxes.device)
@@ -92,16 +96,16 @@ def box_cells(boxes: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def box_masks(boxes: Tensor, rows: int, columns: int, queries: int, dtype: torch.dtype) -> BoxMasks:
-    """The masks of boxes [B, n, 4] on one grid for ``queries`` tokens a subject."""
+    """The masks of boxes [B, n, 4] on one grid, with ``queries`` tokens a subject."""
     inside = box_cells(boxes, rows, columns).transpose(1, 2)  # [B, N, n]
     covered = inside.any(dim=2, keepdim=True)
-    # a cell without any token to attend to would be 0 / 0: it attends to all of them, and ``covered`` drops the result
+    # softmax over no token would be 0 / 0, so a cell outside all boxes attends to all, and ``covered`` drops the result
     allowed = (inside | ~covered).repeat_interleave(queries, dim=2)
     return BoxMasks(allowed[:, None], covered[:, None].to(dtype))
 
 
 def grids(rows: int, columns: int, levels: int) -> list[tuple[int, int]]:
-    """(rows, columns) of a UNet's levels from the size of its latents: each level halves the one above, rounding up."""
+    """(rows, columns) of each level of a UNet from those of its latents; each level halves the last, rounding up."""
     sizes = [(rows, columns)]
     for _ in range(levels - 1):
         rows, columns = -(-rows // 2), -(-columns // 2)
@@ -110,8 +114,9 @@ def grids(rows: int, columns: int, levels: int) -> list[tuple[int, int]]:
 
 
 def image_prompt_layers(processors: Sequence[str]) -> dict[int, str]:
-    """Position in the UNet's ``attn_processors`` -> name of each cross-attention: how the adapter's file counts them.
+    """Position -> name of each cross-attention in the UNet's ``attn_processors``.
 
-    The order is diffusers' own: down, up, then mid block (spec/dreamrelation.md section 2.1).
+    The adapter's file uses these positions. Their order is that of diffusers: down blocks, up blocks, then the mid
+    block.
     """
     return {i: name for i, name in enumerate(processors) if name.endswith("attn2.processor")}

@@ -1,4 +1,4 @@
-"""Reading tensors out of files that strangers made: nothing in a file is ever run."""
+"""Reading tensors from files of unknown origin; no code in a file is executed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from data_schemas.errors import UserError
 
 
 def read_tensors(path: Path, what: str) -> Any:
-    """What a torch or ``.safetensors`` file holds, on the CPU; a pickle of more than tensors is refused.
+    """The content of a torch or ``.safetensors`` file, on the CPU. A pickle with anything but tensors is refused.
 
-    UserError names the file as ``what`` and its path.
+    Raises UserError that names the file by ``what`` and its path.
     """
     try:
         if path.suffix == ".safetensors":

@@ -1,7 +1,8 @@
 """SDXL with the MS-Diffusion adapter and relation LoRAs: from prompts, references and boxes to pictures.
 
-Source: spec/dreamrelation.md sections 3 to 9. The denoising loop is diffusers' own; the adapter comes in through the
-attention processors. Shapes: B samples, n subjects, T CLIP tokens a reference, Q tokens a subject, D width of tokens.
+The denoising loop is diffusers' own; the adapter is part of the attention processors. What differs from the published
+program is in docs/differences.md. Shapes: B samples, n subjects, T CLIP tokens a reference, Q tokens a subject, D the
+width of tokens.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made: spec/dreamrelation.md section 6. Height and width in pixels, multiples of 8."""
+    """How pictures are made. The defaults are the published ones; height and width are in pixels, multiples of 8."""
 
     steps: int = 30
     guidance: float = 5.0
@@ -55,7 +56,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Text:
-    """Prompt embeddings: tokens [B, 77, D], pooled [B, .], and those of the negative prompt if there is guidance."""
+    """Prompt embeddings: tokens [B, 77, D] and pooled [B, .], and those of the negative prompt if there is guidance."""
 
     tokens: Tensor
     pooled: Tensor
@@ -64,7 +65,7 @@ class Text:
 
 
 class Generator:
-    """The loaded models. One call at a time: the LoRA and the scheduler are state of the whole."""
+    """The loaded models. It serves one call at a time, because LoRA and scheduler are shared state."""
 
     def __init__(self, pipe: Any, adapter: Adapter, device: torch.device, local: LocalEncoder | None = None):
         self.pipe, self.adapter, self.device, self.local = pipe, adapter, device, local
@@ -77,7 +78,7 @@ class Generator:
         pipe.set_progress_bar_config(disable=True)
 
     def add_loras(self, files: Mapping[str, Path]) -> None:
-        """Load the LoRA of each relation beside the others; none is in use before ``use_relation``."""
+        """Load the LoRA of each relation. None is active until ``use_relation`` is called."""
         tensors = {relation: read_lora(path, self.pipe.unet) for relation, path in files.items()}
         for relation, lora in tensors.items():
             self.pipe.unet.load_lora_adapter(lora, prefix="unet", adapter_name=relation)
@@ -85,7 +86,7 @@ class Generator:
         self.use_relation(None)
 
     def use_relation(self, relation: str | None) -> None:
-        """Make with this relation's LoRA, or without any where there is none for it."""
+        """Activate the LoRA of this relation, or none if it has none."""
         if relation in self.relations:
             self.pipe.unet.enable_lora()
             self.pipe.unet.set_adapters(relation)
@@ -93,15 +94,15 @@ class Generator:
             self.pipe.unet.disable_lora()
 
     def fits(self, text: str) -> bool:
-        """Whether the text encoders can read all of a prompt or phrase (75 tokens and the two that frame it)."""
+        """Whether a prompt or phrase fits into the text encoders: 75 tokens, and two for its start and end."""
         tokenizers = (self.pipe.tokenizer, self.pipe.tokenizer_2)
         return all(len(t(text, truncation=False).input_ids) <= t.model_max_length for t in tokenizers)
 
     @torch.no_grad()
     def encode_reference(self, picture: Image.Image) -> Tensor:
-        """CLIP tokens [T, width] of an RGB picture, on the CPU, local ones after them if there is a local encoder.
+        """CLIP tokens [T, width] of an RGB picture, on the CPU, followed by local tokens if there is a local encoder.
 
-        They depend on neither box nor phrase.
+        They do not depend on box or phrase, so they can be cached for each reference.
         """
         pixels = clip_pixels(picture, self.pipe.image_encoder.config.image_size)
         tokens = self.encode_pixels(pixels[None])[0].cpu()
@@ -118,7 +119,7 @@ class Generator:
 
     @torch.no_grad()
     def encode_phrases(self, phrases: Sequence[str]) -> Tensor:
-        """Phrase vectors [R, width]: the first text encoder's pooled output."""
+        """Phrase vectors [R, width]: the pooled output of the first text encoder."""
         ids = self.pipe.tokenizer(
             list(phrases), padding="max_length", max_length=self.pipe.tokenizer.model_max_length, return_tensors="pt"
         ).input_ids
@@ -136,7 +137,7 @@ class Generator:
 
     @torch.no_grad()
     def image_tokens(self, features: Tensor, phrases: Sequence[str], boxes: Tensor) -> Tensor:
-        """Tokens [B, n, Q, D] from CLIP tokens [B, n, T, .], phrases (B n of them, by sample) and boxes [B, n, 4]."""
+        """Tokens [B, n, Q, D] from CLIP tokens [B, n, T, .], B n phrases (sample by sample) and boxes [B, n, 4]."""
         vectors = self.encode_phrases(phrases)
         rows = features.to(vectors).flatten(0, 1), vectors, boxes.to(self.device).flatten(0, 1)
         tokens = self.adapter.image_proj(*rows)
@@ -144,7 +145,7 @@ class Generator:
 
     @torch.no_grad()
     def place(self, scenes: Sequence[Scene], settings: Settings) -> Subjects:
-        """The subjects of all scenes; those with fewer than the most are padded with inert ones."""
+        """The subjects of all scenes. Scenes with fewer subjects than the largest are padded with boxes of zeros."""
         most = max(len(scene.phrases) for scene in scenes)
         phrases = [p for scene in scenes for p in [*scene.phrases, *[""] * (most - len(scene.phrases))]]
         boxes = pad_sequence([torch.tensor(scene.boxes, dtype=torch.float32) for scene in scenes], batch_first=True)
@@ -160,7 +161,7 @@ class Generator:
         return self.adapter.subjects(tokens, boxes.to(self.device), settings.adapter_scale, size)
 
     def noise(self, generators: Iterable[torch.Generator], settings: Settings) -> Tensor:
-        """Start noise [B, 4, rows, columns], drawn by each sample's own generator and in float32 on the CPU.
+        """Start noise [B, 4, rows, columns]. Each sample's own generator draws it, in float32 on the CPU.
 
         So a sample's noise is the same on every device, in every precision and in every batch.
         """
@@ -177,7 +178,10 @@ class Generator:
         settings: Settings,
         generators: list[torch.Generator] | None = None,
     ) -> Tensor:
-        """Latents [B, 4, rows, columns] from noise of unit variance; ``generators`` serve schedulers that add noise."""
+        """Latents [B, 4, rows, columns] from noise of unit variance.
+
+        ``generators`` are for schedulers that add noise.
+        """
         return self.pipe(
             prompt_embeds=text.tokens,
             pooled_prompt_embeds=text.pooled,
@@ -195,7 +199,10 @@ class Generator:
         )[0]
 
     def sample(self, scenes: Sequence[Scene], settings: Settings) -> Tensor:
-        """Latents of the scenes, [B, 4, rows, columns]; a scene's do not depend on the others beyond float rounding."""
+        """Latents [B, 4, rows, columns] of the scenes.
+
+        Those of one scene depend on the others by float rounding at most.
+        """
         generators = [torch.Generator("cpu").manual_seed(scene.seed) for scene in scenes]
         text = self.encode_text([scene.prompt for scene in scenes], settings)
         noise = self.noise(generators, settings)
@@ -203,7 +210,7 @@ class Generator:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels [B, 3, height, width] in [0, 1], float32 on the CPU; one picture at a time, for memory's sake."""
+        """Pixels [B, 3, height, width] in [0, 1], float32 on the CPU, decoded one by one to save memory."""
         vae = self.pipe.vae
         scaled = (latents / vae.config.scaling_factor).to(self.device, vae.dtype)
         pixels = torch.cat([vae.decode(one[None], return_dict=False)[0].float().cpu() for one in scaled])
@@ -211,9 +218,9 @@ class Generator:
 
 
 def clip_pixels(picture: Image.Image, side: int) -> Tensor:
-    """What CLIP sees of an RGB picture: [3, side, side], normalised.
+    """An RGB picture as CLIP's input: [3, side, side], normalised.
 
-    Squeezed to 512 x 512 first, whatever its shape, as the published program does (spec/dreamrelation.md section 3).
+    It is first squeezed to 512 x 512 (docs/differences.md, "Reference pictures are squeezed").
     """
     squeezed = picture.resize((512, 512), Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(squeezed)).float() / 255
@@ -237,13 +244,13 @@ def load_generator(
     sizes: ResamplerSizes | None = None,
     offload: bool = False,
 ) -> Generator:
-    """A generator from the published file layouts; UserError for files that do not fit together.
+    """A generator from files in their published layouts. Raises UserError for files that do not fit together.
 
-    With ``offload`` the GPU holds one of the text encoders, the image encoder, the UNet and the VAE at a time; the
-    adapter and the local encoder stay there.
+    With ``offload`` the GPU holds only one of text encoders, image encoder, UNet and VAE at a time; the adapter and the
+    local encoder stay on it.
     """
     pipe = load_pipeline(base, image_encoder, vae, dtype)
-    made = load_adapter(
+    image_adapter = load_adapter(
         adapter,
         pipe.unet,
         sizes or ResamplerSizes(),
@@ -251,7 +258,7 @@ def load_generator(
         pipe.text_encoder.config.hidden_size,
     )
     local = load_local_encoder(local_encoder, pipe.image_encoder.config).to(device, dtype) if local_encoder else None
-    generator = Generator(pipe, made.to(device, dtype), device, local)
+    generator = Generator(pipe, image_adapter.to(device, dtype), device, local)
     generator.add_loras(loras or {})
     if offload:
         pipe.enable_model_cpu_offload(device=device)
@@ -261,9 +268,9 @@ def load_generator(
 
 
 def load_pipeline(base: Path, image_encoder: Path, vae: Path | None, dtype: torch.dtype) -> Any:
-    """SDXL in ``dtype`` on the CPU with the CLIP image encoder as its own.
+    """SDXL in ``dtype`` on the CPU, with the CLIP image encoder registered in it.
 
-    A VAE that says it overflows in float16 (force_upcast) stays in float32.
+    A VAE whose config says that it overflows in float16 (force_upcast) stays in float32.
     """
     variant = variant_of(base / "unet", dtype)
     try:
@@ -288,7 +295,7 @@ def load_pipeline(base: Path, image_encoder: Path, vae: Path | None, dtype: torc
 
 
 def load_image_encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModel:
-    """CLIP's vision tower, out of a whole CLIP model or of a vision tower alone."""
+    """CLIP's vision tower, from a whole CLIP model or from a vision tower alone."""
     try:
         encoder, report = cast(
             "tuple[CLIPVisionModel, dict]",
@@ -297,13 +304,13 @@ def load_image_encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModel:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"CLIP image encoder {folder}: cannot be loaded ({reason}); fetch it again") from error
-    if missing := sorted(report["missing_keys"]):  # transformers would go on with random weights in their place
+    if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
         raise UserError(f"CLIP image encoder {folder}: {missing[0]} is missing; give a CLIP model")
     return encoder
 
 
 def variant_of(folder: Path, dtype: torch.dtype) -> str | None:
-    """ "fp16" if a model's folder holds files of that variant and they are wanted, or no others are there."""
+    """ "fp16" if a model's folder has files of that variant, and they are wanted or the only ones; else None."""
     names = [path.name for path in folder.glob("*.safetensors")]
     halves = [name for name in names if ".fp16." in name]
     return "fp16" if halves and (dtype != torch.float32 or len(halves) == len(names)) else None

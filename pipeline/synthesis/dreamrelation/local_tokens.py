@@ -1,7 +1,7 @@
-"""Sixteen more tokens a reference, from a CLIP that was tuned to see parts (spec/dreamrelation.md section 7).
+"""Sixteen additional tokens for each reference, from a CLIP that was tuned to see parts of a picture.
 
-Optional: the published recipe runs without them. The published program gives every reference the tokens of the first;
-here each gets its own.
+They are optional, and the published recipe runs without them. Each reference gets its own tokens here
+(docs/differences.md, "Local tokens").
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_schemas.errors import UserError
 from pipeline.synthesis.dreamrelation.files import read_tensors
 
 CELLS = 4
-"""Cells along each side of the picture; a token is the mean of a cell."""
+"""Cells along each side of the picture. One token is the mean of a cell."""
 
 NAMES = (
     (r"class_embedding$", "embeddings.class_embedding"),
@@ -31,13 +31,13 @@ NAMES = (
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"encoder.layers.\1.mlp.fc1."),
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"encoder.layers.\1.mlp.fc2."),
 )
-"""open_clip's names of the vision tower's parameters, and transformers'."""
+"""Parameter names of the vision tower in open_clip, as patterns, and in transformers."""
 
 QKV = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)$")
 
 
 class LocalEncoder(nn.Module):
-    """CLIP's vision tower on pictures four times as large as usual, without attention in its last layer."""
+    """CLIP's vision tower on pictures with four times the usual side, without attention in its last layer."""
 
     def __init__(self, tower: Any):
         super().__init__()
@@ -45,7 +45,7 @@ class LocalEncoder(nn.Module):
         self.side: int = CELLS * tower.config.image_size
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Tokens [R, 16, D] of normalised pixels [R, 3, side, side], each picture's own, cell columns first."""
+        """Tokens [R, 16, D] of normalised pixels [R, 3, side, side], cells column by column."""
         tower: Any = self.tower
         states = tower(pixels, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-2]
         last = tower.encoder.layers[-1]
@@ -56,16 +56,16 @@ class LocalEncoder(nn.Module):
 
 
 def cell_means(dense: Tensor, grid: int) -> Tensor:
-    """Means [R, 16, D] over 4 x 4 cells of tokens [R, grid * grid, D]; cells go down first, then right."""
+    """Means [R, 16, D] over 4 x 4 cells of tokens [R, grid * grid, D], cells column by column."""
     rows = dense.transpose(1, 2).unflatten(2, (grid, grid))  # [R, D, y, x]
     cells = nn.functional.avg_pool2d(rows, grid // CELLS)
     return cells.transpose(2, 3).flatten(2).transpose(1, 2)
 
 
 def load_local_encoder(path: Path, config: CLIPVisionConfig) -> LocalEncoder:
-    """From a checkpoint in open_clip's naming (a whole CLIP, possibly under "state_dict" and "module.").
+    """The encoder from a checkpoint with open_clip's names: a whole CLIP, possibly under "state_dict" and "module.".
 
-    ``config`` is the image encoder's: both are the same network. UserError if the file does not fit it.
+    ``config`` is the image encoder's, as both have the same architecture. Raises UserError if the file does not fit it.
     """
     stored = read_tensors(path, "local encoder")
     stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
@@ -85,14 +85,14 @@ def load_local_encoder(path: Path, config: CLIPVisionConfig) -> LocalEncoder:
             f"local encoder {path}: is not the image encoder's network in open_clip's naming ({reason}); "
             "give the CLIPSelf checkpoint of ViT-bigG-14"
         ) from error
-    # a buffer that no file holds, so it is still on the meta device
+    # no checkpoint holds this buffer, so it is still on the meta device
     positions = tower.embeddings.position_embedding.num_embeddings
     tower.embeddings.position_ids = torch.arange(positions)[None]
     return LocalEncoder(tower).requires_grad_(False).eval()
 
 
 def translate(visual: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's vision tower in transformers' naming; a name that is not known stays as it is."""
+    """The vision tower's parameters renamed from open_clip to transformers. Unknown names are kept."""
     renamed = {}
     for name, value in visual.items():
         if found := QKV.match(name):

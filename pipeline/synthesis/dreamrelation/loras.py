@@ -1,4 +1,4 @@
-"""Relation LoRAs: small files that fit a UNet, checked before they are loaded (spec/dreamrelation.md section 2.2)."""
+"""Relation LoRAs: small weight files for a UNet, which are checked before they are loaded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.synthesis.dreamrelation.files import read_tensors
 
 DOWN = (".lora.down.weight", ".lora_A.weight")
 UP = (".lora.up.weight", ".lora_B.weight")
-"""Endings in the naming of older and newer tools."""
+"""Endings of parameter names as written by older and by newer tools."""
 
 
 def read_lora(path: Path, unet: Any) -> dict[str, Tensor]:
-    """The tensors of a LoRA for this UNet; UserError if it is none, or one for another."""
+    """The tensors of a LoRA for this UNet. Raises UserError if the file is not a LoRA, or one for another model."""
     tensors = read_tensors(path, "LoRA")
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
     if not tensors:

@@ -1,7 +1,7 @@
-"""The grounding resampler: CLIP tokens of one reference, its phrase and its box become sixteen prompt tokens.
+"""The grounding resampler: CLIP tokens of a reference, with its phrase and box, become sixteen prompt tokens.
 
-Source: spec/dreamrelation.md section 4. Parameter names are those of the published file (section 4.1).
-Shapes: R rows (sample * subjects + subject), T image tokens, Q queries, D width of the resampler, H heads.
+Parameter names are those of the published file. Shapes: R rows (sample * subjects + subject), T image tokens, Q
+queries, D width of the resampler, H heads.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ BOX_FEATURES = FREQUENCIES * 2 * 4
 
 
 class Resampler(nn.Module):
-    """A perceiver whose start latents know the subject's phrase and box.
+    """A perceiver whose first latents are computed from the subject's phrase and box.
 
-    ``image_width``, ``phrase_width`` and ``token_width`` are the widths of the image encoder, of the first text
-    encoder and of the UNet's text tokens.
+    ``image_width``, ``phrase_width`` and ``token_width`` are the widths of the image encoder, of the first text encoder
+    and of the UNet's text tokens.
     """
 
     def __init__(self, sizes: ResamplerSizes, image_width: int, phrase_width: int, token_width: int):
@@ -45,7 +45,7 @@ class Resampler(nn.Module):
     def forward(self, image: Tensor, phrases: Tensor, boxes: Tensor, drop: Tensor | None = None) -> Tensor:
         """Tokens [R, Q, token width] from CLIP tokens [R, T, .], phrase vectors [R, .] and boxes [R, 4].
 
-        Rows marked in ``drop`` [R] start from the learned latents and know neither phrase nor box.
+        Rows marked in ``drop`` [R] start from learned latents and ignore phrase and box.
         """
         latents = self.start_latents(phrases, boxes)
         if drop is not None:
@@ -57,14 +57,14 @@ class Resampler(nn.Module):
         return self.norm_out(self.proj_out(self.attention_norm(latents)))
 
     def start_latents(self, phrases: Tensor, boxes: Tensor) -> Tensor:
-        """Start latents [R, Q, D]."""
+        """The first latents [R, Q, D]."""
         grounding = torch.cat([phrases, box_features(boxes).to(phrases.dtype)], dim=-1)
         latents = self.latent_proj(grounding).unflatten(-1, (self.sizes.queries, self.sizes.width))
         return self.latent_norm(latents)
 
 
 class PerceiverAttention(nn.Module):
-    """Latents attend to the image tokens and to themselves."""
+    """Attention of the latents to the image tokens and to themselves."""
 
     def __init__(self, sizes: ResamplerSizes):
         super().__init__()
@@ -77,7 +77,7 @@ class PerceiverAttention(nn.Module):
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, image: Tensor, latents: Tensor) -> Tensor:
-        """[R, T, D] and [R, Q, D] to [R, Q, D]."""
+        """From image tokens [R, T, D] and latents [R, Q, D] to [R, Q, D]."""
         image, latents = self.norm1(image), self.norm2(latents)
         keys, values = self.to_kv(torch.cat([image, latents], dim=1)).chunk(2, dim=-1)
         query, keys, values = (

@@ -1,4 +1,4 @@
-"""Synthesis with DreamRelation: SDXL, the MS-Diffusion adapter for two subjects in boxes, one LoRA a relation."""
+"""The synthesis stage with DreamRelation: SDXL, the MS-Diffusion adapter for subjects in boxes, and relation LoRAs."""
 
 from __future__ import annotations
 
@@ -28,45 +28,48 @@ ADAPTER_FILE = "ms_adapter.bin"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LOCAL_FILE = "epoch_6.pt"
 REMEMBERED = 1024
-"""References whose CLIP tokens are kept: about 0.9 GB of memory in float16."""
+"""References whose CLIP tokens are cached; this many take about 0.9 GB of memory in float16."""
 
 
 class DreamRelationConfig(StageConfig):
-    """Models are Hugging Face ids or local paths. ``loras`` maps a relation to its file or folder in ``lora_source``.
+    """Settings of DreamRelation. Models are Hugging Face ids or local paths.
 
-    A relation without a LoRA is made by the base and the adapter alone. Pictures are made at ``side`` pixels and kept
-    at ``size``. The plan's prompt is used as it stands.
+    ``loras`` maps a relation to its file or folder in ``lora_source``; a relation without a LoRA uses the base and the
+    adapter alone. Pictures are made at ``side`` pixels and stored at ``size``. The plan's prompt is used unchanged.
     """
 
-    # these change results by float rounding at most; vae_tiling is not among them: its tiles blend differently
+    # these change results by float rounding at most; vae_tiling does more, because its tiles are blended
     how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile", "offload"})
 
     backend: Literal["dreamrelation"] = "dreamrelation"
     base: str = "stabilityai/stable-diffusion-xl-base-1.0"
     base_revision: str = "main"
     image_encoder: str = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
-    adapter: str = Field("doge1516/MS-Diffusion", description="Holds ms_adapter.bin; or a .bin or .safetensors file")
+    adapter: str = Field("doge1516/MS-Diffusion", description="Where ms_adapter.bin is, or such a file itself")
     resampler: ResamplerSizes = ResamplerSizes()
-    vae: str | None = Field(None, description="Such as madebyollin/sdxl-vae-fp16-fix; none takes the base's own")
-    local_encoder: str | None = Field(None, description="CLIPSelf checkpoint for 16 more tokens a reference")
+    vae: str | None = Field(None, description="Such as madebyollin/sdxl-vae-fp16-fix; without one, the base's own")
+    local_encoder: str | None = Field(None, description="CLIPSelf checkpoint that adds 16 tokens for each reference")
     lora_source: str = "QingyuShi/DreamRelation"
     loras: dict[str, str] = {"hug": "lora-trained-xl-hugging-0.1kp-0.001cal-0.6"}
     steps: int = Field(30, ge=1, le=200)
-    guidance: float = Field(5.0, ge=1, le=30, description="1 is none, and takes half the time")
-    adapter_scale: float = Field(0.6, ge=0, le=2, description="How strongly the references act")
+    guidance: float = Field(5.0, ge=1, le=30, description="1 turns guidance off and halves the time")
+    adapter_scale: float = Field(0.6, ge=0, le=2, description="Weight of the references in the picture")
     negative_prompt: str = NEGATIVE_PROMPT
-    side: int = Field(1024, ge=64, le=2048, multiple_of=8, description="Side of the picture as it is made, in pixels")
-    size: int = Field(512, ge=64, le=2048, description="Side of the picture as it is kept, in pixels")
+    side: int = Field(1024, ge=64, le=2048, multiple_of=8, description="Side of the picture when made, in pixels")
+    size: int = Field(512, ge=64, le=2048, description="Side of the picture when stored, in pixels")
     precision: Precision = "float16"
     device: Device = "auto"
     batch_size: int = Field(4, ge=1, le=64, description="Pictures made at once")
-    compile: bool = Field(False, description="Compile the UNet: minutes at first and for each new LoRA, faster then")
+    compile: bool = Field(False, description="Compile the UNet: slow for each new LoRA, then faster")
     vae_tiling: bool = Field(False, description="Decode in tiles, for pictures of more than 1024 pixels a side")
-    offload: bool = Field(False, description="Keep on the GPU only the model that is at work")
+    offload: bool = Field(False, description="Keep only the model in use on the GPU")
 
 
 class DreamRelation(BatchStage):
-    """Saves ``target`` (RGB, ``size`` x ``size``). Source: spec/dreamrelation.md."""
+    """Saves ``target`` (RGB, ``size`` x ``size`` pixels).
+
+    docs/differences.md lists what differs from the published program.
+    """
 
     name = "synthesis"
     version = 1
@@ -104,7 +107,7 @@ class DreamRelation(BatchStage):
         return tuple(needed)
 
     def _base_files(self) -> tuple[str, ...]:
-        """Exactly what is loaded: from the hub the float16 files where they serve; a local folder may hold either."""
+        """The files that are loaded: from the hub those of the chosen precision, from a local folder either kind."""
         c = self.config
         parts = ["text_encoder", "text_encoder_2", "unet"] + (["vae"] if c.vae is None else [])
         if Weights("", c.base, ()).is_local:
@@ -145,14 +148,14 @@ class DreamRelation(BatchStage):
             raise UserError("synthesis.negative_prompt: more than the text encoder's 77 tokens; make it shorter")
 
     def batches(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
-        """One relation a batch: a LoRA is a property of the whole UNet."""
+        """Batches that each contain one relation only, because a LoRA changes the whole UNet."""
         groups: dict[str, list[Sample]] = {}
         for sample in samples:
             groups.setdefault(sample.plan["relation"], []).append(sample)
         return [batch for group in groups.values() for batch in super(DreamRelation, self).batches(group)]
 
     def process_batch(self, samples: Sequence[Sample]) -> list[dict | Exception]:
-        """Samples of one relation, as ``batches`` hands them over."""
+        """Make the pictures of samples with the same relation, as ``batches`` groups them."""
         (relation,) = {sample.plan["relation"] for sample in samples}
         with self._turn, exact_float32():
             results = self._generate(samples, relation)
@@ -162,7 +165,7 @@ class DreamRelation(BatchStage):
         ]
 
     def _generate(self, samples: Sequence[Sample], relation: str) -> list[Image.Image | Exception]:
-        """The picture of each sample, ``side`` x ``side``, or why there is none."""
+        """The picture of each sample, ``side`` x ``side`` pixels, or the error that explains why there is none."""
         from pipeline.synthesis.dreamrelation.generator import to_pictures
 
         scenes: dict[int, Scene] = {}
@@ -194,7 +197,7 @@ class DreamRelation(BatchStage):
         return Scene(plan["prompt"], phrases, [plan["box_0"], plan["box_1"]], features, plan["seed"])
 
     def _reference(self, sample: Sample, index: int) -> torch.Tensor:
-        """CLIP tokens of a reference, asked once for as long as it is remembered."""
+        """The CLIP tokens of a reference, cached for the last REMEMBERED references."""
         key = sample.plan[f"reference_{index}_id"]
         if key not in self._features:
             while len(self._features) >= REMEMBERED:
@@ -216,10 +219,10 @@ class DreamRelation(BatchStage):
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file itself, or the one of that name in the folder."""
+    """``folder`` itself if it is a file, else the file ``name`` in it."""
     return folder if folder.is_file() else folder / name
 
 
 def lora_file(name: str) -> str:
-    """Path of a relation's file inside the folder of LoRAs: itself, or the usual file in a sub-folder."""
+    """The path of a relation's file inside the folder of LoRAs; a sub-folder stands for the usual file in it."""
     return name if name.endswith(".safetensors") else f"{name.rstrip('/')}/{LORA_FILE}"

@@ -1,0 +1,78 @@
+"""The data that the report page is made from, as plain dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+Pictures = Callable[[str, str], Image.Image | None]
+"""Reads a picture of a sample by (sample id, name); None for a picture that was never made."""
+View = dict[str, Any]
+"""A dictionary with the values that the template shows."""
+
+
+@dataclass(frozen=True)
+class RuleLine:
+    """One rule of ``decide``: ``column`` must be at least ("min") or at most ("max") the threshold."""
+
+    stage: str
+    column: str
+    bound: str
+    threshold: float
+    reason: str
+    meaning: str
+
+    def passes(self, value: float) -> bool:
+        """Whether a score passes the rule."""
+        return value >= self.threshold if self.bound == "min" else value <= self.threshold
+
+
+@dataclass(frozen=True)
+class Training:
+    """The results of the trainer, the evaluator and the sampler.
+
+    ``log`` holds the rows of metrics.jsonl: ``step`` with ``loss`` (nats) and ``samples_per_s``, or with ``val_loss``
+    and ``val_loss_target``; one row may have ``val_unigram_cross_entropy``. ``evaluation`` maps names to numbers;
+    nested values are ignored. ``samples`` are (sample id, generated picture). ``of_other_shards`` says that the model
+    was not trained on the shards of the dataset that the page shows.
+    """
+
+    log: list[dict]
+    evaluation: dict
+    samples: list[tuple[str, Image.Image]]
+    of_other_shards: bool = False
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the page shows."""
+
+    name: str
+    manifest: pd.DataFrame
+    rules: list[RuleLine]
+    metrics: dict
+    picture: Pictures
+    config: dict
+    training: Training | None
+
+
+def rules_by_column(rules: Iterable[RuleLine]) -> dict[str, list[RuleLine]]:
+    """The rules grouped by the column that they use."""
+    groups: dict[str, list[RuleLine]] = {}
+    for rule in rules:
+        groups.setdefault(rule.column, []).append(rule)
+    return groups
+
+
+def decided(manifest: pd.DataFrame, decision: str) -> pd.DataFrame:
+    """The rows of the manifest with this decision."""
+    return manifest[manifest["decision"] == decision]
+
+
+def records(frame: pd.DataFrame) -> list[View]:
+    """The rows as dictionaries."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]

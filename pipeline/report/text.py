@@ -1,0 +1,60 @@
+"""Numbers, texts and reasons as the report's pages show them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import yaml
+
+from pipeline.report.charts import number
+
+
+def count_text(value: object) -> str:
+    """A count with separated thousands; an en dash if there is none."""
+    count = as_float(value)
+    return f"{count:,.0f}" if math.isfinite(count) else "–"
+
+
+def number_text(value: object) -> str:
+    """A whole number in full, any other number to three digits."""
+    return count_text(value) if isinstance(value, Integral) else number(as_float(value))
+
+
+def share_text(value: object) -> str:
+    """A fraction as a percentage. A share that is only close to 0 or 1 is never shown as "0 %" or "100 %"."""
+    share = as_float(value)
+    if not math.isfinite(share):
+        return "–"
+    digits = 1 if 0 < share < 0.01 or 0.99 < share < 1 else 0
+    return f"{100 * share:.{digits}f} %"
+
+
+def as_float(value: object) -> float:
+    """The value as a number; NaN for None, text and other values that are not numbers."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def as_text(value: object) -> str:
+    """The value of a text column; "" for any kind of null."""
+    return value if isinstance(value, str) else ""
+
+
+def reasons_of(row: Mapping[str, Any]) -> list[str]:
+    """The row's reason codes as a list, whether the column holds null, a list or an array."""
+    reasons = row.get("reasons")
+    if reasons is None or isinstance(reasons, str | float):
+        return [reasons] if isinstance(reasons, str) and reasons else []
+    return [str(reason) for reason in reasons]
+
+
+def yaml_text(config: Mapping[str, Any]) -> str:
+    """The config as YAML. Values that YAML cannot express (a path, an enum) are shown as text."""
+    plain = json.loads(json.dumps(config, default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
