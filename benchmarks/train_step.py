@@ -30,9 +30,10 @@ from tokenar.encoders.vq import VqNetwork, VqTokenizer
 from tokenar.model.config import ModelConfig, released, tokenar_xl
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
+from tokenar.train.batches import MicroBatch, StepBatches
 from tokenar.train.log import TRAINING_PASSES, memory_gb, peak_flops
 from tokenar.train.optimizer import parameter_groups
-from tokenar.train.step import Part, Step, Work
+from tokenar.train.step import Step
 
 REFERENCES, SLOTS = 2, 3
 GOAL = {"mfu": 0.45, "samples_per_s": 11.0}
@@ -154,8 +155,8 @@ def trainer_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype, r
     numbers = itertools.count()
 
     def step() -> object:
-        part = Part(stored, torch.full((batch,), 0.5))
-        trained.update(Work(next(numbers), [part], batch, scored, REFERENCES, Position()))
+        micro_batch = MicroBatch(stored, torch.full((batch,), 0.5))
+        trained.update(StepBatches(next(numbers), [micro_batch], batch, scored, REFERENCES, Position()))
         return trained.sums
 
     return step

@@ -289,7 +289,7 @@ def evaluate(
 
 def _named(given: list[str]) -> dict[str, Path]:
     """``NAME=DIR`` or ``DIR`` as name -> folder; a folder that is there is never taken apart."""
-    from tokenar.evaluate.run import named
+    from tokenar.evaluate.methods import named
 
     found: dict[str, Path] = {}
     for text in given:
