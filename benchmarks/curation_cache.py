@@ -1,4 +1,4 @@
-"""What the part cache saves: the same curation made, and found. The last line is one JSON object.
+"""The time that the cache of parts saves: the same curation run twice. The last line is one JSON object.
 
 python benchmarks/curation_cache.py --samples 24
 """

@@ -1,8 +1,8 @@
-"""What 8-bit weights and 8-bit keys and values cost in quality, on a trained model and held-out samples.
+"""The loss of quality by 8-bit weights and by 8-bit keys and values, for a trained model on held-out samples.
 
-``agree`` is the share of greedily drawn tokens that are those of full precision, ``psnr`` that of the drawn pictures
-against the true ones, ``loss`` the cross entropy of the true pictures' tokens (of 8-bit weights alone: no cache is at
-work there). The last line is one JSON object; ``ratio`` is the loss with int8 weights over that with full ones.
+``agree`` is the share of greedily drawn tokens that equal those of full precision. ``psnr`` compares the drawn pictures
+to the true ones. ``loss`` is the cross entropy of the true pictures' tokens; it is not given for the cache, which is
+not used there. The last line is one JSON object; ``ratio`` is the loss with int8 weights over that with full ones.
 
 python benchmarks/quantised.py --model runs/quickstart/training/model --shards 'runs/quickstart/dataset/test-*.tar'
 """
@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 @torch.inference_mode()
 def measure(model: Model, samples: list[Encoded], settings: dict[str, Any]) -> tuple[torch.Tensor, float, float]:
-    """Codes drawn greedily [B, N], PSNR in dB, and loss in nats a token."""
+    """(greedily drawn tokens [B, N], PSNR in dB, loss in nats a token) with some sampling settings."""
     config = SampleConfig.model_validate({"temperature": 0.0} | settings)
     sampler, drawn, losses = Sampler(model, config), [], []
     for number, sample in enumerate(samples):

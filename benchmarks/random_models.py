@@ -1,7 +1,7 @@
-"""Random weights of the paper's models in the layouts in which the real ones are published, small or full-size.
+"""Writes the paper's models with random weights, in the file layouts of the published ones, small or full-size.
 
-Speed does not depend on what the numbers are, so a benchmark needs no download. "small" keeps the structure and is
-sized so that a processor core is busy with the model for a good part of a second a sample.
+Speed does not depend on the values of the weights, so a benchmark downloads nothing. "small" has the same structure in
+a size for which a processor core needs a good part of a second a sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 
 def write_sdxl(folder: Path, full: bool, precision: str) -> dict[str, Any]:
-    """SDXL base, CLIP image encoder, adapter and one LoRA; returns the settings of the synthesis that name them."""
+    """Write SDXL base, CLIP's image encoder and the adapter. Returns the synthesis settings that name them."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import (
         CLIPTextConfig,
@@ -82,7 +82,7 @@ def write_sdxl(folder: Path, full: bool, precision: str) -> dict[str, Any]:
 
 
 def clip_tokenizer(folder: Path) -> Any:
-    """A byte-level CLIP tokenizer that merges nothing: a token a letter."""
+    """A byte-level CLIP tokenizer without merges, so that every letter is a token."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -95,7 +95,7 @@ def clip_tokenizer(folder: Path) -> Any:
 
 
 def write_ben2(folder: Path, full: bool) -> dict[str, Any]:
-    """BEN2 has one size; small sees pictures at 256 pixels instead of 1024."""
+    """Write BEN2 and return the matting settings. BEN2 has one size; "small" gives it pictures of 256 pixels."""
     from pipeline.matting.ben2_network import Ben2Network
 
     folder.mkdir()
@@ -104,7 +104,8 @@ def write_ben2(folder: Path, full: bool) -> dict[str, Any]:
 
 
 def write_judge(folder: Path, full: bool, precision: str) -> dict[str, Any]:
-    """Gemma-3n, E4B's own sizes in full; small is 7 M parameters of vision tower and a narrow text model."""
+    """Write Gemma-3n and return the semantics settings. "full" has E4B's sizes; "small" has a vision tower of 7 million
+    parameters and a narrow text model."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     from tiny_vlm import letter_tokenizer, save_tiny_gemma
 
@@ -134,7 +135,7 @@ def write_judge(folder: Path, full: bool, precision: str) -> dict[str, Any]:
 
 
 def write_encoder(folder: Path, full: bool) -> dict[str, Any]:
-    """DINOv2 through timm: ViT-B at 518 pixels, or ViT-S at 224."""
+    """Write a DINOv2 of timm (ViT-B at 518 pixels, or small ViT-S at 224) and return the identity settings."""
     import timm
 
     name = f"vit_{'base' if full else 'small'}_patch14_dinov2.lvd142m"

@@ -1,9 +1,9 @@
-"""Drawing one picture: the sampler's three modes beside an eager loop that does what the published sampler does.
+"""Seconds to draw one picture: the sampler's modes, compared to an eager loop that works like the published sampler.
 
-The plain loop draws the references' copies too, doubles the batch for guidance, copies keys and values in each layer
-and step, and reads all slots of its cache from the first step on. All sides use the same weights and take turns on the
-same machine. Speed does not depend on what the numbers are, so the weights are drawn, with the head left zero: the
-greedy choice is then token 0, and a draft of zeros is always right in verified mode, one of ones always wrong.
+The plain loop also draws the reference copies, doubles the batch for guidance, copies keys and values in every layer
+and step, and reads the whole cache from the first step on. All sides use the same weights and take turns on the same
+machine. Speed does not depend on the weights' values, so they are random, with a head of zeros: the greedy choice is
+then always token 0, so that in verified mode a draft of zeros is always right and a draft of ones always wrong.
 The last line is one JSON object; ``ratio`` is plain seconds over forced seconds.
 
 python benchmarks/sample.py                  # 25 M parameters, 256 tokens an image, four blocks, on a CPU in float32
@@ -33,12 +33,12 @@ from tokenar.sample.decoder import Decoder
 from tokenar.sample.logits import filter_logits, guide
 
 GOAL = {"forced_s": 2.0, "free_s": 9.4}
-"""Seconds for GPT-XL on one H100 at guidance 3."""
+"""Target seconds for GPT-XL on one H100 at guidance 3."""
 SAMPLING = {"guidance": 3.0, "temperature": 1.0, "top_k": 1000, "compile": True}
 
 
 def models(size: str) -> tuple[ModelConfig, VqConfig]:
-    """The released model, or the same with fewer and narrower layers and a small codebook; and its VQ tokenizer."""
+    """(model, VQ tokenizer) settings: the released ones for "xl", otherwise a smaller model and a smaller codebook."""
     if size == "xl":
         return released(), vq16()
     small = {"layers": 6, "heads": 8, "width": 512, "vocabulary": 2048, "grid": 16}
@@ -48,7 +48,7 @@ def models(size: str) -> tuple[ModelConfig, VqConfig]:
 
 @dataclass
 class PlainCache:
-    """Keys and values [2, H, T, D] of a layer, all slots from the start."""
+    """Keys and values [2, H, T, D] of a layer, for all T positions from the start."""
 
     keys: Tensor
     values: Tensor
@@ -60,7 +60,7 @@ class PlainCache:
 
 
 class Plain:
-    """The published sampler (spec/tokenar.md section 6): free-running, eager, one batch of two."""
+    """A sampler like the published one (docs/differences.md): eager, draws every target token, batch of two."""
 
     def __init__(self, net: TokenAR, references: int):
         self.net, self.layout = net, net.layout(references)
@@ -71,7 +71,7 @@ class Plain:
         self.rotary = net.tables(self.layout)[0]
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor:
-        """Logits [2, t, V] of new positions."""
+        """Logits [2, t, V] of the t new positions ``places``, whose inputs are ``x`` [2, t, D]."""
         for layer, cache in zip(self.net.layers, self.caches, strict=True):
             attention, feed_forward = layer.attention, layer.feed_forward
             heads = F.linear(layer.attention_norm(x), attention.wqkv.weight)
@@ -87,7 +87,7 @@ class Plain:
 
     @torch.no_grad()
     def draw(self, sources: Tensor, text: Tensor) -> list[float]:
-        """Clock readings: at the beginning, after the first token, at the end."""
+        """Draw a picture. Returns clock readings in seconds: at the start, after the first token, at the end."""
         net, layout, device = self.net, self.layout, sources.device
         clock = [_now(device)]
         dropped = torch.tensor([False, True], device=device)
@@ -108,7 +108,7 @@ class Plain:
 
 
 def ours(net: TokenAR, sources: Tensor, text: Tensor, **settings: object) -> Callable[[], list[float]]:
-    """A decoder made once; each call gives clock readings as Plain.draw does."""
+    """Make a decoder. Each call of the returned function draws a picture and returns clock readings as Plain.draw."""
     config = SampleConfig.model_validate(SAMPLING | settings)
     decoder, device = Decoder(net, 1, net.config.max_references, config), sources.device
 
@@ -131,7 +131,7 @@ def _now(device: torch.device) -> float:
 
 @dataclass
 class Side:
-    """Seconds of a picture, and of its prefill, turn by turn."""
+    """Seconds of a whole picture and of its prefill, one value for each round."""
 
     whole: list[float] = field(default_factory=list)
     prefill: list[float] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Side:
 
 
 def step_bytes(decoder: Decoder) -> int:
-    """Bytes that the single steps of a picture read and write."""
+    """Bytes that the decoding steps of a picture read and write, without the prefill."""
     net, count = decoder.net, decoder.count
     total = 0
     stored = sum(segment.groups * segment.capacity for segment in decoder.segments[:-1])
@@ -155,13 +155,13 @@ def step_bytes(decoder: Decoder) -> int:
 
 
 def plain_bytes(net: TokenAR, references: int) -> int:
-    """The same of the plain loop: every slot is read, copied and read again."""
+    """The same for the plain loop, which reads, copies and reads again the whole cache in every step."""
     layout = net.layout(references)
     return (layout.target_tokens - 1) * (net.weight_bytes() + net.kv_bytes(2 * 3 * layout.total))
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second at which this machine reads memory, the best of five."""
+    """Bytes a second at which this machine reads memory, the best of five measurements."""
     block = torch.ones(1 << (30 if device.type == "cuda" else 27), device=device)
     best = float("inf")
     for _ in range(5):
@@ -190,7 +190,7 @@ def main() -> None:
         "verified_all_wrong": ours(net, right + 1, text, copies="verified", temperature=0.0),
         "free": ours(net, right, text, copies="drawn"),
     }
-    for run in [*runs.values()][1:] * 2:  # a step is compiled in the first turn; on a GPU the second makes it a graph
+    for run in [*runs.values()][1:] * 2:  # the first round compiles the step; on a GPU the second captures its graph
         run()
     sides = {name: Side() for name in runs}
     for _ in range(given.rounds):

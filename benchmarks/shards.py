@@ -1,9 +1,9 @@
-"""Shard writing beside webdataset's bare TarWriter on the same bytes. The last line is one JSON object.
+"""Seconds to write a shard, compared to webdataset's TarWriter on the same bytes. The last line is one JSON object.
 
 python benchmarks/shards.py --samples 48 --rounds 5
 
-Ours reads the pictures from the stages' parts, makes the JSON, writes, hashes and syncs the tar and its index; the bare
-writer is handed the finished members in memory and writes them to a file on the same disk.
+Ours reads the pictures from the stages' parts, makes the JSON, and writes, hashes and syncs the tar and its index. The
+bare writer gets the finished members in memory and writes them to a file on the same disk.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
         result = curate(config)
         members = dict(read_members(f"{result.dataset_url}/train-00000.tar"))
         job = PartJob(result.run, "shards", "train-00000", "benchmark", "benchmark", force=True)
-        make_part(job)  # what all shards share is read once
+        make_part(job)  # reads what all shards share, so that it is not timed
         ours, theirs = [], []
         for _ in range(given.rounds):
             ours.append(seconds(lambda: make_part(job)))

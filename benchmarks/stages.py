@@ -1,11 +1,11 @@
-"""Samples a second of each stage with the paper's models, beside the bare model on ready-made tensors.
+"""Samples a second of each stage with the paper's models, compared to the model alone on prepared tensors.
 
 python benchmarks/stages.py                       # small random weights on a CPU, full-size ones where there is a GPU
 python benchmarks/stages.py --stages matting
 
-A stage decodes and resizes pictures, runs its model, encodes and commits its part; the bare model is called on tensors
-that are there already, in the same batches. Loading is measured apart. The last line is one JSON object; "ratio" is
-the smallest stage's share of its bare model's speed.
+A stage decodes and resizes pictures, runs its model, and encodes and writes its part. The bare model runs on tensors
+that are already prepared, in the same batches. Loading is measured separately. The last line is one JSON object;
+"ratio" is a stage's speed over that of its bare model, the lowest of all stages.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, stages: list[str], full: bool, samples: int, workers: int) -> tuple[Run, Run]:
-    """A finished run of collages at the size of the real pictures, and the run with the models to be measured."""
+    """(a finished run of collages that gives the pictures, the run whose stages have the models to measure)."""
     precision = "bfloat16" if full else "float32"
     write: dict[str, Callable[[Path], dict[str, Any]]] = {
         "synthesis": lambda f: random_models.write_sdxl(f, full, precision),
@@ -84,7 +84,7 @@ def inputs_of(pictures: Run, stage: Stage) -> list[list[Sample]]:
 
 
 def measure(pictures: Run, stage: Stage, workers: int) -> dict[str, float]:
-    """Seconds to load, samples a second of the stage and of its bare model, and the median share of ROUNDS."""
+    """Seconds to load, samples a second of the stage and of its bare model, and the median of their ratios."""
     began = time.perf_counter()
     stage.ready()
     load = time.perf_counter() - began
@@ -103,8 +103,9 @@ def measure(pictures: Run, stage: Stage, workers: int) -> dict[str, float]:
             bare(len(batch))
 
     through_model()
-    through_stage()  # references are encoded, kernels chosen
-    rounds = [(clock(through_stage), clock(through_model)) for _ in range(ROUNDS)]  # side by side: both see any noise
+    through_stage()  # warm-up: encodes the references and chooses kernels
+    # Both in every round, so that noise on the machine affects both.
+    rounds = [(clock(through_stage), clock(through_model)) for _ in range(ROUNDS)]
     stage_s, bare_s = (min(side) for side in zip(*rounds, strict=True))
     return {
         "load_s": round(load, 2),
@@ -124,11 +125,11 @@ def clock(work: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-# The bare models: what a batch of n samples costs on tensors that are ready
+# The bare models: functions that run a batch of n samples on prepared tensors
 
 
 def bare_synthesis(stage: Any, samples: list[Sample]) -> Callable[[int], None]:
-    """Denoising with prepared embeddings, and the decoder."""
+    """Denoising with prepared embeddings, then the decoder."""
     generator, settings = stage.generator, stage._settings()
     scene = stage._scene(samples[0])
     ready = {}
@@ -159,7 +160,7 @@ def bare_matting(stage: Any, samples: list[Sample]) -> Callable[[int], None]:
 
 
 def bare_semantics(stage: Any, samples: list[Sample]) -> Callable[[int], None]:
-    """Greedy generation from prepared inputs, as many tokens as the stage may have."""
+    """Greedy generation from prepared inputs, up to as many tokens as the stage allows."""
     ready = {}
     for n in range(1, stage.batch_size + 1):
         requests = [stage.request(sample) for sample in (samples * stage.batch_size)[:n]]
@@ -173,7 +174,7 @@ def bare_semantics(stage: Any, samples: list[Sample]) -> Callable[[int], None]:
 
 
 def bare_identity(stage: Any, samples: list[Sample]) -> Callable[[int], None]:
-    """The encoder on the views of n samples, in its own chunks."""
+    """The encoder on the views of n samples, in batches of its own size."""
     from pipeline.identity.compare import VIEWS
 
     encoder = stage.encoder

@@ -1,7 +1,7 @@
-"""One training step: the trainer on encoded samples beside a plain one that does what the published trainer does.
+"""Speed of a training step: the trainer on encoded samples, compared to a plain step like the published trainer's.
 
-The plain step runs the frozen encoders (VQ on every picture, T5 on every prompt), fills up to three references with
-grey pictures, and makes the logits of all positions before it cuts out those that are scored. Both see the same samples
+The plain step runs the frozen encoders (VQ on every picture, T5 on every prompt), adds grey pictures up to three
+references, and computes the logits of all positions before it selects those that are scored. Both get the same samples
 with two real references, have weights of the same sizes and the same optimiser, and take turns on the same machine. The
 last line is one JSON object.
 
@@ -30,18 +30,19 @@ from tokenar.encoders.vq import VqNetwork, VqTokenizer
 from tokenar.model.config import ModelConfig, released, tokenar_xl
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
+from tokenar.train.batches import MicroBatch, StepBatches
 from tokenar.train.log import TRAINING_PASSES, memory_gb, peak_flops
 from tokenar.train.optimizer import parameter_groups
-from tokenar.train.step import Part, Step, Work
+from tokenar.train.step import Step
 
 REFERENCES, SLOTS = 2, 3
 GOAL = {"mfu": 0.45, "samples_per_s": 11.0}
-"""For GPT-XL on one H100 with two references."""
+"""Target for GPT-XL on one H100 with two references."""
 
 
 @dataclass
 class Size:
-    """Settings of one size: ours, the plain one's, its tokenizer, and what T5's configuration is called with."""
+    """The settings of one size: our model, the plain step's model, the VQ tokenizer, and the arguments of T5Config."""
 
     ours: ModelConfig
     plain: ModelConfig
@@ -50,8 +51,10 @@ class Size:
 
 
 def cpu_size() -> Size:
-    """128 pixels, 64 tokens an image. The trained model is scaled down further than the frozen encoders, as in a small
-    run with published ones: a VQ-16 of half the width and a T5-base. ``ratio_without_encoders`` leaves them out.
+    """128 pixels, 64 tokens an image. The encoders are a VQ-16 of half the width and a T5-base.
+
+    The trained model is scaled down more than the encoders, as in a small run with published encoders.
+    ``ratio_without_encoders`` leaves the encoders out.
     """
     small = {"layers": 6, "heads": 4, "width": 256, "vocabulary": 4096, "grid": 8, "text_tokens": 24,
              "text_width": 768, "instruct_tokens": 24, "distill": None}  # fmt: skip
@@ -61,7 +64,7 @@ def cpu_size() -> Size:
 
 
 def xl_size() -> Size:
-    """The published sizes; without the teacher, which neither side has."""
+    """The published sizes, without the teacher on either side."""
     ours, plain = (
         ModelConfig.model_validate(model.model_dump() | {"distill": None}) for model in (tokenar_xl(), released())
     )
@@ -70,8 +73,8 @@ def xl_size() -> Size:
 
 @dataclass
 class Raw:
-    """What a shard holds: pictures [B, R+2, 3, S, S] of references, background, target in [-1, 1], and the prompts'
-    words [B, T] int64 with their mask."""
+    """The content of a shard: pictures [B, R+2, 3, S, S] in [-1, 1] (references, background, target), and the prompts'
+    token ids ``words`` [B, T] int64 with their mask [B, T]."""
 
     pictures: Tensor
     words: Tensor
@@ -88,13 +91,13 @@ def raw_samples(size: Size, batch: int, device: torch.device) -> Raw:
 
 
 def with_grey(raw: Raw) -> Tensor:
-    """[B, SLOTS + 2, 3, S, S]: missing references are grey."""
+    """The pictures with a grey one for each missing reference, [B, SLOTS + 2, 3, S, S]."""
     grey = torch.zeros_like(raw.pictures[:, : SLOTS - REFERENCES])
     return torch.cat([raw.pictures[:, :REFERENCES], grey, raw.pictures[:, REFERENCES:]], dim=1)
 
 
 class Encoders:
-    """A VQ tokenizer in float32 and a T5 in ``dtype``, with drawn weights."""
+    """A VQ tokenizer in float32 and a T5 in ``dtype``, with random weights."""
 
     def __init__(self, size: Size, device: torch.device, dtype: torch.dtype):
         from transformers import T5Config, T5EncoderModel
@@ -114,7 +117,7 @@ class Encoders:
 
 
 def plain_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype) -> Callable[[], object]:
-    """The published trainer's step (spec/tokenar.md sections 3, 7, 8 and 10), eager."""
+    """A step like the published trainer's, eager. docs/differences.md says what it does differently from ours."""
     device = raw.pictures.device
     net = TokenAR(size.plain).to(device).train()
     optimizer = torch.optim.AdamW(
@@ -141,7 +144,7 @@ def plain_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype) -> 
 
 
 def trainer_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype, recompute: str) -> Callable[[], object]:
-    """The trainer's step on what tokenar-encode stores."""
+    """Our trainer's step, on samples as tokenar-encode stores them."""
     device, batch = raw.pictures.device, len(raw.pictures)
     codes = encoders.codes(raw.pictures).cpu()
     stored = Batch(codes[:, :-1], encoders.features(raw).cpu(), codes[:, -1], raw.mask.cpu())
@@ -154,15 +157,15 @@ def trainer_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype, r
     numbers = itertools.count()
 
     def step() -> object:
-        part = Part(stored, torch.full((batch,), 0.5))
-        trained.update(Work(next(numbers), [part], batch, scored, REFERENCES, Position()))
+        micro_batch = MicroBatch(stored, torch.full((batch,), 0.5))
+        trained.update(StepBatches(next(numbers), [micro_batch], batch, scored, REFERENCES, Position()))
         return trained.sums
 
     return step
 
 
 def seconds(build: Callable[[], Callable[[], object]], device: torch.device, steps: int, warmup: int) -> list[float]:
-    """Seconds of each step of one side, which is built for it and gone afterwards."""
+    """Seconds of each timed step of one side. The side is built here, so that its memory is freed afterwards."""
     step, taken = build(), []
     for number in range(warmup + steps):
         begun = time.perf_counter()

@@ -1,7 +1,7 @@
-"""The paper's ablations from one configuration: its four rows, and the number of instruct tokens (paper, section 4.2).
+"""The paper's ablations (section 4.2): the four rows of Table 4, and the number of instruct tokens (Fig. 8).
 
-Every run differs from the given configuration in the named parts alone and is made with each of the same seeds. A run
-that is whole is not made again, so a sweep that was stopped goes on where it was.
+Every run differs from the given settings only in what its name says, and is repeated with the same seeds. A finished
+run is not repeated, so a sweep that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ ROWS: dict[str, dict[str, object]] = {
     "without ITD": {"model__identity_disentanglement": False},
     "full": {},
 }  # fmt: skip
-"""The paper's Table 4: "baseline" has none of the three parts."""
+"""The rows of the paper's Table 4 and the settings they change. "baseline" has none of the paper's three parts."""
 
 PAPER_COUNTS = (30, 60, 120, 240, 1024)
-"""Numbers of instruct tokens around the paper's choice of 120 (its Fig. 8); scaled to the configuration's own."""
+"""Numbers of instruct tokens around the paper's choice of 120 (Fig. 8). They are scaled by the given settings' number
+over 120."""
 
 METRICS = ("identity", "identity_wrong", "swap_rate", "whole_psnr", "whole_ssim", "background_psnr")
 
 
 def runs_of(config: TrainConfig) -> dict[str, dict[str, object]]:
-    """Name of each run -> what it changes; the count of "full" is not trained twice."""
+    """Name of each run -> the settings it changes. The number of instruct tokens of "full" is not trained twice."""
     own = config.model.instruct_tokens
     if not own:
         raise UserError("a sweep needs model.instruct_tokens above 0; they are one of the parts that it takes away")
@@ -52,10 +53,11 @@ def sweep(
     limit: int | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Train and evaluate every run with ``seeds`` seeds; returns the table's rows.
+    """Train and evaluate every run with ``seeds`` seeds. Returns the table's rows.
 
-    ``config.out`` gets a folder a run, ``ablation.json`` (every figure of every seed), ``ablation.md`` and
-    ``ablation.png``. UserError without validation shards: identity is measured on subjects that were not trained on.
+    ``config.out`` gets a folder for each run, ``ablation.json`` with every figure of every seed, ``ablation.md`` and
+    ``ablation.png``. ``say`` is called with a line after each run. UserError without validation shards, because
+    identity is measured on subjects that were not trained on.
     """
     if not config.val_shards:
         raise UserError("a sweep measures identity on held-out subjects; give --val-shards")
@@ -74,13 +76,13 @@ def sweep(
 
 
 def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict[str, Any]:
-    """The figures of one run, trained and measured unless both are there already."""
+    """The figures of one run. Trains and evaluates it, unless its folder has figures of the same settings."""
     done = Path(config.out) / "ablation.json"
     asked = {"train": config.model_dump(mode="json"), "sampling": sampling.model_dump(), "limit": limit}
-    with suppress(UserError, KeyError, TypeError):  # what cannot be read is made again
-        found = read_json(done)
-        if found["asked"] == asked:
-            return found["figures"]
+    with suppress(UserError, KeyError, TypeError):  # a file that cannot be read counts as missing
+        earlier = read_json(done)
+        if earlier["asked"] == asked:
+            return earlier["figures"]
     summary = train_model(config, overwrite=True)
     if not summary["finished"]:
         raise UserError(f"{config.out}: stopped; the same command goes on from the runs that are whole")
@@ -97,14 +99,14 @@ def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict
 
 
 def _means(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of every figure over the seeds and, of several, its standard deviation."""
-    found: dict[str, Any] = {}
+    """The mean of every figure over the seeds and, with more than one seed, its standard deviation."""
+    means: dict[str, Any] = {}
     for key in (k for k in figures[0] if k != "seed"):
         values = [float(row[key]) for row in figures]
-        found[key] = statistics.mean(values)
+        means[key] = statistics.mean(values)
         if len(values) > 1:
-            found[f"{key}_std"] = statistics.stdev(values)
-    return found
+            means[f"{key}_std"] = statistics.stdev(values)
+    return means
 
 
 def _write(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
@@ -121,8 +123,11 @@ def _write(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _plot(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    """Identity of every run, its seeds as points, beside what a wrong reference gets: rows left, token counts right."""
-    from matplotlib.figure import Figure  # no window, no global state
+    """Plot the identity of every run: Table 4's rows on the left, the numbers of instruct tokens on the right.
+
+    Points are seeds, lines their means; a dotted line is the mean similarity to a wrong reference.
+    """
+    from matplotlib.figure import Figure  # unlike pyplot it has no global state and opens no window
 
     rows = [row for row in table if row["run"] in ROWS]
     counts = [row for row in table if row["run"] not in ROWS or row["run"] == "full"]

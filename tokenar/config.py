@@ -1,4 +1,4 @@
-"""What can be set. Every setting is checked on the way in; a preset is a function that returns a configuration."""
+"""The settings of training and sampling, checked by pydantic, and the presets: functions that return a TrainConfig."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Settings):
-    """One training run."""
+    """The settings of a training run."""
 
     shards: str = Field(description="glob of the training shards, raw or from tokenar-encode")
     val_shards: str | None = Field(default=None, description="glob of the validation shards, of the same kind")
     out: Folder = Field(default="runs/train", description="folder of the run")
-    start_from: str | None = Field(default=None, description="published checkpoint that training begins with")
+    start_from: str | None = Field(default=None, description="published checkpoint to start from")
     model: ModelConfig
     tokenizer: TokenizerConfig | VqConfig = TokenizerConfig()
     tokenizer_weights: str | None = Field(default=None, description="file of the VQ tokenizer's weights")
     text: TextConfig | T5Config = TextConfig()
-    teacher: TeacherConfig | None = Field(default=None, description="whose features model.distill learns")
+    teacher: TeacherConfig | None = Field(default=None, description="network whose features model.distill learns")
     distill_weight: float = Field(
-        default=0.5, ge=0, le=1000, description="of the teacher's loss; the tokens' loss has 1"
+        default=0.5, ge=0, le=1000, description="weight of the teacher's loss; the cross entropy has weight 1"
     )
     variations: int = Field(
-        default=0, ge=0, le=1000, description="varied copies of every sample (data.vary), from raw shards"
+        default=0, ge=0, le=1000, description="augmented copies of every training sample; from raw shards only"
     )
     drops: DropConfig = DropConfig()
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
@@ -52,36 +52,42 @@ class TrainConfig(Settings):
     steps: int = Field(default=1000, ge=1, le=MAX_STEPS)
     batch: int = Field(default=8, ge=1, le=MAX_BATCH, description="samples a step, over all processes together")
     accumulation: int = Field(
-        default=1, ge=1, le=MAX_BATCH, description="parts in which a process takes its share of a batch"
+        default=1, ge=1, le=MAX_BATCH, description="micro-batches into which a process cuts its share of a batch"
     )
     lr: float = Field(default=1e-4, gt=0, le=1e30)
     schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="after the warm-up; cosine and linear end at 5 %"
+        default="constant", description="learning rate after the warm-up; cosine and linear end at 5 % of lr"
     )
     warmup: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps of linear warm-up")
     weight_decay: float = Field(default=0.05, ge=0, le=10)
     decay_tables: bool = Field(default=False, description="let embeddings and soft prompts decay too, as released")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0, le=1e12, description="largest norm of all gradients together")
-    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights; they become the model")
+    clip: float = Field(
+        default=1.0, gt=0, le=1e12, description="largest norm of the gradients; above it they are scaled"
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of a moving average of weights, which is saved as model"
+    )
 
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the sums; weights are float32")
-    parallel: Literal["ddp", "fsdp", "hybrid"] = Field(default="ddp", description="see parallel.py")
-    compile: bool = Field(default=False, description="compile the blocks")
-    deterministic: bool = Field(default=True, description="the same bits every time; slower on a GPU")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of matrix products; weights are float32"
+    )
+    parallel: Literal["ddp", "fsdp", "hybrid"] = Field(default="ddp", description="see train/parallel.py")
+    compile: bool = Field(default=False, description="torch.compile the transformer blocks")
+    deterministic: bool = Field(default=True, description="bit-identical results every time; slower on a GPU")
     activation_checkpointing: Literal["none", "selective", "block"] = Field(
-        default="none", description="recompute blocks in the backward pass; selective: all but their attention"
+        default="none", description="recompute blocks in the backward pass; selective: all but the attention"
     )
 
     log_every: int = Field(default=10, ge=1, le=MAX_STEPS)
     eval_every: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps between validations; 0: only at the end")
     val_samples: int | None = Field(
-        default=None, ge=1, le=MAX_SAMPLES, description="validate on so many, evenly spread; None: all"
+        default=None, ge=1, le=MAX_SAMPLES, description="samples to validate on, evenly spread; None: all"
     )
-    pictures_every: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps between drawn samples; 0: never")
-    pictures: int = Field(default=4, ge=1, le=1024, description="how many of the validation samples are drawn")
+    pictures_every: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps between drawn pictures; 0: never")
+    pictures: int = Field(default=4, ge=1, le=1024, description="validation samples for which a picture is drawn")
     save_every: int = Field(default=200, ge=1, le=MAX_STEPS)
-    keep: int = Field(default=2, ge=1, le=10_000, description="checkpoints kept, besides the best")
+    keep: int = Field(default=2, ge=1, le=10_000, description="newest checkpoints that are kept, besides the best")
     wandb: bool = Field(default=False, description="also log to Weights & Biases")
     profile: bool = Field(default=False, description="trace a few early steps to the run's folder")
 
@@ -117,17 +123,20 @@ class TrainConfig(Settings):
 
     @property
     def image_size(self) -> int:
-        """Pixels of a picture's side."""
+        """Side of a picture in pixels."""
         return self.model.grid * self.unit
 
     @property
     def unit(self) -> int:
-        """Pixels of a token's side."""
+        """Side of the square of pixels that one token stands for."""
         return self.tokenizer.reduction if isinstance(self.tokenizer, VqConfig) else self.tokenizer.patch
 
 
 class SampleConfig(Settings):
-    """How a picture is drawn from the model's probabilities (spec/tokenar.md section 6)."""
+    """The settings of sampling: how tokens are drawn from the model's probabilities, and how fast.
+
+    docs/differences.md says where the published sampler does otherwise.
+    """
 
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     guidance: float = Field(default=1.0, ge=0, le=100, description="weight of the text; 1 is off")
@@ -135,26 +144,26 @@ class SampleConfig(Settings):
         default=1.0, ge=0, le=100, description="weight of the references and background; 1 is off"
     )
     guided_tokens: int | None = Field(
-        default=None, ge=1, le=MAX_SEQUENCE, description="guidance for so many tokens; None: for all"
+        default=None, ge=1, le=MAX_SEQUENCE, description="number of tokens drawn with guidance; None: all"
     )
     guided_from: Literal["picture", "first"] = Field(
-        default="picture", description="count them from the picture's first token, or from the first one drawn"
+        default="picture", description="count guided_tokens from the picture's first token, or the first drawn token"
     )
     copies: Literal["given", "drawn", "verified"] = Field(
         default="given",
-        description="the references' copies before the picture: as known, drawn one by one as released, or drawn with "
-        "the known ones as a draft, which comes to the same in fewer steps",
+        description="the tokens of the reference copies before the picture: given (those of the references), drawn "
+        "(one by one, as released), or verified (drawn with the given ones as a draft: the same result in fewer steps)",
     )
     temperature: float = Field(default=0.7, ge=0, le=100, description="0 takes the most probable token")
     top_k: int = Field(default=0, ge=0, le=MAX_VOCABULARY, description="0 is off")
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=16, ge=1, le=4096)
     weights: Literal["full", "int8", "float8"] = Field(
-        default="full", description="of the blocks and the head while drawing; float8 needs an H100 or newer"
+        default="full", description="format of the blocks' and the head's weights; float8 needs an H100 or newer"
     )
-    cache: Literal["full", "float8"] = Field(default="full", description="how keys and values are kept")
+    cache: Literal["full", "float8"] = Field(default="full", description="format of the cached keys and values")
     compile: bool | None = Field(
-        default=None, description="compile the step of one token; None: on a GPU. On a CPU only many pictures repay it"
+        default=None, description="torch.compile the decoding step; None: on a GPU. On a CPU it pays for many pictures"
     )
 
 
@@ -169,11 +178,12 @@ _CPU_TRAIN: dict[str, object] = {
 
 
 def cpu_small(shards: str = "", **changes: object) -> TrainConfig:
-    """About two and a half minutes on two processor cores: 96-pixel pictures of 12 x 12 tokens.
+    """A small run of about two and a half minutes on two processor cores: 96-pixel pictures of 12 x 12 tokens.
 
-    What makes so short a training possible: pictures keep their place in the rotary grid with a small base, so that
-    "copy what is there" is one sharp attention pattern; the token table is also the output head, so that a copied
-    token is a right answer for every token at once; and varied copies keep sixty samples from being learned by heart.
+    Three choices make so short a training work. Tokens at the same place of different pictures have the same rotary
+    position, with a small base, so that copying from that place takes one sharp attention pattern. The output head is
+    the token embedding, so that copying works for every token once it works for one. Augmented copies keep the model
+    from learning the few samples by heart.
     """
     tokenizer = TokenizerConfig(image_size=96, patch=8, vocabulary=512)
     values = {"shards": shards, "model": _CPU_MODEL, "tokenizer": tokenizer, **_CPU_TRAIN}
@@ -187,20 +197,21 @@ _GPU_TRAIN: dict[str, object] = {
 
 
 def train_released(shards: str = "", **changes: object) -> TrainConfig:
-    """The run of the published script (spec/tokenar.md section 10): 32 samples a step, 50 epochs of 31 steps.
+    """The run of the published training script: 32 samples a step, 50 epochs of 31 steps.
 
-    From shards made with ``tokenar-encode --keep-padding``, as this model reads the captions' padding. Beyond the
-    script, missing references are left out and not padded with grey pictures.
+    Needs shards made with ``tokenar-encode --keep-padding``, because this model reads the captions' padding. Unlike the
+    script, it leaves missing references out instead of filling in grey pictures (docs/differences.md).
     """
     values = {"shards": shards, "model": released(), "steps": 1550, "batch": 32, "decay_tables": True, **_GPU_TRAIN}
     return with_changes(TrainConfig.model_validate(values), **changes)
 
 
 def train_tokenar_xl(shards: str = "", **changes: object) -> TrainConfig:
-    """The paper's run on InstructAR (7000 steps of 48 samples) of the repaired model, for 8 GPUs of 80 GB.
+    """The paper's run on InstructAR (appendix B: 7000 steps, 6 samples on each of 8 GPUs) with the corrected model.
 
-    Besides the model (see ``tokenar_xl``): a short warm-up, no decay of embeddings and soft prompts, averaged weights.
-    With two references GPT-XL fits a card of 24 GB at one sample a part and ``activation_checkpointing="block"``.
+    For 8 GPUs of 80 GB. Besides the model (see ``tokenar_xl``) it differs from the published script in a short warm-up,
+    no weight decay of embeddings and soft prompts, and averaged weights. With two references GPT-XL fits on a GPU of
+    24 GB with one sample a micro-batch and ``activation_checkpointing="block"``.
     """
     values = {
         "shards": shards, "model": tokenar_xl(), "steps": 7000, "batch": 48, "accumulation": 3, "warmup": 100,
@@ -210,7 +221,7 @@ def train_tokenar_xl(shards: str = "", **changes: object) -> TrainConfig:
 
 
 def cpu_ablation(shards: str = "", **changes: object) -> TrainConfig:
-    """``cpu_small``, stopped earlier: a sweep of 24 such runs took 25 minutes on two processor cores."""
+    """``cpu_small`` with fewer steps. A sweep of 24 such runs took 25 minutes on two processor cores."""
     return with_changes(cpu_small(shards, steps=300), **changes)
 
 
@@ -223,9 +234,9 @@ PRESETS = {
 
 
 def with_changes(config: TrainConfig, /, **changes: object) -> TrainConfig:
-    """A copy with some settings changed and everything checked again.
+    """A copy with some settings changed, checked again as a whole.
 
-    A key is a field of TrainConfig or ``part__field`` for a field of a part (``model__layers=2``).
+    A key is a field of TrainConfig, or ``part__field`` for a field of nested settings: ``model__layers=2``.
     """
     values = config.model_dump()
     for key, value in changes.items():
@@ -240,10 +251,10 @@ def with_changes(config: TrainConfig, /, **changes: object) -> TrainConfig:
 
 
 def read_train_config(path: str) -> TrainConfig:
-    """A training configuration from a JSON file."""
+    """The settings of a training run from a JSON file."""
     return read_settings(path, TrainConfig)
 
 
 def read_settings(path: str, kind: type[Kind]) -> Kind:
-    """Settings of a kind from a JSON file; UserError with the first mistake."""
+    """Settings of class ``kind`` from a JSON file. UserError with the first mistake."""
     return kind.parse(documents.read_json(path, "give a JSON file of settings"), path)

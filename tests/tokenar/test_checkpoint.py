@@ -72,8 +72,8 @@ def test_before_the_first_step_there_is_no_optimiser_state(tmp_path):
 
 
 def test_the_state_is_that_of_the_moment_and_training_goes_on(tmp_path, monkeypatch):
-    may_write, write = threading.Event(), checkpoint.write_pieces
-    monkeypatch.setattr(checkpoint, "write_pieces", lambda *given: may_write.wait(60) and write(*given))
+    may_write, write = threading.Event(), checkpoint.write_rank_file
+    monkeypatch.setattr(checkpoint, "write_rank_file", lambda *given: may_write.wait(60) and write(*given))
     training, saver = Training(ALONE), Checkpoints(tmp_path, 2, ALONE)
     training.step(0)
     expected = everything(training)
@@ -247,7 +247,7 @@ def test_a_save_that_fails_is_told_at_the_next_call(tmp_path, monkeypatch):
 
     saver = Checkpoints(tmp_path, 1, ALONE)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_pieces", full)
+        patch.setattr(checkpoint, "write_rank_file", full)
         training.step(2)
         training.save(saver, 2)
         with pytest.raises(UserError, match=r"step-000002: cannot be saved \(No space left on device\)") as told:

@@ -21,9 +21,10 @@ from data_schemas.shards import read_shard
 from tokenar.config import SampleConfig
 from tokenar.evaluate.config import EvalConfig
 from tokenar.evaluate.encoders import EfficientNet, Encoder, Inception
+from tokenar.evaluate.methods import named
 from tokenar.evaluate.pictures import Truth
 from tokenar.evaluate.rows import Scorer
-from tokenar.evaluate.run import evaluate_models, named
+from tokenar.evaluate.run import evaluate_models
 from tokenar.evaluate.tables import latex, markdown
 from tokenar.sample.sampler import Drawing, sample_pictures
 
@@ -208,7 +209,7 @@ def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_pat
         Drawing, "batch", lambda self, chosen, *rest: drawn.extend(chosen) or batch(self, chosen, *rest)
     )
     monkeypatch.setattr(Encoder, "encode", lambda s, p: encoded.extend(p) or encode(s, p))
-    monkeypatch.setattr("tokenar.evaluate.PART", 1)
+    monkeypatch.setattr("tokenar.evaluate.run.FLUSH_EVERY", 1)
 
     def score(self, truth, *rest):
         scored.append(truth.item.sample_id)

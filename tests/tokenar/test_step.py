@@ -18,8 +18,9 @@ from tokenar.model.config import DropConfig
 from tokenar.model.layers import Block
 from tokenar.processes import Workers
 from tokenar.train import step, validate
+from tokenar.train.batches import MicroBatch, StepBatches
 from tokenar.train.optimizer import Average, learning_rate, make_optimizer, parameter_groups, step_if
-from tokenar.train.step import Part, Step, Work, losses, recompute_blocks, token_losses
+from tokenar.train.step import Step, losses, recompute_blocks, token_losses
 
 ALONE = Workers(0, 1, torch.device("cpu"))
 NO_DROPS = DropConfig(both=0, image=0, text=0)
@@ -42,9 +43,11 @@ def work_of(net, number, batch, parts=1):
     """A whole batch as the work of one process, in equal parts."""
     size = len(batch.sources)
     cut = [rows.tolist() for rows in torch.arange(size).chunk(parts)]
-    made = [Part(batch._each(lambda tensor, rows=rows: tensor[rows]), torch.full((len(rows),), 0.5)) for rows in cut]
+    made = [
+        MicroBatch(batch._each(lambda tensor, rows=rows: tensor[rows]), torch.full((len(rows),), 0.5)) for rows in cut
+    ]
     scored = size * net.layout(2).target_tokens
-    return Work(number, made, size, scored, 2, samples.Position(0, number + 1))
+    return StepBatches(number, made, size, scored, 2, samples.Position(0, number + 1))
 
 
 def gradients(net):
@@ -131,7 +134,7 @@ def test_what_stands_in_masked_padding_changes_nothing():
     assert not torch.equal(losses(read, batch, config).tokens, losses(read, other, config).tokens)
 
 
-# Parts, averages, guard
+# Micro-batches, averages, guard
 
 
 @pytest.mark.parametrize("parts", [2, 5])
@@ -140,7 +143,7 @@ def test_parts_of_a_batch_are_the_batch(parts):
     for number in (1, parts):
         trained = Step(random_net(), config_for(), ALONE)
         work = work_of(trained.net, 0, batch_of(SMALL, 5), number)
-        assert len({len(part.draws) for part in work.parts}) == (2 if number == 2 else 1)
+        assert len({len(part.draws) for part in work.micro_batches}) == (2 if number == 2 else 1)
         trained.update(work)
         found.append((trained.read(work), gradients(trained.net)))
     (whole, expected), (added, summed) = found
@@ -151,10 +154,10 @@ def test_parts_of_a_batch_are_the_batch(parts):
 
 def test_a_part_that_does_not_count_changes_nothing():
     found = []
-    for extra in ([], [Part(batch_of(SMALL, 1, seed=9), torch.tensor([0.5]), counted=0)]):
+    for extra in ([], [MicroBatch(batch_of(SMALL, 1, seed=9), torch.tensor([0.5]), counted=0)]):
         trained = Step(random_net(), config_for(), ALONE)
         work = work_of(trained.net, 0, batch_of(SMALL, 3))
-        work.parts += extra
+        work.micro_batches += extra
         trained.update(work)
         found.append((trained.read(work), gradients(trained.net)))
     assert found[0][0] == found[1][0]

@@ -24,8 +24,9 @@ from tokenar.config import PRESETS, TrainConfig, cpu_small, with_changes
 from tokenar.data.samples import collate
 from tokenar.encoders.config import TextConfig, TokenizerConfig
 from tokenar.model.folder import load_model
-from tokenar.train import checkpoint, loop, step
-from tokenar.train.loop import OtherRun, train_model, unigram
+from tokenar.train import batches, checkpoint, step
+from tokenar.train.loop import OtherRun, train_model
+from tokenar.train.validate import unigram
 
 
 def test_a_run_leaves_what_it_says(trained):
@@ -338,10 +339,10 @@ def test_a_loss_that_is_none_leaves_the_last_good_checkpoint(trained, shards, tm
         return batch
 
     out = tmp_path / "run"
-    monkeypatch.setattr(loop, "collate", poisoned)
+    monkeypatch.setattr(batches, "collate", poisoned)
     with pytest.raises(UserError, match="the loss is not finite at step 5;"):
         train_model(tiny_config(shards, out))
-    monkeypatch.setattr(loop, "collate", real)
+    monkeypatch.setattr(batches, "collate", real)
     assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000003"]
     train_model(tiny_config(shards, out), resume=True)
     assert all(torch.equal(t, weights(out)[name]) for name, t in weights(trained).items())

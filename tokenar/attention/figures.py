@@ -1,6 +1,6 @@
-"""Pictures of what attention_maps measures, for the eye and for a paper.
+"""Figures of the attention that maps.py measures: heat maps over pictures, and bar charts over the layers.
 
-L layers, G target regions, S source segments, E target blocks; g is the side of a picture's token grid.
+Shape legend: L layers, G target regions, S source segments; g is the side of a picture's token grid.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from PIL import Image
 Array = NDArray[np.float32]
 
 SIDE = 192
-"""Pixels of a picture in a figure."""
+"""Pixels of the side of each picture in a heat map figure."""
 DPI = 130
 CELL, GAP, LABEL, TOP, BOTTOM = 0.95, 0.17, 0.95, 0.45, 0.28
-"""Inches: a picture's side, between pictures, the rows' names, above and below the pictures."""
+"""Inches: the side of a picture, the gap between pictures, the width of the rows' names, and the margins above and
+below the pictures."""
 
 
 def source_maps(
@@ -32,10 +33,11 @@ def source_maps(
     sources: Mapping[str, Image.Image],
     layers: Sequence[int],
 ) -> None:
-    """Which places of the sources each region looks at: a row a region, a block of columns for the mean over all
-    layers and for each of ``layers``.
+    """Heat maps of where in the sources each target region attends to.
 
-    ``maps`` [L, G, sources, g, g] in the order of ``regions`` and ``sources``; a region's picture shows what it is.
+    Each region has a row. Each row has a block of one picture per source for the mean over all layers, and one block
+    for each of ``layers``. ``maps`` [L, G, sources, g, g] is in the order of ``regions`` and ``sources``, which map
+    names to pictures.
     """
     blocks, columns = _chosen(maps, layers), len(sources)
     grid = _Grid(len(regions), 1 + len(blocks) * columns, [1, *range(1 + columns, len(blocks) * columns, columns)])
@@ -57,8 +59,11 @@ def source_maps(
 def picture_maps(
     path: Path, looks: Array, segments: Sequence[str], picture: Image.Image, layers: Sequence[int]
 ) -> None:
-    """Which tokens of the picture look at each segment: a column a segment, a row for the mean over all layers and
-    for each of ``layers``. ``looks`` [L, S, g, g]."""
+    """Heat maps of which tokens of the target picture attend to each source segment.
+
+    Each segment has a column. The first row is the mean over all layers, then comes one row for each of ``layers``.
+    ``looks`` [L, S, g, g] is in the order of ``segments``.
+    """
     blocks = _chosen(looks, layers)
     grid = _Grid(len(blocks), 1 + len(segments), [1])
     tops = [_top(np.stack([block[column] for block in blocks.values()])) for column in range(len(segments))]
@@ -75,7 +80,10 @@ def picture_maps(
 
 
 def mass_chart(path: Path, mass: Array, regions: Sequence[str], segments: Sequence[str], title: str) -> None:
-    """Share of each segment by layer, stacked to 1, one panel a region; ``mass`` [L, G, S]."""
+    """A bar chart for each region: by layer, the shares of its attention that go to the segments, stacked to 1.
+
+    ``mass`` [L, G, S] is in the order of ``regions`` and ``segments``.
+    """
     across = 2 if len(regions) == 4 else min(3, len(regions))
     down = -(-len(regions) // across)
     figure = Figure(figsize=(2.9 * across + 2.1, 2.15 * down + 0.5), layout="constrained")
@@ -98,7 +106,7 @@ def mass_chart(path: Path, mass: Array, regions: Sequence[str], segments: Sequen
 
 
 def _stack(panel: Axes, mass: Array, colours: Mapping[str, tuple[float, ...]]) -> None:
-    """One region's bars from ``mass`` [L, S], a colour a segment."""
+    """Draw the stacked bars of one region from ``mass`` [L, S], each segment in its colour."""
     below = np.zeros(len(mass))
     for share, (name, colour) in zip(mass.T, colours.items(), strict=True):
         panel.bar(np.arange(len(mass)), share, 0.86, below, color=colour, label=name, linewidth=0)
@@ -110,15 +118,15 @@ def _stack(panel: Axes, mass: Array, colours: Mapping[str, tuple[float, ...]]) -
 
 
 def highlight(picture: Image.Image, cells: NDArray[np.bool_]) -> Image.Image:
-    """The picture with everything outside of ``cells`` [g, g] faded."""
+    """The picture with the grid cells that are False in ``cells`` [g, g] faded to white."""
     outside = Image.fromarray((~cells).astype(np.uint8) * 200).resize(picture.size, Image.Resampling.NEAREST)
     return Image.composite(Image.new("RGB", picture.size, "white"), picture, outside)
 
 
 class _Grid:
-    """Square pictures in rows and columns, with wider gaps before the columns of ``breaks``; everything in inches.
+    """A figure of square pictures in rows and columns, with wider gaps before the columns in ``breaks``.
 
-    All of them are in one pair of axes: a pair for each would take most of the time.
+    Positions are in inches. All pictures share one pair of axes, because a pair for each of them is much slower.
     """
 
     def __init__(self, rows: int, columns: int, breaks: Sequence[int]):
@@ -141,7 +149,7 @@ class _Grid:
         self.axes.text(LABEL - 0.1, self._bottom(row) + CELL / 2, _wrapped(name), ha="right", va="center", fontsize=9)
 
     def heading(self, column: int, span: int, name: str, below: Sequence[str] = ()) -> None:
-        """A name over ``span`` columns, and one over each of them."""
+        """Write a name above ``span`` columns from ``column`` on, and under it one of ``below`` above each of them."""
         middle = (self.starts[column] + self.starts[column + span - 1] + CELL) / 2
         base = self.height - TOP + 0.05
         self.axes.text(middle, base + 0.17 * bool(below), name, ha="center", va="bottom", fontsize=9)
@@ -154,7 +162,7 @@ class _Grid:
 
 
 def _chosen(measured: Array, layers: Sequence[int]) -> dict[str, Array]:
-    """The mean over all layers, and some of them."""
+    """The mean over all layers and the maps of the given layers, by name."""
     return {"all layers": measured.mean(0)} | {f"layer {layer}": measured[layer] for layer in layers}
 
 
@@ -167,12 +175,13 @@ def _square(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def _top(heat: Array) -> float:
-    """Where the colours end: single tokens may draw so much attention that all others would be black."""
+    """The value at the end of the colour scale. Not the maximum, as a few tokens may get so much attention that all
+    others would be black."""
     return float(np.percentile(heat, 99))
 
 
 def _overlay(picture: Image.Image, heat: Array, top: float) -> NDArray[np.uint8]:
-    """The picture in dark grey, lit up by a map [g, g] from 0 to ``top``."""
+    """The picture in dark grey under a heat map [g, g], whose colours go from 0 to ``top``. [SIDE, SIDE, 3] uint8."""
     scaled = Image.fromarray(np.clip(heat / max(top, 1e-12), 0, 1).astype(np.float32))
     value = np.asarray(scaled.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     grey = 0.5 * _square(picture.convert("L")) / 255.0
@@ -182,7 +191,7 @@ def _overlay(picture: Image.Image, heat: Array, top: float) -> NDArray[np.uint8]
 
 
 def _colours(segments: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """A hue for each reference, paler for its copy; greys for what is no picture."""
+    """Colours of the segments: a hue for each reference, a paler one for its copy, greys for all others."""
     fixed = {"background": 0.35, "text": 0.75, "instruct tokens": 0.6, "picture so far": 0.88}
     colours: dict[str, tuple[float, ...]] = {}
     for name in segments:

@@ -1,11 +1,12 @@
-"""Where each part of a target looks, layer by layer (paper, Figs. 3 and 9).
+"""Measures what the target tokens attend to in every layer (paper, Figs. 3 and 9).
 
-Shape legend: B batch, T tokens, D width, H heads, K heads of keys and values, L layers, R references, N tokens an
-image, E target blocks, G target regions, S source segments; g is the side of a picture's token grid.
+Shape legend: B batch, T tokens, D width, H heads, L layers, R references, N tokens an image, E target blocks, G target
+regions, S source segments; g is the side of a picture's token grid.
 
-The whole target is given, and the model runs over it once, as in training. From what goes into each Attention the
-softmax is computed again for the query rows that predict target tokens (position p predicts token p + 1;
-spec/tokenar.md section 3), a few rows at a time, and only sums over them are kept: no [T, T] matrix exists.
+The model runs once over a sequence with its whole target, as in training. The attention kernels do not return their
+weights, so a hook computes the softmax again from each Attention's inputs. It does so only for the query rows that
+predict target tokens (position p predicts token p + 1), a few rows at a time, and keeps only sums over them, so that no
+[T, T] matrix is in memory.
 """
 
 from __future__ import annotations
@@ -30,33 +31,33 @@ from tokenar.model.positions import Layout, apply_rotary
 from tokenar.model.transformer import TokenAR
 
 CHUNK = 64
-"""Query rows at a time: at GPT-XL size, 8431 positions and 20 heads, their float32 weights take 43 MB."""
+"""Query rows in one chunk. At GPT-XL size, with 8431 positions and 20 heads, their float32 weights take 43 MB."""
 
 
-# The softmax again
+# Attention weights
 
 
 def attention_rows(
     attention: Attention, x: Tensor, rotary: Tensor, mask: Tensor | None, rows: Tensor, chunk: int = CHUNK
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """softmax(q k^T / sqrt(D/H)) of some query rows: yields (the next of ``rows`` [c], weights [B, H, c, T] float32).
+    """The attention weights softmax(q k^T / sqrt(D/H)) of the query positions ``rows``, in chunks.
 
-    ``x`` [B, T, D], ``rotary`` and ``mask`` are what went into ``attention``; no mask is causal. What a row may not
-    see has weight 0 exactly.
+    Yields (the next c of ``rows``, their weights [B, H, c, T] float32). ``x`` [B, T, D], ``rotary`` and ``mask`` are
+    the inputs of ``attention``; without a mask attention is causal. Masked positions have weight exactly 0.
     """
     heads = attention.wqkv(x).unflatten(-1, (-1, attention.head_width)).transpose(1, 2)
     q, k, _ = heads.split([attention.heads, attention.kv_heads, attention.kv_heads], dim=1)
     q = apply_rotary(q[:, :, rows], rotary[..., rows, :, :]).float() / math.sqrt(attention.head_width)
     k = apply_rotary(k, rotary).float().repeat_interleave(attention.heads // attention.kv_heads, dim=1)
     position = torch.arange(x.shape[1], device=x.device)
-    for part, queries in zip(rows.split(chunk), q.split(chunk, dim=2), strict=True):
-        seen = position <= part[:, None] if mask is None else mask[..., part, :]
-        yield part, (queries @ k.mT).masked_fill_(~seen, -math.inf).softmax(-1)
+    for chunk_rows, queries in zip(rows.split(chunk), q.split(chunk, dim=2), strict=True):
+        visible = position <= chunk_rows[:, None] if mask is None else mask[..., chunk_rows, :]
+        yield chunk_rows, (queries @ k.mT).masked_fill_(~visible, -math.inf).softmax(-1)
 
 
 @contextmanager
 def hooked(net: TokenAR, read: Callable[[Attention, tuple[Any, ...]], None]) -> Iterator[None]:
-    """Within it, ``read`` is called with each Attention and its arguments, as the layers come to run."""
+    """Inside the block, ``read`` is called with each Attention module and its arguments before the module runs."""
     hooks = [module.register_forward_pre_hook(read) for module in net.modules() if isinstance(module, Attention)]
     try:
         yield
@@ -65,13 +66,14 @@ def hooked(net: TokenAR, read: Callable[[Attention, tuple[Any, ...]], None]) -> 
             hook.remove()
 
 
-# What looks, and what is looked at
+# Target regions and source segments
 
 
 def source_segments(layout: Layout) -> dict[str, int]:
-    """Name and length of everything that a target token may see, in sequence order; the lengths add up to T.
+    """Name and length in tokens of every segment of the sequence that target tokens can attend to, in order.
 
-    Copies of the references are there with identity disentanglement. The picture's last token is never looked at.
+    Models with identity disentanglement have a copy of each reference before the picture. The picture's last token is
+    left out, because no token comes after it. The lengths add up to T.
     """
     n, config = layout.image_tokens, layout.config
     lengths = {f"reference {i}": n for i in range(layout.references)}
@@ -83,11 +85,12 @@ def source_segments(layout: Layout) -> dict[str, int]:
 
 
 def target_regions(layout: Layout, boxes: Sequence[Sequence[float]] | None) -> dict[str, Tensor]:
-    """Name of each region -> which of the target tokens are in it, [E N] bool.
+    """Name of each region -> mask of the target tokens that are in it, [E N] bool.
 
-    The references' copies, where there are any, and the picture; with ``boxes``, in fractions (left, top, right,
-    bottom) of the picture, one for each reference, also each subject and what of the picture is in no box. A token is
-    in a box with its centre; where boxes overlap it belongs to both. A box too small for any has the nearest.
+    The regions are the reference copies, if the model has them, and the picture. ``boxes`` has for each reference the
+    box of its subject, (left, top, right, bottom) in fractions of the picture. With boxes there is also a region for
+    each subject, and "rest" for the picture outside of all boxes. A token is in every box that its centre is in. A box
+    that contains no centre has the nearest token.
     """
     n, grid, blocks = layout.image_tokens, layout.config.grid, len(layout.target_slots)
     block = torch.arange(blocks).repeat_interleave(n)
@@ -103,7 +106,7 @@ def target_regions(layout: Layout, boxes: Sequence[Sequence[float]] | None) -> d
 
 
 def _inside(low: float, high: float, grid: int) -> Tensor:
-    """Which of ``grid`` cells have their centre between two fractions, [grid] bool; at least one."""
+    """Which of ``grid`` cells in a row have their centre between two fractions, [grid] bool; at least one cell."""
     centres = (torch.arange(grid) + 0.5) / grid
     inside = (centres >= low) & (centres < high)
     inside[(centres - (low + high) / 2).abs().argmin()] |= not inside.any()
@@ -115,14 +118,14 @@ def _inside(low: float, high: float, grid: int) -> Tensor:
 
 @dataclass
 class AttentionMaps:
-    """What one sample's target regions look at. Float32; ``heads`` axes H are there if they were kept.
+    """What the target tokens of one sample attend to, float32. The axis H exists only if the heads were kept.
 
-    mass    [L, (H,) G, S]               share of a region's attention that each segment gets; sums to 1 over S
-    maps    [L, (H,) G, sources, g, g]   the same for every source token; over g x g it sums to the segment's mass
-    looks   [L, (H,) E, S, g, g]         share that each segment gets of what each single target token looks at
+    mass    [L, (H,) G, S]               share of a region's attention that goes to each segment; sums to 1 over S
+    maps    [L, (H,) G, sources, g, g]   share that goes to each token of a source; sums over g x g to the source's mass
+    looks   [L, (H,) E, S, g, g]         share of each target token's attention that goes to each segment
 
-    Sources are the references and the background. A region's figures are means over its tokens' rows, and the row of
-    a token is the one that predicts it, at the position before.
+    Sources are the references and the background. The attention of a target token is that of the query row which
+    predicts it, one position earlier. The values of a region are means over its tokens.
     """
 
     regions: list[str]
@@ -132,13 +135,13 @@ class AttentionMaps:
     looks: Tensor
 
     def averaged(self) -> AttentionMaps:
-        """The same averaged over the heads, if they were kept."""
+        """The mean over the heads, if they were kept; otherwise the same maps."""
         if self.mass.dim() == 3:
             return self
         return AttentionMaps(self.regions, self.segments, self.mass.mean(1), self.maps.mean(1), self.looks.mean(1))
 
     def save(self, path: Path, about: Mapping[str, Any]) -> None:
-        """One safetensors file of the arrays; the names of the axes and ``about`` are JSON in its metadata."""
+        """Write the arrays to a safetensors file. Its metadata has the names of the axes and ``about`` as JSON."""
         arrays = {"mass": self.mass, "maps": self.maps, "looks": self.looks}
         axes = {name: ["layer", *(["head"] if self.mass.dim() == 4 else []), *rest] for name, rest in AXES.items()}
         names = {"regions": self.regions, "segments": self.segments, "axes": axes, **about}
@@ -164,13 +167,16 @@ def measure(
     index: bool = True,
     chunk: int = CHUNK,
 ) -> AttentionMaps:
-    """Run one sample (B = 1) with its whole target given and see where every layer looks; averaged over the heads
-    unless ``heads``. Without ``index`` no index embedding is added, as some models do without it at inference."""
+    """Run one sample (B = 1) with its whole target and measure the attention of every layer.
+
+    The result is averaged over the heads unless ``heads`` is set. ``index`` says whether the index embedding is added;
+    some models are trained with it and sampled without it.
+    """
     layout = net.layout_of(batch.sources)
     target = net.target_tokens(batch.sources, batch.picture)[:, :-1]
     embedded = [net.embed_prefix(batch.sources, batch.text, index=index), net.embed_target(target, layout, 0, index)]
     x = torch.cat(embedded, dim=1)
-    # TokenAR.whole moves masked padding to the end to do without a mask. It computes the same; here places matter.
+    # TokenAR.whole would move masked padding to the end, so that it needs no mask. Here every token must stay in place.
     mask = net.mask(layout, x.shape[1], batch.text_mask, None)
     regions, segments = target_regions(layout, boxes), source_segments(layout)
     weights = torch.stack([region / region.sum() for region in regions.values()]).to(x.device)  # [G, E N]
@@ -179,33 +185,34 @@ def measure(
     maps, looks = [], []
 
     def read(attention: Attention, arguments: tuple[Any, ...]) -> None:
-        given, rotary, _, _, seen, _ = arguments
+        inputs, rotary, _, _, attention_mask, _ = arguments
         to_sources: Tensor | float = 0.0
         shares = []
-        for part, found in attention_rows(attention, given, rotary, seen, rows, chunk):
-            found = found[0] if heads else found[0].mean(0, keepdim=True)  # [H or 1, c, T]
-            to_sources = to_sources + weights[:, part - first] @ found[..., : layout.source_tokens]
-            shares.append(torch.stack([s.sum(-1) for s in found.split(list(segments.values()), dim=-1)], dim=-1))
+        for chunk_rows, attended in attention_rows(attention, inputs, rotary, attention_mask, rows, chunk):
+            attended = attended[0] if heads else attended[0].mean(0, keepdim=True)  # [H or 1, c, T]
+            to_sources = to_sources + weights[:, chunk_rows - first] @ attended[..., : layout.source_tokens]
+            by_segment = attended.split(list(segments.values()), dim=-1)
+            shares.append(torch.stack([segment.sum(-1) for segment in by_segment], dim=-1))
         assert isinstance(to_sources, Tensor)
         maps.append(to_sources.cpu())  # [H or 1, G, sources N]
         looks.append(torch.cat(shares, dim=1).cpu())  # [H or 1, E N, S]
 
     with hooked(net, read):
         net.hidden(x, net.tables(layout)[0][: x.shape[1]], mask=mask)
-    every, grid = torch.stack(looks), (layout.config.grid, layout.config.grid)
+    by_token, grid = torch.stack(looks), (layout.config.grid, layout.config.grid)
     measured = (
-        weights.cpu() @ every,
+        weights.cpu() @ by_token,
         torch.stack(maps).unflatten(-1, (len(layout.source_slots), *grid)),
-        every.mT.unflatten(-1, (len(layout.target_slots), *grid)).transpose(-3, -4),
+        by_token.mT.unflatten(-1, (len(layout.target_slots), *grid)).transpose(-3, -4),
     )
     return AttentionMaps(list(regions), list(segments), *(a if heads else a.squeeze(1) for a in measured))
 
 
 def identity(maps: AttentionMaps, kind: str = "reference") -> Tensor | None:
-    """Of what the subjects look at in references, the share that goes to the right one, by layer: [L].
+    """Of the attention that subjects pay to references, the share that goes to their own one, by layer: [L].
 
-    ``kind`` "copy of reference" asks the same of the references' copies before the picture. Mean over the subjects; 1
-    of R is chance. None without boxes, with one reference or without copies.
+    It is a mean over the subjects, and 1/R is chance. With ``kind`` "copy of reference" it is about the reference
+    copies before the picture instead. None without boxes, with a single reference, or if the model has no copies.
     """
     subjects = [i for i, name in enumerate(maps.regions) if name.startswith("subject ")]
     seen = [i for i, name in enumerate(maps.segments) if name.startswith(f"{kind} ")]
@@ -216,7 +223,7 @@ def identity(maps: AttentionMaps, kind: str = "reference") -> Tensor | None:
 
 
 def checked_boxes(info: Mapping[str, Any], references: int, sample_id: str) -> list[list[float]] | None:
-    """A sample's ``boxes``, one for each reference; None where it has none. UserError if they are no boxes."""
+    """The sample's boxes, one for each reference; None if it has none. UserError if they are not valid."""
     boxes = info.get("boxes")
     if boxes is None:
         return None

@@ -1,4 +1,4 @@
-"""The command tokenar-attention: attention maps of the samples of shards, as arrays and as figures."""
+"""Measures the attention maps of all samples of shards and writes them as arrays and figures (tokenar-attention)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from tokenar.model.folder import Model, load_model
 from tokenar.model.positions import Layout
 
 SHOWN = 4
-"""Layers in the heat maps unless they are named: the first, the last, and between them."""
+"""Layers in the heat maps if none are given: the first, the last, and evenly spaced ones between them."""
 
 
 @dataclass
-class Seen:
-    """What is kept of one sample: mass [L, G, S] by names, and its identity shares [L]; see attention_maps."""
+class Measured:
+    """What is kept of one sample for the means: mass [L, G, S] with its regions and segments, and the identity shares
+    [L] of references and of their copies (see maps.identity)."""
 
     sample_id: str
     regions: list[str]
@@ -51,12 +52,12 @@ def write_maps(
     limit: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """See where a model looks in every sample of the shards; return what is written to ``out/attention.json``.
+    """Measure a model's attention in every sample of the shards. Returns what is written to ``out/attention.json``.
 
-    The target is the sample's true picture, or ``<sample_id>.png`` of ``predictions``. ``out`` gets
-    ``samples/<sample_id>.safetensors`` (AttentionMaps.save; with ``heads`` for every head), beside it
-    ``.sources.png`` and ``.picture.png`` (heat maps of ``layers``) and ``.mass.png``, and the means over the samples
-    in attention.json and attention.png. Raises UserError for a model, shards, layers or folders that cannot be used.
+    The target is the sample's true picture, or ``<sample_id>.png`` in the folder ``predictions``. For each sample,
+    ``out/samples`` gets ``<sample_id>.safetensors`` (see AttentionMaps.save; with ``heads`` for every head), heat maps
+    of ``layers`` as ``.sources.png`` and ``.picture.png``, and a bar chart as ``.mass.png``. The means over the samples
+    are in attention.json and attention.png. UserError for a model, shards, layers or folders that cannot be used.
     """
     loaded, drawn = load_model(model), None if predictions is None else Path(predictions)
     shown = _shown(layers, loaded.net.config.layers)
@@ -69,22 +70,22 @@ def write_maps(
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
     sample_ids = [item.sample_id for item in samples]
-    if drawn is not None and (lost := unlisted(drawn, sample_ids)):
-        raise UserError(f"{drawn}: no prediction {lost[0]}.png of the last call; draw it with tokenar-sample")
+    if drawn is not None and (missing := unlisted(drawn, sample_ids)):
+        raise UserError(f"{drawn}: no prediction {missing[0]}.png of the last call; draw it with tokenar-sample")
     _drop_earlier(Path(out), sample_ids)
-    found = []
+    measured = []
     with Progress("attention", len(samples), every=10, show=not quiet) as bar:
         for item in samples:
             if drawn is not None:
                 item = replace(item, target=read_drawn(drawn / f"{file_name(item.sample_id)}.png"))
-            found.append(_sample(item, loaded, folder, shown, heads, index=drawn is None))
+            measured.append(_sample(item, loaded, folder, shown, heads, index=drawn is None))
             bar.advance()
     about = {"model": str(model), "shards": shards, "predictions": None if drawn is None else str(drawn)}
-    return _summary(found, about, Path(out))
+    return _summary(measured, about, Path(out))
 
 
 def _drop_earlier(out: Path, sample_ids: Sequence[str]) -> None:
-    """Remove what an earlier call left: its means, and its files of samples that are not measured now."""
+    """Remove the means of an earlier call, and its files of samples that are not measured this time."""
     before = {str(entry.get("sample_id")) for entry in noted(out / "attention.json", "per_sample")} - set(sample_ids)
     endings = ("safetensors", "sources.png", "picture.png", "mass.png")
     remove_earlier(out / "samples", [f"{sample_id}.{ending}" for sample_id in before for ending in endings])
@@ -100,13 +101,13 @@ def _shown(layers: Sequence[int] | None, count: int) -> list[int]:
     return list(layers)
 
 
-def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int], heads: bool, index: bool) -> Seen:
+def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int], heads: bool, index: bool) -> Measured:
     """Measure one sample and write its files."""
     net, count = model.net, len(item.references)
     encoded = encode_sample(item, model.tokenizer, model.text, net.config.max_references)
     batch = collate([encoded]).to(net.norm.weight.device)
     boxes, layout = checked_boxes(item.info, count, item.sample_id), net.layout(count)
-    # Drawn tokens followed what the model saw when it drew them; some models then have no index embedding.
+    # A drawn picture is measured as it was drawn, and some models draw without the index embedding.
     maps = measure(net, batch, boxes, heads=heads, index=index or net.config.index_at_inference)
     stem = folder / file_name(item.sample_id)
     maps.save(stem.with_name(f"{stem.name}.safetensors"), {"sample_id": item.sample_id, "prompt": item.prompt})
@@ -114,17 +115,18 @@ def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int],
     _draw(stem, averaged, item, target_regions(layout, boxes), layout, shown)
     shares = [identity(averaged, kind) for kind in ("reference", "copy of reference")]
     of_references, of_copies = (None if share is None else share.numpy() for share in shares)
-    return Seen(item.sample_id, maps.regions, maps.segments, averaged.mass.numpy(), of_references, of_copies)
+    return Measured(item.sample_id, maps.regions, maps.segments, averaged.mass.numpy(), of_references, of_copies)
 
 
 def _draw(
     stem: Path, maps: AttentionMaps, item: ShardSample, regions: Mapping[str, torch.Tensor], layout: Layout,
     shown: Sequence[int],
 ) -> None:  # fmt: skip
-    """The three figures of one sample."""
+    """Write the three figures of one sample."""
     grid = layout.config.grid
     sources = {f"reference {i}": picture for i, picture in enumerate(item.references)}
     sources |= {"background": item.background}
+    # With boxes the subjects and the rest stand for the whole picture.
     parts = [name for name in maps.regions if name != "picture" or "subject 0" not in maps.regions]
     icons = {}
     for name in parts:
@@ -132,8 +134,8 @@ def _draw(
         icons[name] = copied or figures.highlight(item.target, cells.numpy())
     chosen = maps.maps[:, [maps.regions.index(name) for name in parts]].numpy()
 
-    def write(name: str, draw: Any, *given: Any) -> None:
-        write_atomically(stem.with_name(f"{stem.name}.{name}.png"), lambda path: draw(path, *given))
+    def write(name: str, draw: Any, *arguments: Any) -> None:
+        write_atomically(stem.with_name(f"{stem.name}.{name}.png"), lambda path: draw(path, *arguments))
 
     write("sources", figures.source_maps, chosen, icons, sources, shown)
     write("picture", figures.picture_maps, maps.looks[:, -1].numpy(), maps.segments, item.target, shown)
@@ -141,27 +143,28 @@ def _draw(
     write("mass", figures.mass_chart, maps.mass.numpy(), maps.regions, maps.segments, title)
 
 
-def _summary(found: Sequence[Seen], about: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Means over the samples, to attention.json and attention.png.
+def _summary(measured: Sequence[Measured], about: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Write the means over the samples to attention.json and attention.png; returns the content of the former.
 
-    A region's mean is over the samples that have it; what a sample has no such segment of, it gives no attention.
+    A region's mean is over the samples that have the region. A segment that a sample lacks counts as 0 there.
     """
-    regions, segments = _names([s.regions for s in found]), _names([s.segments for s in found])
-    totals = np.zeros((len(found[0].mass), len(regions), len(segments)))
+    regions, segments = _names([s.regions for s in measured]), _names([s.segments for s in measured])
+    totals = np.zeros((len(measured[0].mass), len(regions), len(segments)))
     counts = np.zeros(len(regions), dtype=int)
-    for seen in found:
-        rows = [regions.index(name) for name in seen.regions]
-        columns = [segments.index(name) for name in seen.segments]
-        totals[:, np.array(rows)[:, None], columns] += seen.mass
+    for sample in measured:
+        rows = [regions.index(name) for name in sample.regions]
+        columns = [segments.index(name) for name in sample.segments]
+        totals[:, np.array(rows)[:, None], columns] += sample.mass
         counts[rows] += 1
     mass = totals / counts[:, None]
-    result: dict[str, Any] = dict(about) | {"samples": len(found), "layers": len(mass)}
+    result: dict[str, Any] = dict(about) | {"samples": len(measured), "layers": len(mass)}
     for key in ("identity", "identity_copies"):
-        shares = [share for seen in found if (share := getattr(seen, key)) is not None]
+        shares = [share for sample in measured if (share := getattr(sample, key)) is not None]
         by_layer = np.mean(shares, axis=0) if shares else None
         result[key] = None if by_layer is None else float(by_layer.mean())
         result[f"{key}_by_layer"] = None if by_layer is None else by_layer.tolist()
-    chances = [1 / sum(name.startswith("reference ") for name in s.segments) for s in found if s.identity is not None]
+    with_identity = [sample.segments for sample in measured if sample.identity is not None]
+    chances = [1 / sum(name.startswith("reference ") for name in segments_of) for segments_of in with_identity]
     result["identity_chance"] = float(np.mean(chances)) if chances else None
     result["mass"] = {
         region: {"samples": int(counts[row])}
@@ -169,9 +172,10 @@ def _summary(found: Sequence[Seen], about: Mapping[str, Any], out: Path) -> dict
         for row, region in enumerate(regions)
     }
     result["per_sample"] = [
-        {"sample_id": s.sample_id, "identity": None if s.identity is None else float(s.identity.mean())} for s in found
+        {"sample_id": s.sample_id, "identity": None if s.identity is None else float(s.identity.mean())}
+        for s in measured
     ]
-    title = f"mean of {len(found)} samples"
+    title = f"mean of {len(measured)} samples"
     write_atomically(
         out / "attention.png",
         lambda path: figures.mass_chart(path, mass.astype(np.float32), regions, segments, title),
@@ -182,6 +186,6 @@ def _summary(found: Sequence[Seen], about: Mapping[str, Any], out: Path) -> dict
 
 
 def _names(lists: Sequence[Sequence[str]]) -> list[str]:
-    """Every name once; the longest list has the order."""
+    """Every name once, in the order of the longest list."""
     longest = max(lists, key=len)
     return list(dict.fromkeys([*longest, *(name for names in lists for name in names)]))

@@ -1,7 +1,7 @@
-"""What an evaluation has found out already: bytes by key in a few Parquet files.
+"""A cache of an evaluation's rows and features: values (bytes) by key in a few Parquet files.
 
-A key is a digest of all that decides the value, so that nothing in here goes stale. Every process appends files of its
-own; a file that exists is whole, and a damaged one is passed over: its values are found out again.
+A key is a digest of everything that the value depends on, so no value becomes outdated. Every rank writes files of its
+own, each at once under a temporary name. A file that cannot be read is ignored, and its values are computed again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEMA = pa.schema([("key", pa.string()), ("value", pa.binary())])
 
 
 class Cache:
-    """The values in ``folder``; ``flush`` writes what was put in since the last time."""
+    """The values in ``folder``. New values are held in memory until ``flush`` writes them; ``new`` has their keys."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -35,7 +35,7 @@ class Cache:
         self.load()
 
     def load(self) -> None:
-        """Read all files, those of other processes too."""
+        """Read all files, also those that other ranks wrote."""
         for path in self._files():
             try:
                 table = pq.read_table(path, schema=SCHEMA)
@@ -45,17 +45,17 @@ class Cache:
             self.values.update(zip(*columns, strict=True))
 
     def put(self, key: str, value: bytes) -> None:
-        """Hold a value until ``flush``."""
+        """Add a value; ``flush`` writes it."""
         self.values[key] = value
         self.new.append(key)
 
     def flush(self) -> None:
-        """Write what is new as one file."""
+        """Write the new values to one new file."""
         self._write(self.new)
         self.new = []
 
     def compact(self) -> None:
-        """One file in place of all; for one process, when the others are done."""
+        """Merge all files into one. Only one rank may call it, after the others have written theirs."""
         old = self._files()
         if len(old) > 1:
             self._write(sorted(self.values))
@@ -74,17 +74,17 @@ class Cache:
 
 
 class CachedFeatures:
-    """What encoders say of pictures, asked once for every picture and encoder."""
+    """Features of pictures and prompts. Every encoder computes those of a picture once; then the cache has them."""
 
     def __init__(self, cache: Cache):
         self.cache = cache
 
     def of(self, encoder: Encoder, pictures: Sequence[Image.Image]) -> Features:
-        """[N, D] float32 for N pictures."""
+        """The features of N pictures, [N, D] float32."""
         return np.stack([self.read(key) for key in self.keys(encoder, pictures)])
 
     def keys(self, encoder: Encoder, pictures: Sequence[Image.Image]) -> list[str]:
-        """The keys under which the features of N pictures are in the cache now."""
+        """Make sure that the cache has the features of the pictures, and return their keys."""
         keys = [picture_key(encoder, picture) for picture in pictures]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self.cache.values}
         if new:
@@ -93,19 +93,19 @@ class CachedFeatures:
         return keys
 
     def text(self, encoder: Clip, prompt: str) -> Features:
-        """[D] for a prompt."""
+        """CLIP's features of a prompt, [D] float32."""
         key = hashlib.sha256(f"{encoder.fingerprint} {prompt}".encode()).hexdigest()
         if key not in self.cache.values:
             self.cache.put(key, encoder.text(prompt).astype(np.float32).tobytes())
         return self.read(key)
 
     def read(self, key: str) -> Features:
-        """[D], from the cache."""
+        """The cached features under a key, [D] float32."""
         return np.frombuffer(self.cache.values[key], np.float32)
 
 
 def pack(row: dict[str, Any]) -> bytes:
-    """A row as bytes; floats come back as they were."""
+    """A row as bytes. ``unpack`` gives exactly the same floats back."""
     return json.dumps(row).encode()
 
 

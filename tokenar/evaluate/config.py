@@ -1,4 +1,4 @@
-"""What an evaluation measures with. An encoder that is None is not used, and its figures are left out."""
+"""The settings of an evaluation. An encoder that is None is not used, and its figures are left out."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PAPER_ENCODERS = {
     "dino": "timm/vit_small_patch16_224.dino",
     "dinov2": "timm/vit_base_patch14_dinov2.lvd142m",
 }
-"""Published weights for the figures of the paper's tables, which name none: CLIP is torchmetrics' default, DINO the
-one that subject-driven generation is compared by since DreamBooth (arXiv 2208.12242, section 4.3)."""
+"""Published weights for the figures of the paper's tables. The paper names none, so CLIP is torchmetrics' default and
+DINO the one that DreamBooth introduced for subject-driven generation (arXiv 2208.12242, section 4.3)."""
 
 
 class EvalConfig(Settings):
-    """Encoders and definitions; docs/evaluation.md says what every figure is.
+    """The encoders of an evaluation, and the constants in its figures' definitions (docs/evaluation.md).
 
-    ``lpips``: "alex", "vgg" or "squeeze" to download torchvision's backbone, or a file of such weights.
-    ``inception``: "default" to download torch-fidelity's weights, or a file of them. ``clip``: a Hugging Face id or a
+    ``lpips``: "alex", "vgg" or "squeeze" to download torchvision's backbone, or a file with such weights.
+    ``inception``: "default" to download torch-fidelity's weights, or a file with them. ``clip``: a Hugging Face id or a
     folder. ``dino``, ``dinov2``: an id such as "timm/vit_small_patch16_224.dino", a folder in the same layout, or a
-    safetensors file of that very network.
+    safetensors file with the weights of exactly that network.
     """
 
     lpips: str | None = Field(default=None, min_length=1)
@@ -44,7 +44,7 @@ class EvalConfig(Settings):
 
 
 def encoders_of(name: str) -> dict[str, object]:
-    """The settings that a named set of encoders stands for."""
+    """The encoder settings that a name stands for. The only name is "paper"."""
     if name != "paper":
         raise UserError(f"no encoders {name!r}; {suggest(name, ['paper'])}")
     return dict(PAPER_ENCODERS)

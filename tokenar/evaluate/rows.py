@@ -1,6 +1,6 @@
-"""One drawn picture against its sample: a row of figures. docs/evaluation.md defines every one of them.
+"""The figures of one drawn picture against its sample, as one row. docs/evaluation.md defines each of them.
 
-R references; parts are the whole picture, its background, and each subject.
+R references. The parts of a picture are the whole, the background, and each subject.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ Row = dict[str, float | None]
 
 
 class Scorer:
-    """Scores pictures with the encoders and definitions of an evaluation."""
+    """Computes rows of figures with the encoders and settings of an evaluation."""
 
     def __init__(self, config: EvalConfig, encoders: Encoders, features: CachedFeatures):
         self.config, self.encoders, self.features = config, encoders, features
 
     def row(self, truth: Truth, drawn: Image.Image, other: Image.Image) -> Row:
-        """All figures of a drawn picture of the truth's size; ``other`` is another sample's reference, RGBA.
+        """All figures of a drawn picture, which has the size of the true one.
 
-        A figure that does not exist for this sample (an empty part, no boxes) is None.
+        ``other`` is a reference of another sample, RGBA; samples with one reference use it as the wrong reference. A
+        figure that does not exist for this sample (an empty part, no boxes) is None.
         """
         row = self.pixel_figures(truth, as_pixels(drawn))
         row |= self._likeness(truth, drawn)
@@ -47,7 +48,7 @@ class Scorer:
         return {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
 
     def pixel_figures(self, truth: Truth, pixels: Pixels) -> Row:
-        """Pixels and edges of every part; LPIPS if there is one; the drawn foreground's mask."""
+        """MSE, PSNR, SSIM, edge F1 and, with its encoder, LPIPS of every part; and the F1 of the foreground's mask."""
         true, tolerance, lpips = truth.pixels, self.config.edge_tolerance, self.encoders.lpips
         row: Row = {}
         for part, mask in {"whole": None, **truth.parts()}.items():
@@ -63,7 +64,8 @@ class Scorer:
         return row
 
     def _likeness(self, truth: Truth, drawn: Image.Image) -> Row:
-        """Cosines: whole and background against the true ones, each subject against its reference; the prompt's."""
+        """Cosine similarities by encoder: of the whole picture and the background to the true ones, of each subject to
+        its reference, and with CLIP of the picture to the prompt."""
         shown = [drawn, truth.without_subjects(drawn)]
         wanted = [truth.target, truth.without_subjects(truth.target)]
         names = ["whole", "background"]
@@ -81,12 +83,12 @@ class Scorer:
         return row
 
     def _identity(self, truth: Truth, drawn: Image.Image, other: Image.Image) -> Row:
-        """Each subject against each reference, the curation's identity stage on the drawn picture.
+        """The similarity of each subject to each reference, computed as in the curation's identity stage.
 
-        ``identity``: the smallest over the subjects of the similarity to the own reference; ``identity_target`` the
-        same for the true picture (a model can hardly do better), ``identity_wrong`` for the drawn picture against
-        another subject's reference (what likeness is worth nothing). With two references also the matrix, the swap
-        margin, and whether the two are swapped.
+        ``identity`` is the lowest similarity of a subject to its own reference. ``identity_target`` is the same for the
+        true picture, about the best that a model can reach. ``identity_wrong`` is the similarity of the drawn subjects
+        to references of other subjects, the level of no identity at all. With two references the row also has the
+        similarity matrix, the swap margin, and whether the two subjects are swapped.
         """
         count = len(truth.subjects)
         if not count:
@@ -107,14 +109,17 @@ class Scorer:
         return row
 
     def _similarities(self, truth: Truth, picture: Image.Image, references: Features) -> np.ndarray:
-        """[R, len(references)]: of each subject's better view, as it is or mirrored, with each reference."""
+        """Cosine similarity of each subject to each reference, [R, len(references)].
+
+        Each is the higher one of two: of the subject as it is, and of its mirror image.
+        """
         views = [truth.view(picture, i) for i in range(len(truth.subjects))]
         both = self.features.of(self.encoders.identity, [*views, *map(ImageOps.mirror, views)])
-        found = (both.astype(np.float64) @ references.astype(np.float64).T).clip(-1, 1)
-        return np.maximum(found[: len(views)], found[len(views) :])
+        table = (both.astype(np.float64) @ references.astype(np.float64).T).clip(-1, 1)
+        return np.maximum(table[: len(views)], table[len(views) :])
 
     def inception_keys(self, truth: Truth, drawn: Image.Image) -> dict[str, list[list[str]]]:
-        """[drawn, true] keys of Inception's features by part, for FID and KID over all samples."""
+        """Cache keys of Inception's features by part, in pairs [drawn, true]. FID and KID need them for all samples."""
         if self.encoders.inception is None:
             return {}
         pairs = {
@@ -123,24 +128,26 @@ class Scorer:
             "subjects": [(truth.view(drawn, i), truth.view(truth.target, i)) for i in range(len(truth.subjects))],
         }
         return {
-            part: [self.features.keys(self.encoders.inception, pair) for pair in found] for part, found in pairs.items()
+            part: [self.features.keys(self.encoders.inception, pair) for pair in of_part]
+            for part, of_part in pairs.items()
         }
 
 
 def _mean_of_subjects(row: Mapping[str, float | None], count: int) -> Row:
-    """``subjects_<figure>``: the mean over a sample's subjects of each of their figures."""
+    """The mean of each figure over a sample's subjects, named ``subjects_<figure>``."""
     figures = [name.removeprefix("subject_0_") for name in row if name.startswith("subject_0_")]
     return {f"subjects_{figure}": mean(row[f"subject_{i}_{figure}"] for i in range(count)) for figure in figures}
 
 
 def mean(values: Any) -> float | None:
-    """Of those that are there and finite; None if none is."""
-    found = [value for value in values if value is not None and math.isfinite(value)]
-    return float(np.mean(found)) if found else None
+    """The mean of the values that are not None and finite; None if there are none."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
 
 
 def model_figures(item: ShardSample, truth: Truth, model: Model, scorer: Scorer) -> Row:
-    """What only a model has: what its tokenizer alone loses (``round_trip_*``), and its losses."""
+    """Figures that only a model has: its losses, and the pixel figures of the true picture after its tokenizer has
+    encoded and decoded it (``round_trip_*``), which are about the best that the model can reach."""
     pixels = picture_tensor(item.target, model.tokenizer.image_size)[None]
     device = model.net.norm.weight.device
     with torch.inference_mode(), one_thread(device):
@@ -154,7 +161,7 @@ def model_figures(item: ShardSample, truth: Truth, model: Model, scorer: Scorer)
 
 
 def _losses(item: ShardSample, model: Model) -> Row:
-    """Cross entropy of the true tokens in nats a token: all scored ones, and the picture's."""
+    """Cross entropy of the true tokens in nats a token: of all scored tokens, and of the picture's."""
     encoded = samples.encode_sample(item, model.tokenizer, model.text, model.net.config.max_references)
     batch = samples.collate([encoded]).to(model.net.norm.weight.device)
     wanted = model.net.target_tokens(batch.sources, batch.picture)[0]
@@ -164,7 +171,7 @@ def _losses(item: ShardSample, model: Model) -> Row:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Mean of every figure over the rows that have one; the swap rate is the mean of ``swapped``."""
+    """The mean of every figure over the rows that have it. The mean of ``swapped`` is called ``swap_rate``."""
     names = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, str))
     means = {name: mean(row.get(name) for row in rows) for name in names if name != "references"}
     return means | {"swap_rate": means.pop("swapped", None)}

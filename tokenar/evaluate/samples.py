@@ -1,4 +1,4 @@
-"""What an evaluation is made from: samples as they lie in their shards, and what tells them apart."""
+"""The samples of an evaluation, read from their shards and decoded only when needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_
 
 @dataclass(frozen=True)
 class Stored:
-    """Sample ``number`` as it lies in its shard, not decoded."""
+    """A sample that is not decoded yet: the bytes of its members by name, and the shard (``source``) they are from."""
 
     number: int
     sample_id: str
@@ -23,19 +23,22 @@ class Stored:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of its members."""
+        """SHA-256 over the names and contents of its members."""
         digest = hashlib.sha256()
         for name, content in sorted(self.members.items()):
             digest.update(f"{name} {len(content)} ".encode() + content)
         return digest.hexdigest()
 
     def decode(self) -> ShardSample:
-        """The sample; UserError naming the member that is missing or damaged."""
+        """Decode the sample. UserError naming the member that is missing or damaged."""
         return decode_sample(self.sample_id, dict(self.members), self.source)
 
 
 def stored_samples(shards: str, limit: int | None = None) -> Iterator[Stored]:
-    """The samples of every shard that the glob names, in stored order; none at all, or one twice, is a UserError."""
+    """The samples of all shards that the glob ``shards`` matches, in stored order, numbered from 0.
+
+    UserError if there is no sample, or if two have the same id.
+    """
     count = 0
     for url, sample_id, members in islice(read_distinct(expand_shards(shards)), limit):
         yield Stored(count, sample_id, members, url)

@@ -1,8 +1,8 @@
-"""Tables of an evaluation in Markdown and LaTeX, in the layout of the paper's Tables 2 and 3 (its section 4.1).
+"""Tables of an evaluation in Markdown and LaTeX, in the layout of the paper's Tables 2 and 3 (section 4.1).
 
-The paper's Table 2 has one subject a picture, its Table 3 several; both have the same columns. Its text does not say
-over what its figures are taken: here PSNR and FID, which it calls background preservation, see the background alone,
-CLIP-I and DINO the whole picture against the true one, times 100.
+The paper's Table 2 is about pictures with one subject, its Table 3 about several; both have the same columns. The paper
+does not say over which part of a picture it computes them. Here PSNR and FID, which it calls background preservation,
+are those of the background, and CLIP-I and DINO compare the whole picture to the true one, times 100.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Result = Mapping[str, Any]
 
 
 class Column(NamedTuple):
-    """A figure in a table: higher is better, or lower; shown times ``scale``."""
+    """A column of the tables. ``higher`` says whether higher is better; figures are multiplied by ``scale``."""
 
     group: str
     title: str
@@ -40,7 +40,7 @@ VENUES = {
 NEEDS = {
     "lpips": "LPIPS", "inception": "FID and KID", "clip": "CLIP-I and CLIP-T", "dino": "DINO", "dinov2": "DINOv2",
 }  # fmt: skip
-"""What is not measured without an encoder, by the option that names it."""
+"""The figures that are left out without an encoder, by the encoder's setting."""
 
 LOWER = ("mse", "lpips", "fid", "kid", "kid_std", "identity_wrong", "swap_rate", "loss", "loss_target")
 NO_DIRECTION = ("samples", "pictures", "subset", "cut", "target")
@@ -48,23 +48,23 @@ DASH = "–"
 
 
 def notes(result: Result) -> list[str]:
-    """What a reader must know: what was not measured and why, FID on too few pictures, prompts that CLIP cut."""
+    """Notes for the reader of the tables: figures left out, FID over too few pictures, prompts that CLIP cut."""
     missing = [f"{figures} ({option})" for option, figures in NEEDS.items() if option not in result["encoders"]]
-    found = [f"not measured: {', '.join(missing)}; --set OPTION=... adds one, --encoders paper all"] if missing else []
+    lines = [f"not measured: {', '.join(missing)}; --set OPTION=... adds one, --encoders paper all"] if missing else []
     figures = [method["figures"] for method in result["methods"].values()]
     pictures = [count for method in figures if (count := method.get("whole_fid_pictures"))]
     if pictures and min(pictures) < FID_SAMPLES:
-        found.append(
+        lines.append(
             f"FID over {min(pictures):,} pictures: below {FID_SAMPLES:,} it comes out too high and hangs on their "
             "number; compare it over the same samples only, and read KID beside it"
         )
     if cut := max((method.get("clip_prompt_cut") or 0 for method in figures), default=0):
-        found.append(f"CLIP-T: {cut:.0%} of the prompts are longer than CLIP reads; it saw their beginnings")
-    return found
+        lines.append(f"CLIP-T: {cut:.0%} of the prompts are longer than CLIP reads; it saw their beginnings")
+    return lines
 
 
 def markdown(result: Result) -> str:
-    """The paper's two tables, as far as the samples have one or several subjects, and every figure below."""
+    """The paper's two tables, for samples with one and with several subjects, then a table of all figures and notes."""
     blocks = []
     for group, title in GROUPS.items():
         rows = _rows(result, group)
@@ -81,7 +81,7 @@ def markdown(result: Result) -> str:
 
 
 def latex(result: Result) -> str:
-    """The paper's two tables for a document with booktabs; best figures bold."""
+    """The paper's two tables for a LaTeX document that loads booktabs, with the best figures bold."""
     blocks = []
     for group in GROUPS:
         rows = _rows(result, group, bold=r"\textbf{{{}}}")
@@ -93,7 +93,7 @@ def latex(result: Result) -> str:
 
 
 def _rows(result: Result, group: str, bold: str = "**{}**") -> list[list[str]]:
-    """Name, venue and cells of every method that has figures for the group; the best of several are bold."""
+    """Name, venue and cells of every method with figures for the group. With several methods the best is bold."""
     methods = {name: method for name, method in result["methods"].items() if group in method}
     cells = {name: [_cell(method[group], column) for column in COLUMNS] for name, method in methods.items()}
     for place, column in enumerate(COLUMNS):
@@ -101,7 +101,7 @@ def _rows(result: Result, group: str, bold: str = "**{}**") -> list[list[str]]:
         if len(methods) < 2 or not values:
             continue
         best = max(values) if column.higher else min(values)
-        for row in cells.values():  # as shown: two that read the same are equally good
+        for row in cells.values():  # compared as printed, so that equal numbers are both bold
             if row[place] != DASH and float(row[place]) == best:
                 row[place] = bold.format(row[place])
     return [[name, VENUES.get(name, DASH), *cells[name]] for name in methods]
@@ -118,7 +118,7 @@ def _samples(result: Result, group: str) -> str:
 
 
 def _all_figures(result: Result) -> list[str]:
-    """A row a figure, a column a method; single subjects and their similarities stay in per_sample.parquet."""
+    """A table with a row for each figure and a column for each method. Figures of single subjects are left out."""
     methods = result["methods"]
     names = dict.fromkeys(name for method in methods.values() for name in method["figures"])
     shown = [name for name in names if not re.match(r"subject_\d|similarity_\d|samples", name)]
@@ -174,10 +174,10 @@ def _latex_table(rows: Sequence[Sequence[str]], caption: str, label: str) -> str
 
 
 def _tex(text: str) -> str:
-    """Text with LaTeX's own signs escaped."""
+    """Text with the special characters of LaTeX escaped."""
     return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown does not read as its own."""
+    """Text with the special characters of Markdown escaped."""
     return re.sub(r"([|*_`\\])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""Where an evaluation's weights come from: a path on this machine, or a published name that is downloaded once."""
+"""Finds the weights of an evaluation's networks: a path on this machine, or a published name to download once."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Backbone = Literal["alex", "vgg", "squeeze"]
 
 
 def need(package: str, figures: str) -> None:
-    """UserError that says how to get a package that only these figures need, if it is not installed."""
+    """UserError if a package that ``figures`` need is not installed, saying how to install it."""
     if find_spec(package) is None:
         name = package.replace("_", "-")
         raise UserError(f"{figures}: {name} is not installed; install it with: pip install 'instructar[paper]'")
 
 
 def folder_of(option: str, source: str, patterns: Sequence[str]) -> Path:
-    """The folder, or the one file, that ``source`` names: a path, or a Hugging Face id, of which ``patterns`` are
-    fetched if they are not on this machine. UserError naming the option."""
+    """The folder or file that ``source`` names. ``source`` is a path or a Hugging Face id; of an id's repository, files
+    that match ``patterns`` are downloaded if they are not on this machine. UserError naming the option."""
     path = Path(source).expanduser()
     if path.exists():
         return path
@@ -41,25 +41,25 @@ def folder_of(option: str, source: str, patterns: Sequence[str]) -> Path:
 
 
 def read_weights(option: str, source: str, url: str | None) -> dict[str, Tensor]:
-    """A plain state dict from a file (.safetensors, or .pth without pickled code) or, with ``url``, from there."""
+    """A state dict from ``url`` if given, or else from the file ``source`` (.safetensors, or .pth without code)."""
     if url is not None:
         try:
-            found = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, weights_only=True)
-        except Exception as error:  # no network, or not what it was
+            weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, weights_only=True)
+        except Exception as error:  # there is no network, or the file at the address has changed
             raise _cannot_be_had(option, source, error) from error
     else:
         try:
-            found = read_content(Path(source).expanduser(), "name a file of plain weights")
+            weights = read_content(Path(source).expanduser(), "name a file of plain weights")
         except UserError as error:
             raise UserError(f"{option}: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise _cannot_be_had(option, source, "not a file of plain weights")
-    check_finite(found, f"{option}: {source}", "fetch it again")
-    return found
+    check_finite(weights, f"{option}: {source}", "fetch it again")
+    return weights
 
 
 def lpips_backbone(source: str) -> tuple[Backbone, dict[str, Tensor]]:
-    """Which of LPIPS's backbones the weights are of, and the weights under torchvision's names."""
+    """The backbone's kind and its weights under torchvision's names. ``source`` is a kind to download, or a file."""
     from torchvision import models
 
     published = {

@@ -1,14 +1,19 @@
-"""Checkpoints to continue from: every process writes what it holds, in the background, and any number of them reads it.
+"""Checkpoints of a training run. Every rank writes its shards in the background while training continues.
 
-    out/checkpoints/step-000100/                        exists only when it is whole
-        rank-00000-of-00002.safetensors ...             pieces of weights, averages and optimiser state (saved_state.py)
+    out/checkpoints/step-000100/                        exists only if it is complete
+        rank-00000-of-00002.safetensors ...             shards of weights, averages and optimiser state (state.py)
         facts.json                                      step, settings, sizes and digests of the files
     out/checkpoints/best -> step-000100
 
-Since a tensor is kept by name, in pieces that know their place, a checkpoint of one way of spreading the network loads
-into any other. What several processes hold alike is written by one of them. Nothing is pickled.
+A checkpoint loads on any number of ranks and with any ``parallel`` setting, because each shard is stored with its
+tensor's name and its offset in it. A shard that several ranks hold is written by one of them. Nothing is pickled.
+Random number generators have no saved state, because everything random about step s depends on (seed, s) only.
 
-No state of a random number generator is kept: all that is random about step s follows from (seed, s).
+torch.distributed.checkpoint (torch 2.14) is not used. Its FileSystemReader unpickles the file ``.metadata``, which can
+run code from a checkpoint of unknown origin. Its safetensors format (HuggingFaceStorageWriter, ``save_distributed``)
+has neither a list of its files nor digests, so that altered bytes are not noticed, and the shards of a lost file stay
+at their initial values without an error. Neither reads the checkpoints of earlier versions of this program, so this
+code would have to stay beside it.
 """
 
 from __future__ import annotations
@@ -34,27 +39,27 @@ from data_schemas.errors import UserError
 from data_schemas.io.documents import read_json
 from data_schemas.io.text import one_line
 from tokenar.processes import Workers, host_group
-from tokenar.train.parallel import piece
-from tokenar.train.state import SavedState, digest, model_state, optimizer_facts, optimizer_state, write_pieces
+from tokenar.train.parallel import local_shard
+from tokenar.train.state import SavedState, digest, model_state, optimizer_facts, optimizer_state, write_rank_file
 
 FORMAT = 1
 MAX_INDEX = 1_000_000_000
-"""Bytes of facts.json: it names every parameter once, and every file."""
+"""The largest facts.json that is read, in bytes. The file has the name of every parameter and of every file."""
 _FOLDER = re.compile(r"step-(\d{6,})")
 _T = TypeVar("_T")
 
 
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [path for path in (out / "checkpoints").glob("step-*") if _FOLDER.fullmatch(path.name)]
-    return sorted(found, key=_step)
+    paths = [path for path in (out / "checkpoints").glob("step-*") if _FOLDER.fullmatch(path.name)]
+    return sorted(paths, key=_step)
 
 
 class Checkpoints:
-    """The checkpoints of the run in ``out``, of which the newest ``keep`` stay, and the best.
+    """Saves and loads the checkpoints of the run in ``out``; keeps the newest ``keep`` and the best one.
 
-    All processes of ``group`` make it, and call each of its methods, together. A save that fails raises UserError from
-    the next call, on every process; the earlier checkpoints stay. Call ``wait`` before the group is left.
+    All ranks of ``group`` must create it and call its methods together. If a save fails in the background, the next
+    call raises UserError on every rank, and the earlier checkpoints stay. Call ``wait`` before leaving the group.
     """
 
     def __init__(self, out: Path, keep: int, group: Workers):
@@ -63,15 +68,15 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._staged: dict[str, Tensor] = {}
-        self._held: int | None = None  # the step whose state is in a checkpoint, or on its way
-        self._sound: Path | None = None  # the checkpoint whose files were compared with their digests
-        # The threads talk among themselves while training uses the main group, and on the CPU.
+        self._saved_step: int | None = None  # the step that was last loaded or saved, or is being saved
+        self._checked: Path | None = None  # a checkpoint whose files were found to match their digests
+        # The background threads need a process group of their own, as training uses the main one at the same time.
         self._channel: dist.ProcessGroup | None = None
         if group.world > 1:
             self._channel = host_group()
         if group.first:
-            for left in self.folder.glob(".step-*.tmp"):  # by a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for unfinished in self.folder.glob(".step-*.tmp"):  # left by a run that was killed while saving
+                shutil.rmtree(unfinished, ignore_errors=True)
         group.wait()
 
     def save(
@@ -83,37 +88,37 @@ class Checkpoints:
         ema: Mapping[str, Tensor] | None = None,
         best: bool = False,
     ) -> None:
-        """Copy the state as it is now and write it in the background; waits for the save before.
+        """Copy the current state to host memory and write it in the background, after the previous save has ended.
 
-        ``facts`` is for JSON: settings, the place in the data. ``ema`` is by parameter name, spread like the
-        parameters. ``best`` makes this the checkpoint that is not dropped, until another is. A step that was just
-        saved or loaded is not written again.
+        ``facts`` are JSON values that ``load`` returns: the settings and the position in the data. ``ema`` has the
+        averaged weights by parameter name, sharded like the parameters. ``best`` marks this checkpoint as the best one,
+        which is kept until another is marked. A step that was just saved or loaded is not written again.
         """
         self.wait()
-        if step == self._held:
+        if step == self._saved_step:
             if best and self.group.first:
                 self._point(step)
             return
         facts = {**facts, "step": step}
         index = json.dumps({"format": FORMAT, "facts": facts, "optimizer": optimizer_facts(net, optimizer)})
         tensors, places = self._stage(model_state(net, ema) | optimizer_state(net, optimizer))
-        self._held = step
+        self._saved_step = step
         arguments = (step, tensors, places, json.loads(index), best)
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last save is on the disk. UserError if it failed."""
+        """Wait until the last save is on the disk. UserError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
-            self._held = None
+            self._saved_step = None
             raise error
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose files are as they were written; a damaged one is told of and passed over."""
+        """The newest checkpoint whose files match their digests. Damaged ones are reported on stderr and skipped."""
         self.wait()
         for path in reversed(self._gather(checkpoints(self.out))[0]):
             problem = self._problem(path)
@@ -130,10 +135,10 @@ class Checkpoints:
         ema: Mapping[str, Tensor] | None = None,
         path: Path | None = None,
     ) -> dict[str, Any]:
-        """Fill network, optimiser and averages from ``path`` or the newest checkpoint; its facts, with "step".
+        """Load a checkpoint (``path``, or the newest) into network, optimiser and averages. Returns its facts.
 
-        Every process reads only what it holds. Raises UserError where there is no readable checkpoint, and naming what
-        differs where it is one of another model or optimiser.
+        The facts are those given to ``save``, plus "step". Every rank reads only the shards it holds. Raises UserError
+        if no checkpoint can be read, or if it is one of another model or optimiser, naming the difference.
         """
         self.wait()
         path = path or self._newest_or_refuse()
@@ -146,9 +151,9 @@ class Checkpoints:
                 saved = SavedState(path, sorted(index["files"]), files, self.group)
                 saved.fill(model_state(net, ema))
                 saved.fill_optimizer(net, optimizer, index["optimizer"])
-        except (KeyError, TypeError, AttributeError, SafetensorError) as error:  # whole, but not as this writes it
+        except (KeyError, TypeError, AttributeError, SafetensorError) as error:  # digests match, but another layout
             raise UserError(f"{path}: not a checkpoint of this program; start again with --overwrite") from error
-        self._held = index["facts"]["step"]
+        self._saved_step = index["facts"]["step"]
         return index["facts"]
 
     def _newest_or_refuse(self) -> Path:
@@ -162,11 +167,11 @@ class Checkpoints:
         )
 
     def _stage(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(CPU copies of what this process is to write, their places in the whole tensors), both by name."""
+        """(CPU copies of the shards that this rank writes, their shapes and offsets), both by name."""
         tensors, places = {}, {}
-        # Largest first, so that processes that hold the same and take turns write about as many bytes each.
+        # Replicas take turns in writing. With the largest tensors first they write about the same number of bytes.
         for number, name in enumerate(sorted(state, key=lambda name: (-state[name].numel(), name))):
-            own = piece(state[name], self.group)
+            own = local_shard(state[name], self.group)
             if number % own.replicas != own.replica or not own.local.numel():
                 continue
             copy = self._staged.get(name)
@@ -176,17 +181,17 @@ class Checkpoints:
             places[name] = {"shape": own.shape, "offset": own.offset}
         if self.group.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
-        self._staged = tensors  # pinning memory takes long: the next save uses it again
+        self._staged = tensors  # pinning memory is slow, so the next save reuses these copies
         return tensors, places
 
     def _run(
         self, step: int, tensors: dict[str, Tensor], places: dict[str, Any], index: dict[str, Any], best: bool
     ) -> None:
-        """The thread: every process writes its file, then the first makes them a checkpoint."""
+        """Runs in the background thread: every rank writes its file, then the first rank completes the checkpoint."""
         final, temporary = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.tmp"
         name = f"rank-{self.group.rank:05d}-of-{self.group.world:05d}.safetensors"
         try:
-            written, problem = _attempt(lambda: write_pieces(temporary / name, tensors, places))
+            written, problem = _attempt(lambda: write_rank_file(temporary / name, tensors, places))
             reports = self._gather((name, written, problem))
             problem = next((problem for *_, problem in reports if problem), None)
             if self.group.first:
@@ -197,41 +202,41 @@ class Checkpoints:
             problem = self._gather(problem)[0]
             if problem is not None:
                 raise UserError(f"{final}: cannot be saved ({problem}); see to the disk and continue with --resume")
-        except Exception as error:  # raised where the next call can tell it
+        except Exception as error:  # the next call of save, load or wait raises it
             self._error = error
 
     def _commit(self, temporary: Path, final: Path, index: dict[str, Any], best: bool) -> None:
-        """Give the folder its name, and drop what is no longer kept."""
+        """Write facts.json, rename the folder to its final name, and delete checkpoints that are no longer kept."""
         with open(temporary / "facts.json", "w") as file:
             json.dump(index, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        _drop(final)  # a damaged one that was passed over, or of a run that went on from before it
+        _drop(final)  # it may exist if it is damaged, or if the run was resumed from an earlier checkpoint
         os.rename(temporary, final)
         if best:
             self._point(_step(final))
         best_path = (self.folder / "best").resolve()
-        # Later ones are no past of this run; they are damaged, or will be written again.
+        # Checkpoints of later steps do not count: they are damaged, or will be overwritten.
         past = [path for path in checkpoints(self.out) if _step(path) <= _step(final)]
         for path in past[: -self.keep]:
             if path.resolve() != best_path:
                 _drop(path)
 
     def _point(self, step: int) -> None:
-        """Let ``best`` lead to the checkpoint of ``step``."""
+        """Point the symbolic link ``best`` to the checkpoint of ``step``."""
         link = self.folder / ".best.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(f"step-{step:06d}")
         os.replace(link, self.folder / "best")
 
     def _problem(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint's files; the processes share the reading."""
-        if path == self._sound:
+        """What is wrong with a checkpoint's files, or None. Each rank compares the digests of some of them."""
+        if path == self._checked:
             return None
         _, problem = _attempt(lambda: self._check(path))
         problem = next((problem for problem in self._gather(problem) if problem), None)
         if problem is None:
-            self._sound = path
+            self._checked = path
         return problem
 
     def _check(self, path: Path) -> None:
@@ -242,7 +247,7 @@ class Checkpoints:
                 raise ValueError(f"{name} is damaged")
 
     def _gather(self, value: Any) -> list[Any]:
-        """The value of every process, by rank."""
+        """The value of every rank, in order."""
         if self._channel is None:
             return [value]
         values: list[Any] = [None] * self.group.world
@@ -255,7 +260,7 @@ def _step(path: Path) -> int:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """facts.json as it was written. Raises ValueError for what is not one, with the reason."""
+    """The content of facts.json. Raises ValueError with the reason if it is missing, damaged or of another format."""
     try:
         index = read_json(path / "facts.json", limit=MAX_INDEX)
         version = index["format"]
@@ -275,18 +280,18 @@ def _is_index(index: dict[str, Any]) -> bool:
 
 
 def _drop(path: Path) -> None:
-    """Delete a checkpoint if it is there. It loses its name first: being killed half-way leaves no half checkpoint."""
+    """Delete a checkpoint if it exists. It is renamed first, so that being killed leaves no half-deleted checkpoint."""
     if path.exists():
-        doomed = path.with_name(f".{path.name}.old.tmp")
-        os.rename(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        renamed = path.with_name(f".{path.name}.old.tmp")
+        os.rename(path, renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _attempt(act: Callable[[], _T]) -> tuple[_T | None, str | None]:
-    """(result, None), or (None, what went wrong in a few words): the other processes wait to hear of either."""
+    """(result, None), or (None, the error in a few words). Nothing is raised, because the other ranks wait for both."""
     try:
         return act(), None
     except Exception as error:
-        inner = re.search(r"I/O error: (.*?) \(os error", str(error))  # as safetensors says it
+        inner = re.search(r"I/O error: (.*?) \(os error", str(error))  # the wording of safetensors
         reason = inner[1] if inner else getattr(error, "strerror", None) or str(error) or type(error).__name__
         return None, reason.splitlines()[0]

@@ -1,4 +1,4 @@
-"""What a training run reads: samples encoded now from raw shards, or beforehand by tokenar-encode."""
+"""The samples of a training run: encoded now from raw shards, or read from shards that tokenar-encode made."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from tokenar.encoders.vq import VqTokenizer, load_network
 from tokenar.processes import Workers
 
 ENCODED_AT_ONCE = 16
-"""Samples whose pictures are decoded to floats at once, about 4 MB a picture of 512 pixels."""
+"""Samples encoded in one batch. Their pictures are float32 then, about 3 MB each at 512 pixels."""
 
 
 @dataclass
 class Inputs:
-    """Training and validation samples, and the tokenizer that draws pictures if it is here.
+    """Training and validation samples, and the tokenizer that decodes pictures (None if its weights are not given).
 
-    ``digest`` and ``encoders`` tell these samples, and what encoded them, from others. ``sources`` are the raw shards
-    of the training samples.
+    ``digest`` identifies the samples and ``encoders`` the encoders that made them (fingerprints by name); a resumed run
+    must have the same. ``sources`` are the raw shards of the training samples.
     """
 
     train: Samples
@@ -47,22 +47,23 @@ class Inputs:
 
 
 class FromShards:
-    """The samples of encoded shards, read one by one."""
+    """The samples of encoded shards. They stay on disk and are read one by one."""
 
     def __init__(self, shards: EncodedShards, text_tokens: int):
         self.shards, self.text_tokens = shards, text_tokens
         self.references, self.sample_ids = shards.references, shards.sample_ids
 
     def read(self, number: int, epoch: int | None = None) -> Encoded:
-        """Sample ``number``, the same in every epoch; UserError naming the shard if it vanished or is damaged."""
+        """Sample ``number``, the same in every epoch. UserError naming the shard if it was removed or is damaged."""
         sample = self.shards.read(number)
         text, mask = pad_text([sample.text], self.text_tokens)
         return Encoded(sample.sample_id, "", sample.codes[:-1], text[0], sample.codes[-1], mask[0], sample.teacher)
 
 
 def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
-    """Read or open everything. ``fitted`` is where the run keeps a tokenizer that is fitted on its own pictures.
+    """Read or open the shards that the settings name.
 
+    ``fitted`` is the file for a patch codebook, which is fitted on the training pictures unless the run is resumed.
     UserError for shards that do not go with the settings or with each other.
     """
     patterns = [config.shards, *([config.val_shards] if config.val_shards else [])]
@@ -89,7 +90,7 @@ def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool
 
 
 def _digest(*sets: list[Resized]) -> str:
-    """Tells these samples from others, by what is drawn and said in them: ids stay when a dataset is made anew."""
+    """A digest over ids, prompts and pixels. Ids are not enough: they stay the same if the dataset is made again."""
     digest = hashlib.sha256()
     for sample in chain(*sets):
         digest.update(f"{sample.sample_id} {sample.prompt} {list(sample.pixels.shape)} ".encode())
@@ -98,7 +99,7 @@ def _digest(*sets: list[Resized]) -> str:
 
 
 def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
-    """Everything in memory; the first process fits the codebook."""
+    """Raw shards and a patch codebook: all samples in memory. The first rank fits the codebook for all ranks."""
     assert not isinstance(config.tokenizer, VqConfig)
     train_set, val_set = _read_raw(config, group)
     copied = f" and {config.variations} varied copies of each" if config.variations else ""
@@ -117,7 +118,7 @@ def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, res
 
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
-    """Everything in memory with the frozen encoders: for small runs."""
+    """Raw shards and a VQ tokenizer: all samples are encoded and kept in memory. Meant for small runs."""
     train_set, val_set = _read_raw(config, group)
     tokenizer = _vq_tokenizer(config, group)
     if tokenizer is None:
@@ -147,14 +148,14 @@ def _encoded(
     teacher: Teacher | None,
     bar: Progress,
 ) -> tuple[InMemory, InMemory | None]:
-    """Training samples in their copies, and validation samples, a few at a time."""
+    """Encode the training samples with their varied copies, and the validation samples."""
 
     def encode(samples: Sequence[Resized]) -> list[Encoded]:
-        found = []
+        encoded = []
         for start in range(0, len(samples), ENCODED_AT_ONCE):
-            found += encode_resized(samples[start : start + ENCODED_AT_ONCE], tokenizer, text, teacher)
-            bar.advance(by=len(found) - start)
-        return found
+            encoded += encode_resized(samples[start : start + ENCODED_AT_ONCE], tokenizer, text, teacher)
+            bar.advance(by=len(encoded) - start)
+        return encoded
 
     return InMemory([encode(copy) for copy in copies]), InMemory([encode(val_set)]) if val_set else None
 
@@ -239,9 +240,10 @@ def _check_shapes(config: TrainConfig, shards: EncodedShards) -> None:
 
 
 def _check_encoders(config: TrainConfig, shards: EncodedShards, tokenizer: VqTokenizer | None) -> None:
-    """Refuse shards of other encoders. One whose weights are not on this machine cannot be compared; that is told.
+    """UserError for shards that other encoders made.
 
-    They are read on the CPU: a GPU has no room for a T5-XL that is only hashed.
+    An encoder whose weights are not on this machine is not compared; a line on stderr says so. The encoders are loaded
+    on the CPU, because they are only hashed and a T5-XL would take the GPU memory that training needs.
     """
     padding = "+padding" if shards.encoders.text.endswith("+padding") else ""
 
@@ -253,12 +255,13 @@ def _check_encoders(config: TrainConfig, shards: EncodedShards, tokenizer: VqTok
 
     shards.expect(
         tokenizer=tokenizer.fingerprint if tokenizer else None,
-        text=_if_here("text encoder", text),
-        teacher=_if_here("teacher", teacher) if config.teacher else None,
+        text=_fingerprint_if_available("text encoder", text),
+        teacher=_fingerprint_if_available("teacher", teacher) if config.teacher else None,
     )
 
 
-def _if_here(name: str, fingerprint: Callable[[], str]) -> str | None:
+def _fingerprint_if_available(name: str, fingerprint: Callable[[], str]) -> str | None:
+    """The fingerprint, or None with a line on stderr if the encoder cannot be loaded on this machine."""
     try:
         return fingerprint()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: rows to files and services, speed, use of the hardware, a trace on request."""
+"""The log of a training run: rows of numbers in a file, TensorBoard and Weights & Biases; speed; a profiler trace."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ BF16_PEAKS = {
     "H800": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
-"""Dense bfloat16 FLOP/s by the vendor's data sheets, by what a device's name contains; more particular names first."""
+"""Dense bfloat16 FLOP/s from the vendor's data sheets. The first key that the device's name contains counts, so longer
+names come first."""
 TRAINING_PASSES = 3
-"""A step costs three forward passes: one forward, and for the backward two. What is computed again is not counted."""
+"""FLOPs of a training step in forward passes: the backward pass costs two. Activation checkpointing is not counted."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s that a device can reach: from the data sheet, or by the best of a few matrix products."""
+    """The peak FLOP/s of a device: from its data sheet, or else measured with a few matrix products."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         known = next((peak for part, peak in BF16_PEAKS.items() if part in name), None)
@@ -55,7 +56,7 @@ def _measured_flops(device: torch.device, dtype: torch.dtype, side: int) -> floa
 
 
 def memory_gb(device: torch.device) -> float:
-    """The most memory that was ever in use, in 1e9 bytes: tensors on a GPU; all of the process on a CPU."""
+    """Peak memory so far in GB (1e9 bytes): of the tensors on a GPU, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -63,7 +64,10 @@ def memory_gb(device: torch.device) -> float:
 
 
 class Speed:
-    """Counts between two rows of the log; one process's share of the hardware, everybody's samples."""
+    """Measures the training's speed between two rows of the log, over all ranks together.
+
+    ``begun`` is when the interval began; the trainer moves it forward by the time that validation and saving take.
+    """
 
     def __init__(self, net: TokenAR, config: TrainConfig, group: Workers):
         self.net, self.group = net, group
@@ -76,30 +80,33 @@ class Speed:
         self.samples = self.tokens = self.flops = 0
 
     def count(self, samples: int, scored_tokens: int, references: int) -> None:
-        """A step's whole batch."""
+        """Add one step. ``samples`` and ``scored_tokens`` are those of the whole batch over all ranks."""
         self.samples += samples
         self.tokens += scored_tokens
         self.flops += TRAINING_PASSES * self.net.flops(references) * samples
 
     def row(self, waited: float) -> dict[str, float]:
-        """What was reached since the last row; ``waited`` is the time spent waiting for data so far, in seconds.
+        """The speed since the last row, and begin a new interval.
 
-        tokens_per_s are scored tokens, mfu is the share of the hardware's FLOP/s that the model's own needs.
+        ``waited`` is the time in seconds that this rank has waited for data since the run began. In the row,
+        tokens_per_s counts scored tokens, mfu is the model's FLOP/s as a share of the hardware's peak, data_wait is the
+        share of the time spent waiting for data, and memory_gb is this rank's peak memory.
         """
         seconds = time.monotonic() - self.begun
-        found = {
+        row = {
             "samples_per_s": self.samples / seconds, "tokens_per_s": self.tokens / seconds,
             "mfu": self.flops / seconds / self.peak, "data_wait": (waited - self.waited) / seconds,
             "memory_gb": memory_gb(self.group.device),
         }  # fmt: skip
         self._start(waited)
-        return found
+        return row
 
 
 class Log:
-    """Rows of one run: ``out/metrics.jsonl``, TensorBoard and, if asked for, Weights & Biases; first process only.
+    """Writes rows to ``out/metrics.jsonl``, TensorBoard and, if set, Weights & Biases. Only the first rank has a log.
 
-    ``step`` is where the run goes on: rows that a stopped run wrote after its last checkpoint are dropped.
+    ``step`` is the number of steps already done. Rows of later steps, which a stopped run wrote after its last
+    checkpoint, are removed, because these steps are run again.
     """
 
     def __init__(self, config: TrainConfig, step: int, progress: Callable[[dict[str, Any]], None] | None):
@@ -112,7 +119,7 @@ class Log:
         self.wandb = _wandb(config, step) if config.wandb else None
 
     def record(self, row: dict[str, Any]) -> None:
-        """One row of numbers; "step" says where."""
+        """Write one row: numbers by name, with the step under "step"."""
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
         numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
@@ -124,18 +131,18 @@ class Log:
             self.progress(row)
 
     def picture(self, step: int, picture: Image.Image) -> None:
-        """A picture of step ``step``."""
+        """Show a picture in TensorBoard at step ``step``."""
         self.board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is still held."""
+        """Flush and close."""
         self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last one that was cut short by a full disk or a kill is left out."""
+    """The rows of metrics.jsonl. A line that cannot be read, such as one cut short by a full disk, is left out."""
     rows = []
     with open(check_file(path, "start again with --overwrite"), errors="replace") as file:
         for line in file:
@@ -147,7 +154,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def wandb_module() -> Any:
-    """Weights & Biases; UserError if it is not installed."""
+    """The wandb module; UserError if it is not installed."""
     try:
         return importlib.import_module("wandb")
     except ModuleNotFoundError as error:
@@ -157,16 +164,16 @@ def wandb_module() -> Any:
 def _wandb(config: TrainConfig, step: int) -> Any:
     wandb = wandb_module()
     out = Path(config.out)
-    kept = out / "wandb-id.txt"
-    if not (step and kept.exists()):
-        kept.write_text(wandb.util.generate_id())
+    id_file = out / "wandb-id.txt"  # a resumed run continues the same run at Weights & Biases
+    if not (step and id_file.exists()):
+        id_file.write_text(wandb.util.generate_id())
     name, settings = "-".join(out.resolve().parts[-2:]), config.model_dump(mode="json")
-    return wandb.init(project="tokenar", name=name, id=kept.read_text(), resume="allow", dir=out, config=settings)
+    return wandb.init(project="tokenar", name=name, id=id_file.read_text(), resume="allow", dir=out, config=settings)
 
 
 @contextmanager
 def profiler(config: TrainConfig, group: Workers) -> Iterator[Callable[[], None]]:
-    """Call what comes out after every step: with ``config.profile`` the 3rd to 5th are traced to ``out/profile``."""
+    """Yields a function to call after every step. With ``config.profile`` it traces steps 3 to 5 to ``out/profile``."""
     if not (config.profile and group.first):
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate, which weights decay, and averages of the weights."""
+"""The optimiser, its learning rate schedule, its weight decay groups, and moving averages of the weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tokenar.config import TrainConfig
 from tokenar.model.transformer import TokenAR
 
 LAST_SHARE = 0.05
-"""Of the learning rate, at the end of a schedule that falls."""
+"""The cosine and linear schedules end at this share of ``lr``."""
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step 0, 1, ...: linear warm-up, then constant, or falling along a line or a cosine."""
+    """The learning rate of a step, counted from 0: linear warm-up, times a constant, linear or cosine schedule."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "constant":
         return config.lr * warm
@@ -29,45 +29,50 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def make_optimizer(net: TokenAR, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (spec/tokenar.md section 10) for the network as it lies on its device, spread over processes or not."""
+    """AdamW (paper, appendix B) for ``net``, which must already be on its device and distributed over the ranks."""
     groups = parameter_groups(net, config.weight_decay, decay_tables=config.decay_tables)
     on_gpu = next(net.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=on_gpu)
 
 
-def step_if(optimizer: torch.optim.Optimizer, good: Tensor) -> None:
-    """Take the optimiser's step where ``good``, a bool on the device, is True; a fused one does not wait for it."""
+def step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Run the optimiser's step if ``finite``, a bool tensor on the device, is True.
+
+    A fused optimiser decides on the device, so that the host does not wait for it.
+    """
     if optimizer.defaults["fused"]:
-        optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # fused kernels change nothing at 1
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # at 1 fused kernels change nothing
         optimizer.step()
-    elif good:
+    elif finite:
         optimizer.step()
 
 
 def parameter_groups(net: TokenAR, weight_decay: float, *, decay_tables: bool = False) -> list[dict[str, Any]]:
-    """Two groups for AdamW, {"params", "weight_decay"}: what decays and what does not.
+    """Two parameter groups for AdamW: parameters with weight decay, and parameters without.
 
-    Norms and biases, the tensors of one dimension, never decay. ``decay_tables`` lets everything else decay, as
-    released (spec/tokenar.md section 10). Without it the embeddings, soft prompts and null tables do not: decay would
-    pull a row to zero in all the steps in which it is not used. Frozen null tables are no parameters and in neither
-    group.
+    Tensors of one dimension (norms, biases) never decay. With ``decay_tables`` all others do, as in the published
+    program (docs/differences.md). Without it the tables (token and index embeddings, soft prompts, null tables) do not
+    decay either, because decay would pull a row towards zero in every step in which the row is not used. Null tables
+    that are frozen are not parameters and are in neither group.
     """
     tables = {id(net.img_uncond_embedding), id(net.cls_embedding.uncond_embedding)}
     tables |= {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in net.parameters():
         groups[parameter.dim() >= 2 and (decay_tables or id(parameter) not in tables)].append(parameter)
-    decayed, kept = groups[True], groups[False]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
 class Average:
-    """Exponential moving averages of a network's parameters, by name and spread like them."""
+    """Exponential moving averages of a network's parameters.
+
+    ``weights`` holds them by parameter name. With FSDP they are DTensors with the same shards as the parameters.
+    """
 
     def __init__(self, net: nn.Module, decay: float):
         self.decay = decay
-        self._now = dict(net.named_parameters())
-        self.weights = {name: parameter.detach().clone() for name, parameter in self._now.items()}
+        self._trained = dict(net.named_parameters())
+        self.weights = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -76,7 +81,7 @@ class Average:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The network has the averages for its weights inside the block."""
+        """Inside the block the network computes with the averages instead of its own weights."""
         own = [parameter.clone() for parameter in self._parameters()]
         _copy(self.weights.values(), self._parameters())
         try:
@@ -85,11 +90,11 @@ class Average:
             _copy(own, self._parameters())
 
     def _parameters(self) -> list[Tensor]:
-        return [parameter.detach() for parameter in self._now.values()]
+        return [parameter.detach() for parameter in self._trained.values()]
 
 
 @torch.no_grad()
 def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
-    """One by one: torch's copy of many at once does not know sharded tensors."""
+    # torch._foreach_copy_ does not support DTensors.
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source)

@@ -1,8 +1,8 @@
-"""How a network is spread over processes.
+"""How the network is distributed over processes (ranks).
 
-``ddp`` keeps the whole network on every process. ``fsdp`` keeps a share of every parameter, gradient and optimiser
-state on each and brings a block's parameters together while the block runs. ``hybrid`` does so within a node and keeps
-a copy on every node, so that only gradients cross the network between them.
+``ddp`` keeps the whole network on every rank. ``fsdp`` gives every rank a shard of each parameter, gradient and
+optimiser state, and gathers a block's parameters while the block runs. ``hybrid`` uses FSDP within each node and
+replicates over the nodes, so that only gradients go over the network between nodes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ Mode = Literal["ddp", "fsdp", "hybrid"]
 
 
 def parallelise(net: TokenAR, mode: Mode, group: Workers, dtype: torch.dtype) -> nn.Module:
-    """The module to call in place of ``net``, which must be on ``group.device`` with the same weights everywhere.
+    """Distribute ``net`` and return the module whose forward must be called instead of its own.
 
-    Make the optimiser afterwards: ``fsdp`` and ``hybrid`` put DTensors in the place of the parameters, and ``net``
-    itself comes back. With bfloat16 they compute on bfloat16 copies of float32 parameters and sum gradients in float32;
-    inputs are not cast, so call the module under autocast as with ``ddp``. A process alone keeps ``net`` as it is.
+    ``net`` must be on ``group.device``, with the same weights on all ranks. Make the optimiser afterwards: ``fsdp`` and
+    ``hybrid`` replace the parameters of ``net`` by DTensors, and return ``net`` itself. With bfloat16 they compute with
+    bfloat16 copies of float32 parameters and sum gradients in float32. They do not cast inputs, so call the module
+    under autocast, as with ``ddp``. A single process gets ``net`` back unchanged.
     """
     if group.world == 1:
         return net
     if mode == "ddp":
         return DistributedDataParallel(net, gradient_as_bucket_view=True)
     mesh = _mesh(mode, group)
-    # Casting inputs would also round the rotary table and the draws that decide the guidance drops.
+    # cast_forward_inputs would also round the rotary table and the random numbers that decide the guidance drops.
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if dtype == torch.bfloat16 else None,
         reduce_dtype=torch.float32,
@@ -46,13 +47,14 @@ def parallelise(net: TokenAR, mode: Mode, group: Workers, dtype: torch.dtype) ->
     )
     for block in net.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # Or tables and head would stay whole after a validation, and go into the next step as they were in it.
+    # By default the root module stays gathered after a forward pass. After a validation the next training step would
+    # then compute with the embeddings and the head as they were before the optimiser's last update.
     fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return net
 
 
 def _mesh(mode: Mode, group: Workers) -> DeviceMesh:
-    """All processes in a row, or one row a node."""
+    """A mesh of one dimension for ``fsdp``, and of (nodes, processes of a node) for ``hybrid``."""
     if mode == "fsdp":
         return init_device_mesh(group.device.type, (group.world,), mesh_dim_names=("shard",))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", group.world))
@@ -65,9 +67,10 @@ def _mesh(mode: Mode, group: Workers) -> DeviceMesh:
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale all gradients so that their common norm is at most ``limit``; the norm before, a scalar on the device.
+    """Scale the gradients so that their norm is at most ``limit``. Returns the norm before, a scalar on the device.
 
-    The norm is that of the whole network however it is spread over processes, and nothing waits for the device.
+    The norm is taken over all gradients of the whole network, also where ranks hold shards. Does not wait for the
+    device.
     """
     parameters = list(parameters)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -78,10 +81,11 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What this process holds of a tensor: ``local`` begins at ``offset`` of the whole, which has ``shape``.
+class LocalShard:
+    """The part of a tensor that this rank holds.
 
-    ``replicas`` processes hold this same piece; this one is number ``replica`` of them.
+    ``local`` begins at index ``offset`` of the full tensor, which has ``shape``. ``replicas`` ranks hold the same
+    shard, and this rank is number ``replica`` of them.
     """
 
     local: Tensor
@@ -91,19 +95,19 @@ class Piece:
     replicas: int
 
 
-def piece(tensor: Tensor, group: Workers) -> Piece:
-    """This process's piece of a DTensor; a plain tensor counts as a whole copy on every process."""
+def local_shard(tensor: Tensor, group: Workers) -> LocalShard:
+    """This rank's shard of a DTensor. A plain tensor counts as one full copy on every rank."""
     shape, offset = tuple(tensor.shape), [0] * tensor.dim()
     if not isinstance(tensor, DTensor):
-        return Piece(tensor.detach(), tuple(offset), shape, group.rank, group.world)
+        return LocalShard(tensor.detach(), tuple(offset), shape, group.rank, group.world)
     replica, replicas, mesh = 0, 1, tensor.device_mesh
     for number, placement in enumerate(tensor.placements):
         index, size = mesh.get_local_rank(number), mesh.size(number)
         if isinstance(placement, Shard):
             length = shape[placement.dim]
-            offset[placement.dim] = min(length, index * -(-length // size))  # as torch.chunk cuts
+            offset[placement.dim] = min(length, index * -(-length // size))  # FSDP cuts as torch.chunk does
         elif isinstance(placement, Replicate):
             replica, replicas = replica * size + index, replicas * size
         else:
-            raise TypeError(f"no piece of a tensor that lies as {placement}")
-    return Piece(tensor.to_local().detach(), tuple(offset), shape, replica, replicas)
+            raise TypeError(f"no local shard of a tensor with placement {placement}")
+    return LocalShard(tensor.to_local().detach(), tuple(offset), shape, replica, replicas)

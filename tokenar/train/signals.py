@@ -1,4 +1,4 @@
-"""Leaving between two steps when asked to stop."""
+"""Lets a run that gets SIGTERM or SIGINT end after the current step, so that it can save a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopSignal:
-    """Remembers the first SIGTERM or SIGINT."""
+    """Remembers the first SIGTERM or SIGINT; ``number`` is the signal's number, None before one came."""
 
     number: int | None = None
 
@@ -19,7 +19,7 @@ class StopSignal:
         return self.number is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal; a second one acts as usual."""
+        """Remember the first signal. A second one raises KeyboardInterrupt, which ends the run at once."""
         if self.received:
             raise KeyboardInterrupt
         self.number = number
@@ -27,7 +27,7 @@ class StopSignal:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignal]:
-    """Catch SIGTERM and SIGINT inside the block. Only the main thread can; elsewhere nothing is caught."""
+    """Catch SIGTERM and SIGINT inside the block. Python allows that in the main thread only; others catch nothing."""
     stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,7 +1,8 @@
-"""The state of a training by name, and the files that hold it in pieces.
+"""The training state as tensors by name, and the safetensors files that hold it, one file a rank.
 
-Names: ``model.<parameter or buffer>``, ``ema.<parameter>``, ``optimizer.<exp_avg and so on>.<parameter>``. A file holds
-the pieces of one process; its header says under "pieces" how large each whole tensor is and where the piece begins.
+Names are ``model.<parameter or buffer>``, ``ema.<parameter>`` and ``optimizer.<key>.<parameter>``, where the key is
+AdamW's ``exp_avg``, ``exp_avg_sq`` or ``step``. A file holds the shards of one rank. Its header has under "pieces" the
+shape of each full tensor and the offset at which the rank's shard begins in it.
 """
 
 from __future__ import annotations
@@ -24,22 +25,23 @@ from torch.optim import Optimizer
 
 from data_schemas.errors import UserError
 from tokenar.processes import Workers
-from tokenar.train.parallel import piece
+from tokenar.train.parallel import local_shard
 
 _WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module)\.")
-"""What compiling and activation checkpointing put into the names of what they wrap."""
+"""Prefixes that torch.compile and activation checkpointing add to the parameter names of the modules they wrap."""
 _IMPLEMENTATION = {"foreach", "fused", "capturable"}
-"""Settings of an optimiser that say how and not what it computes; the program's own stand when it resumes."""
+"""Optimiser settings that choose an implementation and not the result. They are not saved, so that a run may be resumed
+on another device."""
 
 
 def model_state(net: nn.Module, ema: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Weights, buffers and averages by name: the tensors themselves, and with FSDP this process's share of them."""
+    """Weights, buffers and averages by name: the tensors themselves and not copies, with FSDP as DTensors."""
     averages = {f"ema.{name}": tensor for name, tensor in (ema or {}).items()}
     return {f"model.{name}": tensor for name, tensor in _weights(net).items()} | averages
 
 
 def optimizer_state(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """What the optimiser remembers, by name; empty before its first step."""
+    """The optimiser's state tensors by name; empty before its first step."""
     return {
         f"optimizer.{key}.{name}": value
         for name, parameter in _parameters(net, optimizer)
@@ -48,7 +50,7 @@ def optimizer_state(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def optimizer_facts(net: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The optimiser's name, and of each group its settings and the names of its parameters; fit for JSON."""
+    """The optimiser's class name, and the settings and parameter names of each of its groups, as JSON values."""
     names = iter(name for name, _ in _parameters(net, optimizer))
     groups = []
     for group in optimizer.param_groups:
@@ -66,15 +68,15 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _parameters(net: nn.Module, optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
-    """The optimiser's parameters in its order, with their names in the network."""
+    """The optimiser's parameters in the order of its groups, with their names in the network."""
     names = {id(tensor): name for name, tensor in _weights(net).items()}
     return [(names[id(parameter)], parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def write_pieces(path: Path, tensors: Mapping[str, Tensor], places: Mapping[str, Any]) -> dict[str, Any]:
-    """Write one process's file and return its size and digest: {"bytes", "sha256"}.
+def write_rank_file(path: Path, tensors: Mapping[str, Tensor], places: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one rank's file and return {"bytes": its size, "sha256": its digest}.
 
-    ``places`` is {name: {"shape": of the whole tensor, "offset": of the piece}}.
+    ``places`` has for each name {"shape": shape of the full tensor, "offset": where the shard begins in it}.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), path, metadata={"pieces": json.dumps(places)})
@@ -90,27 +92,30 @@ def digest(path: Path) -> str:
 
 
 class SavedState:
-    """The tensors of one checkpoint, put together from the pieces in its files.
+    """Reads the tensors of one checkpoint from the shards in its files.
 
-    ``path`` is for messages. Files are opened once and stay open in ``files``; of a file only what is asked for is
-    read.
+    ``path`` is the checkpoint's folder and ``names`` are its files. They are opened once and closed by ``files``. A
+    rank reads only the bytes that overlap with the shards it holds now, which may be cut differently.
     """
 
     def __init__(self, path: Path, names: list[str], files: ExitStack, group: Workers):
         self.path, self.group = path, group
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._pieces: dict[str, list[tuple[Any, list[int]]]] = {}
+        self._saved_shards: dict[str, list[tuple[Any, list[int]]]] = {}  # by name: (open file, offset)
         for name in names:
             file = files.enter_context(safe_open(path / name, framework="pt"))
             for key, place in json.loads(file.metadata()["pieces"]).items():
                 self.shapes[key] = tuple(place["shape"])
-                self._pieces.setdefault(key, []).append((file, place["offset"]))
+                self._saved_shards.setdefault(key, []).append((file, place["offset"]))
 
     def fill(self, state: Mapping[str, Tensor]) -> None:
-        """Fill what ``model_state`` gave, in place. UserError naming the first tensor that differs, before any is."""
-        there = {name for name in self.shapes if not name.startswith("optimizer.")}
-        for name in sorted(there | set(state)):
-            before = str(list(self.shapes[name])) if name in there else "not in it"
+        """Fill the tensors of ``model_state`` in place.
+
+        UserError naming the first tensor whose name or shape differs; nothing is filled then.
+        """
+        saved = {name for name in self.shapes if not name.startswith("optimizer.")}
+        for name in sorted(saved | set(state)):
+            before = str(list(self.shapes[name])) if name in saved else "not in it"
             now = str(list(state[name].shape)) if name in state else "not in this model"
             if before != now:
                 comparison = now if now.startswith("not") else f"in this model {now}"
@@ -119,7 +124,10 @@ class SavedState:
             self._read(name, tensor)
 
     def fill_optimizer(self, net: nn.Module, optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-        """Give the optimiser its state and the settings of ``optimizer_facts`` back. UserError if it is another."""
+        """Load the optimiser's saved state and the settings in ``saved``, which is a result of ``optimizer_facts``.
+
+        UserError if ``optimizer`` is of another class or has other parameters.
+        """
         now = optimizer_facts(net, optimizer)
         if _outline(now) != _outline(saved):
             raise UserError(
@@ -130,9 +138,9 @@ class SavedState:
         parameters = _parameters(net, optimizer)
         state: dict[int, dict[str, Tensor]] = {}
         for number, (name, parameter) in enumerate(parameters):
-            held = {key: f"optimizer.{key}.{name}" for key in keys if f"optimizer.{key}.{name}" in self.shapes}
-            if held:
-                state[number] = {key: self._read(full, self._room(full, parameter)) for key, full in held.items()}
+            stored = {key: f"optimizer.{key}.{name}" for key in keys if f"optimizer.{key}.{name}" in self.shapes}
+            if stored:
+                state[number] = {key: self._read(full, self._empty(full, parameter)) for key, full in stored.items()}
         numbers = iter(range(len(parameters)))
         groups = []
         for own, before in zip(optimizer.param_groups, saved["groups"], strict=True):
@@ -141,16 +149,16 @@ class SavedState:
             groups.append({**own, **settings, "params": params})
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-    def _room(self, name: str, parameter: Tensor) -> Tensor:
-        """Where a parameter's saved state goes: spread like the parameter, or a number beside it."""
+    def _empty(self, name: str, parameter: Tensor) -> Tensor:
+        """A tensor to load optimiser state into: like its parameter (with FSDP sharded like it), or a scalar."""
         if self.shapes[name] == tuple(parameter.shape):
             return torch.zeros_like(parameter, requires_grad=False)
         return torch.zeros(self.shapes[name])
 
     def _read(self, name: str, target: Tensor) -> Tensor:
-        """Fill what this process holds of ``target`` from the pieces that overlap with it."""
-        own = piece(target, self.group)
-        for file, offset in self._pieces[name]:
+        """Fill this rank's shard of ``target`` from the saved shards that overlap with it. Returns ``target``."""
+        own = local_shard(target, self.group)
+        for file, offset in self._saved_shards[name]:
             if not own.shape:
                 own.local.copy_(file.get_tensor(name))
                 continue
@@ -158,14 +166,14 @@ class SavedState:
             begin = [max(a, b) for a, b in zip(own.offset, offset, strict=True)]
             end = [min(a + n, b + m) for a, n, b, m in zip(own.offset, own.local.shape, offset, length, strict=True)]
             if all(a < b for a, b in zip(begin, end, strict=True)):
-                here = tuple(slice(a - o, b - o) for a, b, o in zip(begin, end, own.offset, strict=True))
-                there = tuple(slice(a - o, b - o) for a, b, o in zip(begin, end, offset, strict=True))
-                own.local[here].copy_(file.get_slice(name)[there])
+                in_own = tuple(slice(a - o, b - o) for a, b, o in zip(begin, end, own.offset, strict=True))
+                in_saved = tuple(slice(a - o, b - o) for a, b, o in zip(begin, end, offset, strict=True))
+                own.local[in_own].copy_(file.get_slice(name)[in_saved])
         return target
 
 
 def _outline(facts: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
-    """What must agree: the kind of optimiser and which parameters are in which group."""
+    """What must be the same to resume: the optimiser's class, and the parameters of each group."""
     return facts["name"], [group["parameters"] for group in facts["groups"]]
 
 

@@ -1,6 +1,6 @@
-"""One optimiser step: losses in chunks, gradients over parts and processes, a guard against numbers that are none.
+"""One optimiser step: the loss, gradients summed over micro-batches and ranks, and a guard against NaN and infinity.
 
-B batch, D width, V vocabulary, E N scored tokens of a sample, P patches of the teacher.
+Shape legend: B samples, D width, V vocabulary, E target blocks, N tokens an image (so E N scored tokens a sample).
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from data_schemas.errors import UserError
 from tokenar.config import TrainConfig
-from tokenar.data.samples import Batch, Position
+from tokenar.data.samples import Batch
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
+from tokenar.train.batches import MicroBatch, StepBatches
 from tokenar.train.optimizer import Average, learning_rate, make_optimizer, step_if
 from tokenar.train.parallel import clip, parallelise
 from tokenar.weight_files import are_finite
 
 CHUNK_LOGITS = 1 << 25
-"""Logits that exist at once: 128 MB in float32."""
+"""The most logits in memory at once: 128 MB in float32."""
 COMPILED_FORMS = 64
-"""Forms of a block that one process compiles: up to 8 for a network, whose batches have different numbers of samples
-and references, with gradients and without; and a sweep has many networks."""
+"""Limit of torch.compile for the variants of one block in a process. One network needs up to 8: batches differ in the
+numbers of samples and references, and run with and without gradients. A sweep trains many networks."""
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -44,33 +45,40 @@ _ATTENTION = {
 
 
 def token_losses(hidden: Tensor, head: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy in nats of every scored token: (the sum, and each without gradient [B, E N]), float32.
+    """Cross entropy of the scored tokens in nats, as (sum over all tokens, loss of each token [B, E N]), float32.
 
-    hidden [B, E N, D], head [V, D], wanted [B, E N] int64. Logits of more than ``CHUNK_LOGITS`` numbers are made in
-    chunks, and again in the backward pass: all at once they would be the largest thing in memory.
+    hidden [B, E N, D], head [V, D], wanted [B, E N] int64. Only the sum carries a gradient. More than ``CHUNK_LOGITS``
+    logits are computed in chunks and computed again in the backward pass, because all logits together would be the
+    largest tensor of the step.
     """
     rows, tokens = hidden.flatten(0, 1), wanted.flatten()
     size = max(1, CHUNK_LOGITS // len(head))
     if len(rows) <= size:
         total, each = _chunk_losses(rows, head, tokens)
         return total, each.view_as(wanted)
-    found = [
-        checkpoint(_chunk_losses, part, head, own, use_reentrant=False, preserve_rng_state=False)
-        for part, own in zip(rows.split(size), tokens.split(size), strict=True)
+    chunks = [
+        checkpoint(_chunk_losses, chunk_rows, head, chunk_tokens, use_reentrant=False, preserve_rng_state=False)
+        for chunk_rows, chunk_tokens in zip(rows.split(size), tokens.split(size), strict=True)
     ]
-    totals, each_of = zip(*found, strict=True)
+    totals, each_of = zip(*chunks, strict=True)
     return torch.stack(totals).sum(), torch.cat(each_of).view_as(wanted)
 
 
 def _chunk_losses(rows: Tensor, head: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    surprise = F.log_softmax(F.linear(rows, head).float(), dim=-1)
-    return F.nll_loss(surprise, tokens, reduction="sum"), F.nll_loss(surprise.detach(), tokens, reduction="none")
+    # One log_softmax serves both results. The sum of F.cross_entropy(..., reduction="none") has the same gradients, but
+    # adds up in another order, which changes the last digit of the logged losses.
+    log_probabilities = F.log_softmax(F.linear(rows, head).float(), dim=-1)
+    total = F.nll_loss(log_probabilities, tokens, reduction="sum")
+    return total, F.nll_loss(log_probabilities.detach(), tokens, reduction="none")
 
 
 @dataclass
 class Losses:
-    """Of one part, on the device: the scored tokens' sum, each token's loss [B, E N] without gradient, and the sum
-    over samples of the mean squared error to the teacher."""
+    """The losses of one micro-batch, on the device.
+
+    ``total`` is the summed cross entropy of the scored tokens, ``tokens`` [B, E N] the loss of each of them without a
+    gradient, ``teacher`` the mean squared error to the teacher's features, summed over the samples.
+    """
 
     total: Tensor
     tokens: Tensor
@@ -80,14 +88,14 @@ class Losses:
 def losses(
     net: torch.nn.Module, batch: Batch, config: TrainConfig, draws: Tensor | None = None, distill: bool = False
 ) -> Losses:
-    """What ``net`` makes of a batch on its device; ``draws`` [B] decide the guidance drops."""
+    """Run ``net`` on a batch and compute its losses. ``draws`` [B] in [0, 1) decides the guidance drops; None: none."""
     enabled = config.precision == "bfloat16"
     with torch.autocast(batch.sources.device.type, torch.bfloat16, enabled=enabled):
-        found = net(
+        output = net(
             batch.sources, batch.text, batch.picture, draws, config.drops, text_mask=batch.text_mask,
             with_features=distill, score=token_losses,
         )  # fmt: skip
-    (total, tokens), features = found if distill else (found, None)
+    (total, tokens), features = output if distill else (output, None)
     teacher = torch.zeros((), device=tokens.device)
     if features is not None:
         assert batch.teacher is not None
@@ -95,12 +103,15 @@ def losses(
     return Losses(total, tokens, teacher)
 
 
-# Recomputing
+# Activation checkpointing
 
 
 def recompute_blocks(net: TokenAR, how: str) -> None:
-    """Let the blocks keep less for the backward pass: with "block" only what goes in, with "selective" also what
-    attention gave, which at long sequences costs most to make again; with "none" everything."""
+    """Set up activation checkpointing of the transformer blocks.
+
+    "none" keeps all activations for the backward pass, "block" only each block's input, and "selective" also the
+    output of attention, which is the most expensive part to compute again for long sequences.
+    """
     if how == "none":
         return
     options: dict[str, Any] = {"use_reentrant": False}
@@ -111,8 +122,11 @@ def recompute_blocks(net: TokenAR, how: str) -> None:
 
 
 def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
-    def run(*arguments: Any) -> Tensor:  # a function, and not functools.partial: the compiler looks into it
-        if not torch.is_grad_enabled():  # nothing to recompute, and noting the generators' state may be forbidden
+    # A nested function instead of functools.partial, because torch.compile traces into it.
+    def run(*arguments: Any) -> Tensor:
+        # Without gradients there is nothing to recompute. checkpoint() would also read the random number generators'
+        # state, which fails while a CUDA graph is being captured.
+        if not torch.is_grad_enabled():
             return forward(*arguments)
         return checkpoint(forward, *arguments, **options)
 
@@ -126,45 +140,19 @@ def _policy(context: object, op: object, *arguments: object, **options: object) 
 # The step
 
 
-@dataclass
-class Part:
-    """Some of a process's share of a batch; with ``counted`` 0 it only keeps in step with other processes."""
-
-    batch: Batch
-    draws: Tensor
-    counted: int = 1
-
-
-@dataclass
-class Work:
-    """One process's share of step number ``step``: its parts, the numbers of samples and scored tokens in the whole
-    batch of all processes, its number of references, and the place in the data behind it."""
-
-    step: int
-    parts: list[Part]
-    samples: int
-    scored_tokens: int
-    references: int
-    behind: Position
-
-    def picture_tokens(self, net: TokenAR) -> int:
-        """Scored tokens that belong to the pictures and not to the references' copies."""
-        return self.samples * net.config.image_tokens
-
-
 class Step:
-    """The network as it is trained, with its optimiser and averages; ``update`` is one optimiser step.
+    """The network in training with its optimiser and its weight averages. ``update`` runs one optimiser step.
 
-    Nothing waits for the device until ``read`` and ``check``.
+    ``update`` does not wait for the device. ``read``, ``check`` and ``check_weights`` do.
     """
 
     def __init__(self, net: TokenAR, config: TrainConfig, group: Workers):
         self.net, self.config, self.group = net, config, group
         recompute_blocks(net, config.activation_checkpointing)
         if config.compile:
-            from torch._dynamo import config as compiler  # takes long to import
+            from torch._dynamo import config as compiler  # slow to import
 
-            # Beyond its limit torch runs what is new uncompiled, with a warning.
+            # Above its limit torch runs new variants uncompiled, with a warning.
             compiler.recompile_limit = max(compiler.recompile_limit, COMPILED_FORMS)
             for block in net.layers:
                 block.compile()
@@ -172,77 +160,87 @@ class Step:
         self.module = parallelise(net, config.parallel, group, dtype)
         self.optimizer = make_optimizer(net, config)
         self.average = Average(net, config.ema) if config.ema else None
-        self.sums = torch.zeros(3, device=group.device)  # this process's share of the last step's mean losses
+        # This rank's contribution to the last step's mean losses: all scored tokens, the picture's, the teacher's.
+        self.sums = torch.zeros(3, device=group.device)
         self.norm = torch.zeros((), device=group.device)
-        self._bad = torch.zeros((), dtype=torch.int64, device=group.device)  # the first step that was not finite
+        # The first step (counted from 1) whose gradients were not finite, or 0.
+        self._bad_step = torch.zeros((), dtype=torch.int64, device=group.device)
 
-    def update(self, work: Work) -> float:
-        """One optimiser step; the learning rate. Dropout is drawn from (seed, step, rank).
+    def update(self, batches: StepBatches) -> float:
+        """Run one optimiser step and return its learning rate. Dropout depends on (seed, step, rank) only.
 
-        Gradients are those of the mean over all scored tokens of the whole batch, whatever part and process they are
-        in. A step whose gradients are not finite changes nothing.
+        The gradient is that of the mean loss over all scored tokens of the whole batch, however the batch is cut into
+        micro-batches and ranks. A step whose gradients are not finite leaves weights and optimiser unchanged.
         """
         config, group, module = self.config, self.group, self.module
-        torch.manual_seed((config.seed * 1_000_003 + work.step) * group.world + group.rank)
+        torch.manual_seed((config.seed * 1_000_003 + batches.step) * group.world + group.rank)
         module.train()
         self.optimizer.zero_grad(set_to_none=True)
         self.sums = torch.zeros_like(self.sums)
-        for number, part in enumerate(work.parts):
-            # DDP need only add up gradients over processes once; FSDP adds up shards, which take less memory.
-            last = number == len(work.parts) - 1
+        for number, micro_batch in enumerate(batches.micro_batches):
+            # DDP needs to sum gradients over the ranks only once, after the last micro-batch. FSDP sums after each one:
+            # it then holds its shard of the gradients instead of all of them.
+            last = number == len(batches.micro_batches) - 1
             with nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync():
-                self._backward(part, work)
+                self._backward(micro_batch, batches)
         self.norm = clip(self.net.parameters(), config.clip)
-        good = self.norm.isfinite()
-        rate = learning_rate(config, work.step)
+        finite = self.norm.isfinite()
+        rate = learning_rate(config, batches.step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
-        step_if(self.optimizer, good)
+        step_if(self.optimizer, finite)
         if self.average is not None:
             self.average.update()
-        self._bad = torch.where((self._bad == 0) & ~good, work.step + 1, self._bad)
+        self._bad_step = torch.where((self._bad_step == 0) & ~finite, batches.step + 1, self._bad_step)
         return rate
 
-    def _backward(self, part: Part, work: Work) -> None:
+    def _backward(self, micro_batch: MicroBatch, batches: StepBatches) -> None:
         config, device = self.config, self.group.device
-        batch, draws = part.batch.to(device), part.draws.to(device, non_blocking=True)
-        found = losses(self.module, batch, config, draws, distill=config.teacher is not None)
-        total, teacher = found.total * part.counted, found.teacher * part.counted
-        loss = total / work.scored_tokens
+        batch, draws = micro_batch.batch.to(device), micro_batch.draws.to(device, non_blocking=True)
+        result = losses(self.module, batch, config, draws, distill=config.teacher is not None)
+        total, teacher = result.total * micro_batch.counted, result.teacher * micro_batch.counted
+        loss = total / batches.scored_tokens
         if config.teacher is not None:
-            loss = loss + config.distill_weight * teacher / work.samples
-        (loss * self.group.world).backward()  # gradients of processes are averaged, their losses are shares of a sum
-        pictures = found.tokens[:, -self.net.config.image_tokens :].sum() * part.counted
-        means = total.detach() / work.scored_tokens, pictures / work.picture_tokens(self.net), teacher / work.samples
+            loss = loss + config.distill_weight * teacher / batches.samples
+        # DDP and FSDP average gradients over the ranks. The losses here add up over the ranks, hence the factor.
+        (loss * self.group.world).backward()
+        pictures = result.tokens[:, -self.net.config.image_tokens :].sum() * micro_batch.counted
+        means = (
+            total.detach() / batches.scored_tokens,
+            pictures / batches.picture_tokens(self.net),
+            teacher / batches.samples,
+        )
         self.sums += torch.stack([mean.detach() for mean in means])
 
     @property
     def averages(self) -> dict[str, Tensor] | None:
-        """The averaged weights by name, if there are."""
+        """The averaged weights by parameter name; None if the run keeps no averages."""
         return self.average.weights if self.average else None
 
-    def read(self, work: Work) -> dict[str, float]:
-        """The last step's mean losses over all processes, and the gradients' norm. Every process has to call it.
+    def read(self, batches: StepBatches) -> dict[str, float]:
+        """The last step's mean losses over all ranks, and the norm of its gradients. All ranks must call it together.
 
-        "loss" is over all scored tokens, "loss_target" over the pictures', "loss_references" over the copies',
-        "loss_teacher" the mean squared error to the teacher, before its weight.
+        Cross entropies are in nats a token: "loss" over all scored tokens, "loss_target" over the target pictures,
+        "loss_references" over the reference copies. "loss_teacher" is the mean squared error to the teacher, without
+        its weight.
         """
         loss, target, teacher = self.group.total(self.sums.clone()).tolist()
-        found = {"loss": loss, "grad_norm": float(self.norm), "loss_target": target}
-        if copies := work.scored_tokens - work.picture_tokens(self.net):
-            found["loss_references"] = (loss * work.scored_tokens - target * work.picture_tokens(self.net)) / copies
+        values = {"loss": loss, "grad_norm": float(self.norm), "loss_target": target}
+        picture_tokens = batches.picture_tokens(self.net)
+        if copy_tokens := batches.scored_tokens - picture_tokens:
+            values["loss_references"] = (loss * batches.scored_tokens - target * picture_tokens) / copy_tokens
         if self.config.teacher is not None:
-            found["loss_teacher"] = teacher
-        return found
+            values["loss_teacher"] = teacher
+        return values
 
     def check_weights(self, step: int) -> None:
-        """UserError if what is about to be kept after ``step`` steps is not finite. Every process has to call it.
+        """UserError if a weight or an average is not finite after ``step`` steps. All ranks must call it together.
 
-        A learning rate may be so high that finite gradients lead out of all numbers; the gradients of the step after
-        would tell, but there may be none.
+        With a very high learning rate finite gradients can produce infinite weights. ``check`` would notice that only
+        one step later, which is too late for a checkpoint that is saved now.
         """
-        kept = dict(self.net.named_parameters()) | {f"ema.{name}": t for name, t in (self.averages or {}).items()}
-        local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in kept.items()}
+        tensors = dict(self.net.named_parameters()) | {f"ema.{name}": t for name, t in (self.averages or {}).items()}
+        local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
         finite = torch.stack(list(are_finite(local).values())).all()
         if self.group.total((~finite).float()):
             raise UserError(
@@ -251,8 +249,8 @@ class Step:
             )
 
     def check(self) -> None:
-        """UserError if some step's gradients were not finite; the weights are still those before it."""
-        if step := int(self._bad):
+        """UserError if the gradients of any step so far were not finite. That step did not change the weights."""
+        if step := int(self._bad_step):
             raise UserError(
                 f"the loss is not finite at step {step}; set a lower --lr and continue with --overwrite, or resume "
                 "from the last checkpoint with other data"

@@ -1,8 +1,12 @@
-"""Validation losses on samples that stay the same, and pictures drawn for some of them. R references, S x S pixels."""
+"""What the model's loss is measured with: a fixed set of validation samples, and the losses of a unigram model.
+
+Also draws pictures for some of the validation samples. Shape legend: R references, S pixels of a picture's side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +20,9 @@ from tokenar.processes import Workers
 from tokenar.sample.decoder import generate
 from tokenar.train.step import losses
 
+BASELINE_SAMPLES = 1000
+"""The unigram losses are taken over at most this many training samples, and as many validation samples."""
+
 
 def fixed_subset(count: int, wanted: int | None) -> list[int]:
     """``wanted`` of the numbers below ``count``, evenly spread and always the same; all of them if None."""
@@ -24,21 +31,60 @@ def fixed_subset(count: int, wanted: int | None) -> list[int]:
     return [number * count // wanted for number in range(wanted)]
 
 
+def unigram(train_tokens: Tensor, other: Tensor | None, vocabulary: int) -> tuple[float, float | None]:
+    """(entropy of the training tokens, cross entropy of ``other`` under their frequencies), both in nats a token.
+
+    This is the loss of a model that knows only how often each token occurs. The cross entropy adds one to every
+    token's count, so that a token which never occurs in the training data has a finite loss.
+    """
+    counts = torch.bincount(train_tokens.flatten(), minlength=vocabulary).double()
+    share = counts / counts.sum()
+    entropy = -(share * share.clamp_min(1e-300).log()).sum().item()
+    if other is None:
+        return entropy, None
+    smooth = ((counts + 1) / (counts.sum() + vocabulary)).log()
+    return entropy, -smooth[other.flatten()].mean().item()
+
+
+def unigram_losses(net: TokenAR, train: Samples, val: Samples | None) -> dict[str, Any]:
+    """The unigram losses for the log: over all scored tokens, and with the suffix ``_target`` over the pictures'."""
+
+    def scored(samples: Samples | None, picture_only: bool) -> Tensor | None:
+        if samples is None:
+            return None
+        some = [samples.read(number) for number in fixed_subset(len(samples.references), BASELINE_SAMPLES)]
+        if picture_only:
+            return torch.cat([s.picture for s in some])
+        return torch.cat([net.target_tokens(s.sources[None], s.picture[None])[0] for s in some])
+
+    values: dict[str, Any] = {}
+    for suffix, picture_only in (("", False), ("_target", True)):
+        tokens = scored(train, picture_only)
+        assert tokens is not None
+        entropy, cross = unigram(tokens, scored(val, picture_only), net.config.vocabulary)
+        values |= {f"unigram_entropy{suffix}": entropy, f"val_unigram_cross_entropy{suffix}": cross}
+    return values
+
+
 @torch.no_grad()
 def validate(net: TokenAR, samples: Samples, config: TrainConfig, group: Workers) -> dict[str, float]:
-    """Mean cross entropy in nats: all scored tokens, the picture's, the references'. All processes share the work."""
+    """Mean cross entropy in nats a token: of all scored tokens, of the pictures', and of the reference copies'.
+
+    Every rank takes a share of the samples, so all ranks must call it together.
+    """
     net.eval()
     numbers = fixed_subset(len(samples.references), config.val_samples)
-    sums = torch.zeros(3, 2, dtype=torch.float64)  # of all, the picture's and the references' tokens: losses, how many
-    together = -(-config.batch // config.accumulation)
-    for chosen in epoch_batches([samples.references[i] for i in numbers], together, 0, 0):
-        for share in rank_parts(len(chosen), together, group.rank, group.world, 1):
-            batch = collate([samples.read(numbers[chosen[i]]) for i in share or [0]]).to(group.device)
+    # Rows: all scored tokens, the pictures', the reference copies'. Columns: sum of their losses, number of tokens.
+    sums = torch.zeros(3, 2, dtype=torch.float64)
+    batch_size = -(-config.batch // config.accumulation)
+    for chosen in epoch_batches([samples.references[i] for i in numbers], batch_size, 0, 0):
+        for places in rank_parts(len(chosen), batch_size, group.rank, group.world, 1):
+            batch = collate([samples.read(numbers[chosen[i]]) for i in places or [0]]).to(group.device)
             tokens = losses(net, batch, config).tokens
-            if share:
+            if places:  # without samples the pass only keeps this rank in step with the others
                 n = net.config.image_tokens
-                parts = (tokens, tokens[:, -n:], tokens[:, :-n])
-                sums += torch.tensor([[part.sum().item(), part.numel()] for part in parts], dtype=torch.float64)
+                groups = (tokens, tokens[:, -n:], tokens[:, :-n])
+                sums += torch.tensor([[some.sum().item(), some.numel()] for some in groups], dtype=torch.float64)
     sums = group.total(sums.to(group.device)).cpu()
     names = ("val_loss", "val_loss_target", "val_loss_references")
     return {name: (total / count).item() for name, (total, count) in zip(names, sums, strict=True) if count}
@@ -46,19 +92,23 @@ def validate(net: TokenAR, samples: Samples, config: TrainConfig, group: Workers
 
 @torch.no_grad()
 def draw_samples(net: TokenAR, tokenizer: ImageTokenizer, samples: Samples, config: TrainConfig) -> Image.Image:
-    """A sheet with a row a sample: references, background, target, and last what the model draws with a fixed seed."""
+    """One picture with a row for each of ``config.pictures`` samples: references, background, target, drawn picture.
+
+    The seed of each drawn picture is fixed, so that the rows of different steps can be compared.
+    """
     net.eval()
     device, rows = net.norm.weight.device, []
     for number in fixed_subset(len(samples.references), config.pictures):
         batch = collate([samples.read(number)]).to(device)
-        with torch.compiler.set_stance("force_eager"):  # every length of a growing sequence would be compiled anew
+        # A drawn sequence grows token by token, and torch.compile would compile the blocks again for every length.
+        with torch.compiler.set_stance("force_eager"):
             drawn = generate(net, batch.sources, batch.text, [number], SampleConfig(), text_mask=batch.text_mask)
         rows.append(tokenizer.decode(torch.cat([batch.sources[0], batch.picture, drawn]).cpu()))
     return sheet(rows)
 
 
 def sheet(rows: Sequence[Tensor]) -> Image.Image:
-    """Rows of pictures [pictures, 3, S, S] float in [-1, 1], flush right on white."""
+    """Put rows of pictures [pictures, 3, S, S] float in [-1, 1] below each other, aligned right on white."""
     side, widest = rows[0].shape[-1], max(len(row) for row in rows)
     canvas = torch.ones(3, len(rows) * side, widest * side)
     for top, row in enumerate(rows):

@@ -1,0 +1,6 @@
+"""Runs ``python -m tokenar.cli``."""
+
+from tokenar.cli import main
+
+if __name__ == "__main__":
+    main()
