@@ -149,7 +149,8 @@ BOMBS = {
 def test_bombs_are_refused_in_little_memory():
     """In a process of its own, that memory is this decoder's: 64 MB above what it starts with."""
     code = (
-        "import pickle, resource, sys; from data_schemas import pictures; from data_schemas.errors import UserError\n"
+        "import pickle, resource, sys\n"
+        "from data_schemas.errors import UserError; from data_schemas.io import pictures\n"
         "bombs = pickle.load(sys.stdin.buffer)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"

@@ -95,7 +95,7 @@ BOMBS = {
 def test_small_files_of_gigabytes_are_refused_in_little_memory(tmp_path):
     paths = [zeros(tmp_path / f"{kind.replace(' ', '-')}.parquet", **values) for kind, values in BOMBS.items()]
     code = (
-        "import resource, sys; from pathlib import Path; from pipeline import parquet_pictures as p\n"
+        "import resource, sys; from pathlib import Path; from pipeline.references import parquet as p\n"
         "from data_schemas.errors import UserError\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"

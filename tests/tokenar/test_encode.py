@@ -202,7 +202,7 @@ def test_progress_tells_rate_and_time_left(raw, encoders, tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
-from tokenar import encode
+from tokenar.data import encode
 config = encode.EncodeConfig.model_validate_json(sys.argv[1])
 real, calls = encode.Encoders.encode, []
 def encode_batch(self, samples):
@@ -211,7 +211,7 @@ def encode_batch(self, samples):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, samples)
 encode.Encoders.encode = encode_batch
-encode.encode(config)
+encode.encode_shards(config)
 """
 
 

@@ -208,7 +208,7 @@ def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_pat
         Drawing, "batch", lambda self, chosen, *rest: drawn.extend(chosen) or batch(self, chosen, *rest)
     )
     monkeypatch.setattr(Encoder, "encode", lambda s, p: encoded.extend(p) or encode(s, p))
-    monkeypatch.setattr("tokenar.evaluate.PART", 1)
+    monkeypatch.setattr("tokenar.evaluate.run.PART", 1)
 
     def score(self, truth, *rest):
         scored.append(truth.item.sample_id)

@@ -7,7 +7,7 @@ from fuzz.runner import Case
 
 HEAD = (
     "import sys\nimport pyarrow as pa\nfrom data_schemas.schema import Column\n"
-    "from pipeline.stage import Rule, Stage, StageConfig\n"
+    "from pipeline.core.stage import Rule, Stage, StageConfig\n"
 )
 COLUMNS = '    columns = (Column("score", pa.float64(), "A score.", "fraction"),)\n'
 PROCESS = '    def process(self, sample):\n        return {"score": 1.0}\n'
