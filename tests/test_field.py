@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from small_run import in_process, make_sample, tiny_config, write_config, write_shard
-from tiny_encoders import TINY_VQ, save_tiny_t5, tiny_vq
+from small.run import in_process, make_sample, tiny_config, write_config, write_shard
+from tiny.encoders import TINY_VQ, save_tiny_t5, tiny_vq
 
 from data_schemas.io import pictures
 from pipeline import cli as curation

@@ -5,7 +5,7 @@ import json
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
-from small_run import make_sample, tiny_config, write_shard
+from small.run import make_sample, tiny_config, write_shard
 
 import flows.train
 from data_schemas.errors import UserError
