@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from commands import run_here
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from skimage import data as photos
@@ -167,15 +167,5 @@ def command(*arguments, **options):
 
 
 def in_process(*arguments):
-    """The same commands without a new interpreter: exit code, stdout and stderr as a finished process has them."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["tokenar", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-        code = 0
-    except SystemExit as left:
-        code = left.code or 0
-    finally:
-        sys.argv = before
-    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
+    """The same commands without a new interpreter."""
+    return run_here(cli.main, "tokenar", *arguments)

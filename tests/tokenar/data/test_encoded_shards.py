@@ -3,10 +3,7 @@
 import json
 import os
 import tarfile
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 
 import fsspec
 import pytest
@@ -18,7 +15,6 @@ from small.run import make_sample, write_shard
 from data_schemas.errors import UserError
 from tokenar.data import encoded_shards
 from tokenar.data.encoded_shards import EncodedSample, EncodedShards, Fingerprints, Shapes, Source, is_encoded, pad_text
-from tokenar.data.prefetch import Prefetched
 
 ENCODERS = Fingerprints(tokenizer="a" * 64, text="b" * 64, teacher="c" * 64)
 SHAPES = Shapes(image_tokens=16, vocabulary=65536, text_tokens=7, text_width=6, teacher=(9, 5))
@@ -302,6 +298,12 @@ def test_a_folder_in_place_of_a_shard(tmp_path):
         EncodedShards(str(tmp_path / "train-*.tar"))
 
 
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train-0.tar")
+    with pytest.raises(UserError, match=r"train-0\.tar: is a pipe"):
+        EncodedShards(str(tmp_path / "train-*.tar"))
+
+
 # Padding
 
 
@@ -314,113 +316,3 @@ def test_texts_are_padded_with_zeros_and_a_mask():
     assert torch.equal(padded[mask], torch.cat(rows))
     with pytest.raises(UserError, match="takes 4 positions of text, the model has 3"):
         pad_text(rows, 3)
-
-
-# Reading ahead
-
-
-def test_results_come_in_the_order_of_the_items():
-    def slow_at_first(number):
-        time.sleep(0.03 if number % 5 == 0 else 0)
-        return number * number
-
-    with Prefetched(range(40), slow_at_first, threads=4) as results:
-        assert list(results) == [number * number for number in range(40)]
-        assert list(results) == []
-
-
-def test_no_more_is_read_ahead_than_asked():
-    begun, freed = [], threading.Semaphore(0)
-
-    def read(number):
-        begun.append(number)
-        freed.release()
-        return number
-
-    with Prefetched(count(), read, threads=2, ahead=3) as results:
-        for _ in range(3):
-            freed.acquire()
-        time.sleep(0.05)
-        assert sorted(begun) == [0, 1, 2]
-        assert [next(results), next(results)] == [0, 1]
-        for _ in range(2):
-            freed.acquire()
-        time.sleep(0.05)
-        assert sorted(begun) == [0, 1, 2, 3, 4]
-    assert threading.active_count() < 50
-
-
-def test_waiting_is_measured():
-    def slow(number):
-        time.sleep(0.05)
-        return number
-
-    with Prefetched(range(3), slow, threads=1) as results:
-        list(results)
-        assert results.waited >= 0.1
-
-
-def test_a_mistake_is_raised_at_its_place():
-    def read(number):
-        if number == 3:
-            raise UserError("shard 3")
-        return number
-
-    with Prefetched(range(9), read, threads=3) as results:
-        assert [next(results) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(UserError, match="shard 3"):
-            next(results)
-
-
-def test_a_mistake_of_the_items_is_raised_too():
-    def items():
-        yield 1
-        raise UserError("cut short")
-
-    with Prefetched(items(), str, threads=2) as results:
-        assert next(results) == "1"
-        with pytest.raises(UserError, match="cut short"):
-            next(results)
-        assert list(results) == []
-
-
-def ended(threads: int) -> bool:
-    """Whether no more than so many threads are left, now or soon."""
-    for _ in range(500):
-        if threading.active_count() <= threads:
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def test_closing_ends_the_threads():
-    def items():
-        for number in count():
-            yield number
-            time.sleep(0.1)
-
-    before = threading.active_count()
-    with Prefetched(items(), str, threads=4) as results:
-        assert next(results) == "0"
-    assert threading.active_count() == before, "at once: the interpreter may end now"
-
-
-@pytest.mark.slow
-def test_closing_ends_the_threads_of_two_in_a_row():
-    before, go_on = threading.active_count(), threading.Event()
-
-    def items():
-        yield 0
-        go_on.wait()
-        yield 1
-
-    with Prefetched(items(), str, threads=3) as first, Prefetched(first, repr, threads=1) as second:
-        assert next(second) == "'0'"
-    go_on.set()
-    assert ended(before)
-
-
-def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "train-0.tar")
-    with pytest.raises(UserError, match=r"train-0\.tar: is a pipe"):
-        EncodedShards(str(tmp_path / "train-*.tar"))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 import sys
 from subprocess import run
@@ -10,7 +9,6 @@ from subprocess import run
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from small.run import make_sample, write_shard
 from tiny.evaluation import save_backbone, save_inception, save_tiny_clip, save_tiny_vit
@@ -20,11 +18,10 @@ from data_schemas.io.pictures import square_on_white
 from data_schemas.shards import read_shard
 from tokenar.config import SampleConfig
 from tokenar.evaluate.config import EvalConfig
-from tokenar.evaluate.encoders import EfficientNet, Encoder, Inception
+from tokenar.evaluate.encoders import Encoder, Inception
 from tokenar.evaluate.pictures import Truth
 from tokenar.evaluate.rows import Scorer
-from tokenar.evaluate.run import evaluate_models, named
-from tokenar.evaluate.tables import latex, markdown
+from tokenar.evaluate.run import evaluate_models
 from tokenar.sample.sampler import Drawing, sample_pictures
 
 SAMPLING = SampleConfig(seed=3, batch=2)
@@ -271,21 +268,6 @@ def test_predictions_that_an_earlier_call_left_are_not_this_ones(trained, glob, 
         evaluate_models(glob, tmp_path / "out", predictions=[drawn], quiet=True)
 
 
-@pytest.mark.parametrize(
-    ("folder", "name"),
-    [
-        ("runs/quickstart/training/model", "quickstart"),
-        ("runs/mine/model", "mine"),
-        ("runs/quickstart/training/evaluation/quickstart/samples", "quickstart"),
-        ("runs/mine/samples", "mine"),
-        ("elsewhere/EditAR", "EditAR"),
-        ("runs/train/model", "train"),
-    ],
-)
-def test_a_method_is_called_by_its_runs_name(folder, name, tmp_path):
-    assert list(named([tmp_path / folder])) == [name]
-
-
 @pytest.mark.slow
 def test_a_lost_picture_is_drawn_again_as_it_was(trained, glob, tmp_path):
     options = {"models": {"m": trained / "model"}, "sampling": SAMPLING, "quiet": True}
@@ -328,59 +310,3 @@ def test_two_processes_find_what_one_finds(trained, glob, tmp_path):
     assert figures(two, "m") == figures(two, "n") == figures(one, "m")
     tables = [pq.read_table(tmp_path / name / "per_sample.parquet") for name in ("one", "two")]
     assert tables[0].equals(tables[1])
-
-
-def test_tables(tmp_path):
-    figures = {
-        "background_psnr": 20.364,
-        "background_fid": 66.89,
-        "whole_clip_i": 0.9548,
-        "whole_dino": 0.9,
-        "samples": 9,
-    }
-    worse = figures | {
-        "background_psnr": 12.0,
-        "background_fid": 66.891,
-        "whole_dino": None,
-        "background_fid_pictures": 9,
-    }
-    result = {
-        "side": 512, "encoders": dict.fromkeys(("lpips", "inception", "clip", "dino", "dinov2")),
-        "methods": {
-            "a_b": {"model": "x", "figures": figures, "multi_subject": figures},
-            "MS-Diffusion": {"figures": worse | {"whole_fid_pictures": 2047}, "multi_subject": worse},
-        },
-    }  # fmt: skip
-    page = markdown(result)
-    assert "| a\\_b | – | **20.36** | **66.89** | **95.48** | **90.00** |" in page
-    assert "| MS-Diffusion | ICLR 2025 | 12.00 | **66.89** | **95.48** | – |" in page
-    assert "**One subject (layout of Table 2)**: no such sample" in page
-    assert "9 samples at 512 pixels" in page
-    assert "FID over 2,047 pictures: below 2,048" in page
-    assert "not measured" not in page
-
-    text = latex(result)
-    assert r"a\_b & -- & \textbf{20.36} & \textbf{66.89} & \textbf{95.48} & \textbf{90.00} \\" in text
-    assert r"MS-Diffusion & ICLR 2025 & 12.00 & \textbf{66.89} & \textbf{95.48} & -- \\" in text
-    assert r"\multicolumn{2}{c}{Background Preservation} & \multicolumn{2}{c}{Content Similarity}" in text
-    assert r"\begin{tabular}{llcccc}" in text
-    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    widths = [sum(int(n) for n in re.findall(r"multicolumn\{(\d)", row)) or row.count("&") + 1 for row in rows]
-    assert widths == [4, 6, 6, 6], "two spans of two, and rows of six cells"
-    for name in ("table", "tabular", "caption", "label"):
-        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}")
-    assert text.count("{") == text.count("}")
-
-
-def test_the_number_of_threads_changes_nothing():
-    pictures = [make_sample(0, side=64).target]
-    encoder, before = EfficientNet(torch.device("cpu")), torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(encoder.encode(pictures))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    assert (found[0] == found[1]).all()

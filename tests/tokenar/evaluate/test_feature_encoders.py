@@ -144,3 +144,17 @@ def test_the_papers_encoders_are_settings():
     assert EvalConfig.model_validate(encoders_of("paper")).dino == "timm/vit_small_patch16_224.dino"
     with pytest.raises(UserError, match="no encoders 'papr'; did you mean paper"):
         encoders_of("papr")
+
+
+def test_the_number_of_threads_changes_nothing():
+    pictures = [make_sample(0, side=64).target]
+    encoder, before = EfficientNet(CPU), torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(encoder.encode(pictures))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert (found[0] == found[1]).all()

@@ -1,4 +1,4 @@
-"""One optimiser step: the loss in chunks, parts of a batch, averages, the guard, what is recomputed."""
+"""One optimiser step: the loss in chunks, padding, parts of a batch, the guard, what is recomputed."""
 
 import math
 
@@ -6,50 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small.run import SMALL, changed, inputs, random_net
+from small.run import SMALL, changed, random_net
+from small.step import batch_of, config_for, gradients, work_of
+from spread import ALONE
 from torch import nn
 from torch.nn import functional as F
 
 from data_schemas.errors import UserError
-from tokenar.config import TrainConfig, cpu_small, with_changes
 from tokenar.data import samples
 from tokenar.encoders.config import TeacherConfig
-from tokenar.model.config import DropConfig
 from tokenar.model.transformer import Block
-from tokenar.processes import Workers
-from tokenar.train import step, validate
-from tokenar.train.optimizer import Average, learning_rate, make_optimizer, parameter_groups, step_if
-from tokenar.train.step import Part, Step, Work, losses, recompute_blocks, token_losses
-
-ALONE = Workers(0, 1, torch.device("cpu"))
-NO_DROPS = DropConfig(both=0, image=0, text=0)
-
-
-def config_for(model=SMALL, **changes):
-    """Settings that only the step reads; which encoders fit the model is not asked."""
-    plain = {"shards": "x", "model": model, "tokenizer": {"image_size": 8, "patch": 4, "vocabulary": 11},
-             "text": {"tokens": 3, "width": 5}, "drops": NO_DROPS, "lr": 1e-2, "warmup": 0, "clip": 1e9}  # fmt: skip
-    return TrainConfig.model_validate(plain | changes)
-
-
-def batch_of(model, size, seed=1, teacher=None):
-    sources, text, picture = inputs(model, size, 2, seed)
-    lengths = 1 + torch.arange(size) % model.text_tokens
-    return samples.Batch(sources, text, picture, torch.arange(model.text_tokens) < lengths[:, None], teacher)
-
-
-def work_of(net, number, batch, parts=1):
-    """A whole batch as the work of one process, in equal parts."""
-    size = len(batch.sources)
-    cut = [rows.tolist() for rows in torch.arange(size).chunk(parts)]
-    made = [Part(batch._each(lambda tensor, rows=rows: tensor[rows]), torch.full((len(rows),), 0.5)) for rows in cut]
-    scored = size * net.layout(2).target_tokens
-    return Work(number, made, size, scored, 2, samples.Position(0, number + 1))
-
-
-def gradients(net):
-    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-
+from tokenar.train import step
+from tokenar.train.step import Part, Step, losses, recompute_blocks, token_losses
 
 # The loss
 
@@ -131,7 +99,7 @@ def test_what_stands_in_masked_padding_changes_nothing():
     assert not torch.equal(losses(read, batch, config).tokens, losses(read, other, config).tokens)
 
 
-# Parts, averages, guard
+# Parts, guard
 
 
 @pytest.mark.parametrize("parts", [2, 5])
@@ -162,30 +130,14 @@ def test_a_part_that_does_not_count_changes_nothing():
         torch.testing.assert_close(found[1][1][name], gradient, atol=1e-8, rtol=0)
 
 
-def test_averages_by_hand():
-    net = nn.Linear(2, 1, bias=False)
-    average = Average(net, 0.75)
-    expected = net.weight.detach().clone()
-    for value in (1.0, 2.0):
-        nn.init.constant_(net.weight, value)
-        average.update()
-        expected = 0.75 * expected + 0.25 * value
-    torch.testing.assert_close(average.weights["weight"], expected)
-    with average.swapped():
-        torch.testing.assert_close(net.weight.detach(), expected)
-    assert torch.equal(net.weight, torch.full((1, 2), 2.0))
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_step_is_taken_only_where_it_is_good(fused):
-    weight = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
-    weight.grad = torch.ones(3)
-    step_if(optimizer, torch.tensor(False))
-    assert torch.equal(weight, torch.ones(3))
-    step_if(optimizer, torch.tensor(True))
-    assert (weight < 1).all()
-    assert optimizer.state[weight]["step"] == 1
+@settings(deadline=None, max_examples=100)
+@given(count=st.integers(1, 30), batch=st.integers(1, 30), world=st.integers(1, 5), accumulation=st.integers(1, 4))
+def test_parts_of_all_processes_are_the_batch_once(count, batch, world, accumulation):
+    count = min(count, batch)
+    parts = [samples.rank_parts(count, batch, rank, world, accumulation) for rank in range(world)]
+    assert len({len(own) for own in parts}) == 1
+    assert len(parts[0]) <= accumulation
+    assert sorted(place for own in parts for part in own for place in part) == list(range(count))
 
 
 def test_numbers_that_are_none_change_nothing_and_are_told_with_their_step():
@@ -296,77 +248,3 @@ def test_distillation_is_learned():
         trained.update(work)
         rows.append(trained.read(work)["loss_teacher"])
     assert rows[-1] < 0.7 * rows[0]
-
-
-# Settings
-
-
-def test_learning_rate_curves():
-    config = cpu_small("x", lr=1.0, warmup=4, steps=100)
-    assert learning_rate(config, 0) == pytest.approx(0.25)
-    assert learning_rate(config, 50) == pytest.approx(0.525)
-    assert learning_rate(with_changes(config, schedule="constant"), 99) == 1.0
-    linear = with_changes(config, schedule="linear")
-    assert [learning_rate(linear, n) for n in (0, 20, 60)] == pytest.approx([0.25, 0.81, 0.43])
-
-
-def test_norms_do_not_decay_and_tables_only_as_released():
-    net = random_net()
-    decayed, kept = make_optimizer(net, cpu_small("x")).param_groups
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
-    assert {p.dim() for p in kept["params"]} == {1}
-    assert any(p is net.img_uncond_embedding for p in decayed["params"])
-    _, kept = make_optimizer(net, config_for()).param_groups
-    tables = {"tok_embeddings", "ref_index_embeddings", "instruct_token_embeddings"}
-    assert all(any(p is getattr(net, name).weight for p in kept["params"]) for name in tables)
-    assert any(p is net.img_uncond_embedding for p in kept["params"])
-    assert not any(p is net.output.weight for p in kept["params"])
-    assert sum(len(group["params"]) for group in parameter_groups(net, 0.1)) == len(list(net.parameters()))
-
-
-@settings(deadline=None, max_examples=100)
-@given(count=st.integers(1, 30), batch=st.integers(1, 30), world=st.integers(1, 5), accumulation=st.integers(1, 4))
-def test_parts_of_all_processes_are_the_batch_once(count, batch, world, accumulation):
-    count = min(count, batch)
-    parts = [samples.rank_parts(count, batch, rank, world, accumulation) for rank in range(world)]
-    assert len({len(own) for own in parts}) == 1
-    assert len(parts[0]) <= accumulation
-    assert sorted(place for own in parts for part in own for place in part) == list(range(count))
-
-
-# Validation
-
-
-class Fixed:
-    """Validation samples made of a batch."""
-
-    def __init__(self, batch):
-        self.batch, self.references = batch, [2] * len(batch.sources)
-
-    def read(self, number, epoch=None):
-        b = self.batch
-        return samples.Encoded("", "", b.sources[number], b.text[number], b.picture[number], b.text_mask[number])
-
-
-def test_validation_is_the_mean_over_tokens_of_each_segment():
-    net, batch = random_net(), batch_of(SMALL, 5)
-    found = validate.validate(net, Fixed(batch), config_for(batch=2), ALONE)
-    tokens = losses(net, batch, config_for()).tokens
-    n = SMALL.image_tokens
-    expected = {"val_loss": tokens, "val_loss_target": tokens[:, -n:], "val_loss_references": tokens[:, :-n]}
-    assert found == pytest.approx({name: part.mean().item() for name, part in expected.items()}, abs=1e-5)
-    some = validate.validate(net, Fixed(batch), config_for(batch=2, val_samples=2), ALONE)
-    assert some["val_loss"] == pytest.approx(tokens[[0, 2]].mean().item(), abs=1e-5)
-
-
-def test_the_subset_is_spread_and_fixed():
-    assert validate.fixed_subset(10, 3) == [0, 3, 6]
-    assert validate.fixed_subset(3, None) == validate.fixed_subset(3, 7) == [0, 1, 2]
-
-
-def test_a_sheet_is_flush_right_on_white():
-    black = torch.full((1, 3, 2, 2), -1.0)
-    picture = validate.sheet([black, black.expand(3, -1, -1, -1)])
-    assert picture.size == (6, 4)
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
-    assert picture.getpixel((4, 0)) == picture.getpixel((0, 2)) == (0, 0, 0)
