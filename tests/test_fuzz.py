@@ -3,18 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT, SUPPORT
 
-ROOT = Path(__file__).parents[1]
 PART = ["config yaml", "set ", "own ", "name ", "betas", "address root", "quickstart --"]
 """Settings, flags and own stages: a few milliseconds each, after the imports."""
 
 
 @pytest.mark.slow
 def test_hostile_settings_flags_and_stages():
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/support'}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "fuzz", *PART], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     passed, _, _ = done.stdout.splitlines()[-1].partition(" passed, 0 failed")

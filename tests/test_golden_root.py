@@ -4,17 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from other_root import write_dreamrelation, write_keys, write_rotary
-from tiny_sdxl import needs_tiny
+from golden.other_root import write_dreamrelation, write_keys, write_rotary
+from paths import ROOT, TESTS
+from tiny.sdxl import needs_tiny
 
-TESTS = Path(__file__).parent
 WANTED = {
-    "tokenar/test_golden_model.py": "test_keys_and_shapes or test_rotary_tables",
-    "pipeline/test_dreamrelation_golden.py": "test_resampler or test_image_encoder or test_pipeline",
+    "tokenar/model/test_golden_model.py": "test_keys_and_shapes or test_rotary_tables",
+    "pipeline/synthesis/test_dreamrelation_golden.py": "test_resampler or test_image_encoder or test_pipeline",
 }
 
 
@@ -34,7 +33,7 @@ def golden_tests(root):
     names = " or ".join(WANTED.values())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", *chosen, "-k", names],
-        env={**os.environ, "GOLDEN": str(root)}, cwd=TESTS.parent, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "GOLDEN": str(root)}, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done.returncode, done.stdout
 

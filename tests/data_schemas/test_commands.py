@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from pydantic import BaseModel
 
 from data_schemas import commands
@@ -84,7 +84,7 @@ commands.run(app)
 
 
 def started(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", TYPER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment,

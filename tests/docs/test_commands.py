@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from documented import PAGES, ROOT, blocks, commands, small_quickstart
+from documented import PAGES, blocks, commands, small_quickstart
+from paths import ROOT
 from skimage import data as photographs
 from skimage.io import imsave
 
@@ -25,9 +26,9 @@ NOT_HERE = {
     "instructar models fetch": "needs a network",
     "hf download": "needs a network",
     "export HF_TOKEN": "a secret of the reader's",
-    "tokenar-encode": "needs the weights of VQ-16 and T5; tests/tokenar/test_encode.py has small ones",
+    "tokenar-encode": "needs the weights of VQ-16 and T5; tests/tokenar/data/test_encode.py has small ones",
     "--preset tokenar_xl": "needs a GPU and encoded shards",
-    "torchrun": "needs eight GPUs; tests/tokenar/test_parallel.py runs two processes",
+    "torchrun": "needs eight GPUs; tests/tokenar/train/test_parallel.py runs two processes",
     "--sweep": "takes 25 minutes; tests/tokenar/test_ablation.py runs a small one",
 }
 ENDS_WITH = {"instructar models check": 1}

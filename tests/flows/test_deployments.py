@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from documented import PAGES, ROOT, SMALL, commands, small_quickstart
+from documented import PAGES, SMALL, commands, small_quickstart
+from paths import ROOT
 
 PREFECT = [sys.executable, "-m", "prefect"]
 

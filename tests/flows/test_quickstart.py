@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from prefect.server.api.server import SubprocessASGIServer
 
 from flows.quickstart import quickstart, server_comes
 from pipeline.config import CurationConfig
 
-ROOT = Path(__file__).parents[2]
 SMALL = {"samples": 12, "part_size": 6, "planning": {"test_share": 0.25}}
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
-from small_run import make_sample, tiny_config, write_shard
+from small.run import make_sample, tiny_config, write_shard
 
 import flows.train
 from data_schemas.errors import UserError
@@ -133,7 +133,7 @@ def test_mistakes_are_one_line(shards, tmp_path):
 
 def test_a_training_that_was_stopped_is_not_measured(shards, tmp_path, monkeypatch):
     stopped = {"out": str(tmp_path / "run"), "finished": False, "steps": 1, "signal": 15}
-    monkeypatch.setattr(flows.train, "train", lambda *arguments, **options: stopped)
+    monkeypatch.setattr(flows.train, "train_model", lambda *arguments, **options: stopped)
     summary = train_tokenar(
         str(shards / "train-*.tar"), str(shards / "test-*.tar"), str(tmp_path / "run"),
         settings=settings(shards, tmp_path),

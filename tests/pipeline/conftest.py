@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from small_curation import small_config
+from small.curation import small_config
 
 from pipeline.curate import curate
 from pipeline.report.results import write_results

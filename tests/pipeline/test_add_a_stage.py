@@ -4,17 +4,17 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from small_curation import SMALL, small_config
+from paths import ROOT
+from small.curation import SMALL, small_config
 
 from pipeline.curate import curate
 from pipeline.jobs import need_part
 
-PAGE = (Path(__file__).parents[2] / "docs" / "add-a-stage.md").read_text()
+PAGE = (ROOT / "docs" / "add-a-stage.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -46,8 +46,7 @@ def test_the_page_works_as_it_stands(small_run, tmp_path):
 
     def run(command: str) -> str:
         command = command.replace("instructar", f"{sys.executable} -m pipeline.cli")
-        root = str(Path(__file__).parents[2])
-        command = command.replace("PYTHONPATH=.", f"PYTHONPATH=.:{root}")
+        command = command.replace("PYTHONPATH=.", f"PYTHONPATH=.:{ROOT}")
         done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stderr

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from small_curation import SMALL, made, small_config
+from paths import SUPPORT
+from small.curation import SMALL, made, small_config
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards, read_shard
@@ -152,7 +153,7 @@ def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_
     script = (
         "import sys\n"
         "sys.path.insert(0, sys.argv[3])\n"
-        "from small_curation import small_config\n"
+        "from small.curation import small_config\n"
         "from pipeline.curate import curate\n"
         "from pipeline.core.stage import Stage\n"
         "real = Stage._attempt\n"
@@ -163,7 +164,7 @@ def test_kill_9_in_the_middle_of_a_part_then_a_re_run_ends_byte_identical(small_
         "Stage._attempt = attempt\n"
         "curate(small_config(sys.argv[1]))\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path), stage, str(Path(__file__).parents[1] / "support")]
+    command = [sys.executable, "-c", script, str(tmp_path), stage, str(SUPPORT)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for _ in range(6):  # in the middle of the second part
         assert process.stdout.readline()

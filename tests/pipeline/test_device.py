@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_sdxl import make_sample
+from tiny.sdxl import make_sample
 from torch.backends import cuda, cudnn
 
 from pipeline.device import exact_float32

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from small_curation import made, small_config
+from paths import SUPPORT
+from small.curation import made, small_config
 
 from data_schemas.errors import UserError
 from pipeline import cli
@@ -26,9 +26,6 @@ SMALL_FLAGS = ["--samples", "12", "--set", "part_size=4", "--set", "planning.tes
 
 def in_process(*arguments):
     cli.app(list(arguments))
-
-
-SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def spoil(monkeypatch, change):

@@ -4,15 +4,14 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from data_schemas.errors import UserError
 from pipeline import cli
 from pipeline.config import CurationConfig
 
-ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "pipeline.cli": ["", "curate", "rerun", "report", "calibrate", "models check", "models fetch"],
     "tokenar.cli": ["", "encode", "train", "sample", "eval", "attention"],

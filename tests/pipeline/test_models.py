@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from hub import COMMIT, FILES, hub
+from doubles.hub import COMMIT, FILES, hub
 
 from data_schemas.errors import UserError
 from pipeline.core import stage as core_stage

@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from ben2_weights import draw_weights
+from doubles.openai_server import Reply, lists, serve
 from judged import GOOD, MODEL
-from openai_server import Reply, lists, serve
 from PIL import Image
 from safetensors.torch import save_file
 from skimage import data as photos
-from small_curation import made
-from tiny_sdxl import lay_out, needs_tiny
-from tiny_vlm import save_tiny_gemma
+from small.curation import made
+from tiny.ben2_weights import draw_weights
+from tiny.sdxl import lay_out, needs_tiny
+from tiny.vlm import save_tiny_gemma
 
 from data_schemas.errors import UserError
 from pipeline.config import CurationConfig

@@ -1,11 +1,11 @@
-"""Fixtures of the tests here; what they are made of is in small_run.py."""
+"""Fixtures of the tests here; what they are made of is in small/run.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from small_run import make_sample, tiny_config, write_shard
+from small.run import make_sample, tiny_config, write_shard
 
 
 @pytest.fixture(scope="session")

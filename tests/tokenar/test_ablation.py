@@ -4,7 +4,7 @@ import json
 
 import pytest
 from PIL import Image
-from small_run import command, tiny_config, write_config
+from small.run import command, tiny_config, write_config
 
 from data_schemas.errors import UserError
 from tokenar.ablation import runs_of, sweep

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_run import command, in_process, make_sample, tiny_config, write_config, write_shard
+from small.run import command, in_process, make_sample, tiny_config, write_config, write_shard
 
 from data_schemas.shards import encode_sample, read_shard
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_run import changed, inputs, random_net, tiny_config
-from tiny_encoders import tiny_vq
+from small.run import changed, inputs, random_net, tiny_config
+from tiny.encoders import tiny_vq
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tokenar.config import SampleConfig

@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from small_run import in_process, tiny_config, write_config
+from small.run import in_process, tiny_config, write_config
 
 from data_schemas.progress import Progress
 

@@ -1,7 +1,7 @@
 """Every number has bounds, none may be infinite, and what was published passes."""
 
 import pytest
-from small_run import in_process
+from small.run import in_process
 
 from data_schemas.errors import UserError
 from data_schemas.settings import MAX_SEED

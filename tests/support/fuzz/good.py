@@ -39,7 +39,7 @@ def make_folder_request(folder: Path) -> Path:
 
 def make_good(root: Path, commands: dict[str, Callable[[], None]]) -> dict[str, str]:
     """The places by the names that cases use."""
-    from small_run import make_sample, tiny_config, write_config, write_shard
+    from small.run import make_sample, tiny_config, write_config, write_shard
 
     for split, count in (("train", 6), ("test", 2)):
         write_shard(root / "shards" / f"{split}-00000.tar", [make_sample(k, split, side=64) for k in range(count)])

@@ -15,6 +15,13 @@ WHOLE = COLUMNS + PROCESS
 OWN = HEAD + "class Own(Stage):\n    name = 'own'\n"
 INIT = OWN + "    def __init__(self, config):\n        "
 
+
+def curated(name: str, setting: str, code: str, told: str) -> Case:
+    """A curation with a setting, where mine.py holds this code."""
+    arguments = ("--root", "{here}/runs", "--pool", "{pool}", "--set", literal(setting))
+    return Case(f"own {name}", "instructar curate", arguments, told, written("mine.py", code))
+
+
 _CODE = {
     "syntax": ("class Own(:\n", "SyntaxError"),
     "null bytes": ("a = 1\0\n", "mine:Own"),
@@ -46,13 +53,6 @@ _CODE = {
     "init without super": (INIT + f"pass\n{WHOLE}", "mine:Own"),
     "escape in the error": ("raise ValueError('a\\x1b[31mb')\n", "ValueError"),
 }  # fmt: skip
-_filters = [
-    Case(f"own {name}", "instructar curate",
-         ("--root", "{here}/runs", "--pool", "{pool}", "--set", "filters=[{{use: 'mine:Own'}}]"),
-         told, written("mine.py", code))
-    for name, (code, told) in _CODE.items()
-]  # fmt: skip
-
 _CONFIG = (
     HEAD + f"class C(StageConfig):\n    limit: int = 3\nclass Own(Stage):\n    name = 'own'\n    Config = C\n{WHOLE}"
 )
@@ -68,11 +68,7 @@ _USES = {
     "section": ("matting={use: 'mine:Own'}", "mine:Own"),
     "NUL": ('filters=[{use: "a\\0b:Own"}]', "filters"),
 }
-_uses = [
-    Case(f"own use {name}", "instructar curate",
-         ("--root", "{here}/runs", "--pool", "{pool}", "--set", literal(text)),
-         told, written("mine.py", _CONFIG))
-    for name, (text, told) in _USES.items()
-]  # fmt: skip
-
-CASES = [*_filters, *_uses]
+CASES = [
+    *(curated(name, "filters=[{use: 'mine:Own'}]", code, told) for name, (code, told) in _CODE.items()),
+    *(curated(f"use {name}", setting, _CONFIG, told) for name, (setting, told) in _USES.items()),
+]

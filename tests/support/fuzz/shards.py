@@ -19,7 +19,7 @@ BAD = "bad-0.tar"
 
 def members(number: int = 0, **changed: bytes | None) -> dict[str, bytes]:
     """A good sample's members; ``changed`` by name with "__" for ".", None leaves one out."""
-    from small_run import make_sample
+    from small.run import make_sample
 
     from data_schemas.shards import encode_sample
 

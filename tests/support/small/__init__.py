@@ -1,0 +1,1 @@
+"""Small inputs and settings of the project's own: shards, curations, training runs."""

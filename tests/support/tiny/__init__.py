@@ -1,0 +1,1 @@
+"""Published models of the real classes with random weights, small enough for a test."""
