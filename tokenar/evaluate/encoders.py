@@ -119,7 +119,7 @@ class Timm(Encoder):
             net.reset_classifier(0)
         except UserError:
             raise
-        except Exception as error:  # timm's converters raise many kinds of errors for a file that is not theirs
+        except Exception as error:  # timm's converters raise many kinds of errors for a foreign file
             raise frozen.cannot_load(option, source, error) from error
         self.name = source
         self.side, self.mean, self.std, resampling = expected_pictures(net)

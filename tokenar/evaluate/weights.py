@@ -36,7 +36,7 @@ def folder_of(option: str, source: str, patterns: Sequence[str]) -> Path:
         raise _cannot_be_had(option, source, "no such file or folder")
     try:
         return Path(snapshot_download(source, allow_patterns=list(patterns)))
-    except Exception as error:  # no network, no such id, a licence not accepted: each has a class of its own
+    except Exception as error:  # no network, an unknown id or an unaccepted licence each raise another class
         raise _cannot_be_had(option, source, error) from error
 
 
