@@ -107,7 +107,7 @@ def write_judge(folder: Path, full: bool, precision: str) -> dict[str, Any]:
     """Write Gemma-3n and return the semantics settings. "full" has E4B's sizes; "small" has a vision tower of 7 million
     parameters and a narrow text model."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-    from tiny_vlm import letter_tokenizer, save_tiny_gemma
+    from tiny.vlm import letter_tokenizer, save_tiny_gemma
 
     save_tiny_gemma(folder)
     if full:

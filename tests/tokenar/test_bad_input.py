@@ -145,7 +145,7 @@ def test_eval_with_five_references_and_a_long_prompt(trained, tmp_path):
 
 
 def test_a_reference_with_alpha_is_seen_on_white(tmp_path):
-    """Colours hidden under transparent pixels are nobody's business (spec/tokenar.md QUIRK 15)."""
+    """Transparent parts become white, whatever colour lies under them (docs/differences.md, "Transparent pixels")."""
     sample = make_sample(0, side=32)
     pixels = np.array(sample.references_rgba[0])
     pixels[pixels[..., 3] == 0, :3] = (255, 0, 0)

@@ -42,7 +42,7 @@ An autoregressive transformer over image tokens: it draws a picture from referen
 background and a text. `config.json` holds the settings, `model.safetensors` the weights.
 
 ```python
-from tokenar.model import TokenAR
+from tokenar import TokenAR
 
 net = TokenAR.from_pretrained("this folder or repository")
 ```

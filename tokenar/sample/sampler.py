@@ -1,6 +1,6 @@
 """Drawing pictures with a trained model: a single one in Python, or a folder of them.
 
-from tokenar.sample import Sampler
+from tokenar import Sampler
 
 sampler = Sampler("runs/quickstart/training/model")
 sampler.draw([cat, cup], table, "a cat beside a cup", seed=3).save("drawn.png")

@@ -43,7 +43,7 @@ def config_of_keys(model: dict[str, Any]) -> ModelConfig:
 
 
 def table_rows(table: dict[str, Any], grid: int) -> int:
-    """Rows of the release's rotary table (spec/tokenar.md section 2): not all of them can be used by a sequence."""
+    """Rows of the release's rotary table, more than a sequence uses (docs/differences.md, "Canvas positions")."""
     blocks, side = table["max_ref_num"], isqrt(table["max_ref_num"])
     if not table["multi_cond"]:
         return 2 * grid**2 + table["cls_token_num"]

@@ -70,7 +70,7 @@ def test_with_whole_every_patch_shows_its_own_cell(cell):
 
 
 def test_as_published_the_edge_is_not_seen():
-    """QUIRK 6."""
+    """The release's crop (docs/differences.md, "Teacher crop")."""
     picture = torch.full((1, 3, 512, 512), -1.0)
     picture[..., :24, :] = 1
     assert teacher_pixels(picture).unique().numel() == 3  # black, in three channels
