@@ -8,7 +8,7 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) $(if $(PIP
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup quickstart quick test lint fuzz clean
+.PHONY: setup quickstart quick test lint accelerator fuzz clean
 
 setup: .venv/.done
 
@@ -38,6 +38,10 @@ quick: lint
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# everything that needs a GPU, measured and proven; without one a dry run at tiny size
+accelerator: setup
+	$(BIN)/python benchmarks/accelerator.py --out runs/accelerator
 
 # hostile inputs over all commands; `make fuzz CASES="shard picture"` runs those whose names hold a word
 fuzz: setup

@@ -86,21 +86,25 @@ class Plain:
         return F.linear(self.net.norm(x), self.net.head).float()
 
     @torch.no_grad()
-    def draw(self, sources: Tensor, text: Tensor) -> list[float]:
-        """Draw a picture. Returns clock readings in seconds: at the start, after the first token, at the end."""
+    def draw(self, sources: Tensor, text: Tensor, limit: int | None = None) -> list[float]:
+        """Draw a picture, or its first ``limit`` tokens.
+
+        Returns clock readings in seconds: at the start, after the first token, at the end.
+        """
         net, layout, device = self.net, self.layout, sources.device
+        total = layout.total if limit is None else min(layout.total, layout.prefix + limit)
         clock = [_now(device)]
         dropped = torch.tensor([False, True], device=device)
         x = net.embed_prefix(torch.cat([sources] * 2), torch.cat([text] * 2), None, dropped, None, False)
         logits = self.forward(x, torch.arange(layout.prefix, device=device))[:, -1]
         tokens = []
-        for place in range(layout.prefix, layout.total):
+        for place in range(layout.prefix, total):
             guided = guide(logits[:1], logits[1:], SAMPLING["guidance"])
             kept = filter_logits(guided, SAMPLING["temperature"], int(SAMPLING["top_k"]), 1.0)
             tokens.append(torch.multinomial(kept.softmax(-1), 1))
             if len(clock) == 1:
                 clock.append(_now(device))
-            if place < layout.total - 1:
+            if place < total - 1:
                 x = net.tok_embeddings(torch.cat([tokens[-1]] * 2))
                 logits = self.forward(x, torch.tensor([place], device=device))[:, -1]
         torch.cat(tokens, dim=1)[:, -layout.image_tokens :]

@@ -55,7 +55,9 @@ def main() -> None:
     print(json.dumps({**line, "sides": ["stage", "bare model"], "stages": figures, "ratio": ratio}))
 
 
-def prepare(folder: Path, stages: list[str], full: bool, samples: int, workers: int) -> tuple[Run, Run]:
+def prepare(
+    folder: Path, stages: list[str], full: bool, samples: int, workers: int, pool: str = "packaged"
+) -> tuple[Run, Run]:
     """(a finished run of collages that gives the pictures, the run whose stages have the models to measure)."""
     precision = "bfloat16" if full else "float32"
     write: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -66,7 +68,7 @@ def prepare(folder: Path, stages: list[str], full: bool, samples: int, workers: 
     }
     base = {
         "root": str(folder), "name": "benchmark", "samples": samples, "part_size": max(1, samples // workers),
-        "workers": workers, "planning": {"test_share": 0, "relations": ["stand_beside"]},
+        "workers": workers, "references": {"pool": pool}, "planning": {"test_share": 0, "relations": ["stand_beside"]},
         "synthesis": {"backend": "collage", "size": 512 if full else 256, "fault_share": 0},
     }  # fmt: skip
     pictures = curate(CurationConfig.parse(base, "benchmark")).run
@@ -80,10 +82,10 @@ def inputs_of(pictures: Run, stage: Stage) -> list[list[Sample]]:
     """The samples of each part, with the collage's pictures in the place of what would come before."""
     pool = pool_digest(pictures)
     jobs = [PartJob(pictures, stage.name, part, "", pool) for part in pictures.parts()]
-    return [stage_inputs(job, stage.reads).samples(job.part)[0] for job in jobs]
+    return [stage_inputs(job, stage.reads).samples()[0] for job in jobs]
 
 
-def measure(pictures: Run, stage: Stage, workers: int) -> dict[str, float]:
+def measure(pictures: Run, stage: Stage, workers: int, turns: int = ROUNDS) -> dict[str, float]:
     """Seconds to load, samples a second of the stage and of its bare model, and the median of their ratios."""
     began = time.perf_counter()
     stage.ready()
@@ -105,7 +107,7 @@ def measure(pictures: Run, stage: Stage, workers: int) -> dict[str, float]:
     through_model()
     through_stage()  # warm-up: encodes the references and chooses kernels
     # Both in every round, so that noise on the machine affects both.
-    rounds = [(clock(through_stage), clock(through_model)) for _ in range(ROUNDS)]
+    rounds = [(clock(through_stage), clock(through_model)) for _ in range(turns)]
     stage_s, bare_s = (min(side) for side in zip(*rounds, strict=True))
     return {
         "load_s": round(load, 2),

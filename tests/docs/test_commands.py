@@ -20,6 +20,8 @@ import tokenar.cli
 NOT_HERE = {
     "make quickstart": "tests/flows/test_quickstart.py runs what it runs",
     "make test": "runs this test",
+    "make accelerator": "tests/benchmarks/test_accelerator.py runs what it runs",
+    "benchmarks/accelerator.py": "tests/benchmarks/test_accelerator.py runs it",
     "prefect ": "tests/flows/test_deployments.py runs all of them with a server and a worker",
     "PYTHONPATH=. instructar": "tests/pipeline/test_add_a_stage.py runs them with the page's files",
     "--profile paper": "needs the paper's weights",

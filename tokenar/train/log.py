@@ -42,10 +42,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         known = next((peak for part, peak in BF16_PEAKS.items() if part in name), None)
         if known is not None:
             return known
-    return _measured_flops(device, dtype, side=8192 if device.type == "cuda" else 1024)
+    return measured_flops(device, dtype, side=8192 if device.type == "cuda" else 1024)
 
 
-def _measured_flops(device: torch.device, dtype: torch.dtype, side: int) -> float:
+def measured_flops(device: torch.device, dtype: torch.dtype, side: int) -> float:
     a, b = torch.ones(2, side, side, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(5):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -32,9 +33,10 @@ def parallelise(net: TokenAR, mode: Mode, group: Workers, dtype: torch.dtype) ->
     ``net`` must be on ``group.device``, with the same weights on all ranks. Make the optimiser afterwards: ``fsdp`` and
     ``hybrid`` replace the parameters of ``net`` by DTensors, and return ``net`` itself. With bfloat16 they compute with
     bfloat16 copies of float32 parameters and sum gradients in float32. They do not cast inputs, so call the module
-    under autocast, as with ``ddp``. A single process gets ``net`` back unchanged.
+    under autocast, as with ``ddp``. A single process without a process group gets ``net`` back
+    unchanged.
     """
-    if group.world == 1:
+    if group.world == 1 and not dist.is_initialized():
         return net
     if mode == "ddp":
         return DistributedDataParallel(net, gradient_as_bucket_view=True)

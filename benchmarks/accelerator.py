@@ -1,0 +1,151 @@
+"""Everything that this project promises of an accelerator, checked and measured by one command.
+
+python benchmarks/accelerator.py --out runs/accelerator            # on a GPU at full size, in at most 8 minutes
+python benchmarks/accelerator.py --out runs/accelerator --quick    # correctness alone, in 2 minutes
+python benchmarks/accelerator.py --out runs/accelerator --only training_speed
+
+Needs torch and the project's source tree; no network, no weights, no server. A check runs in a process of its own with
+a time limit; what it raises is its result. ``results/accelerator.json`` is written after every check. The last line is
+one JSON object. Without a GPU every check runs at a tiny size, to see that it runs. docs/accelerator.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for a GPU must not start CUDA: the checks' processes do
+
+import torch  # noqa: E402
+from checks import correctness, decoding, profiles, stages, training  # noqa: E402
+from checks.scale import Check, Scale, Skipped  # noqa: E402
+
+SECONDS = {
+    **dict.fromkeys([*correctness.CHECKS, *training.CHECKS, *decoding.CHECKS, *profiles.CHECKS], 60),
+    **dict.fromkeys(stages.CHECKS, 75),
+    "sampling_speed": 120, "sampling_batches": 90, "sampling_in_8_bits": 90, "training_speed": 120,
+}  # fmt: skip
+"""The most that a check may take."""
+TOTAL, QUICK_TOTAL = 480, 120
+"""Seconds after which no further check begins."""
+OPTIONAL = ("diffusers", "transformers", "peft", "timm", "torchao", "cv2", "pyarrow")
+
+
+def all_checks() -> dict[str, Check]:
+    """In the order of what they are worth when time is short."""
+    first = correctness.CHECKS | {"training_without_waiting": training.CHECKS["training_without_waiting"]}
+    return first | decoding.CHECKS | training.CHECKS | profiles.CHECKS | stages.CHECKS
+
+
+def work(check: Check, scale_of: tuple[str, bool], results: Connection) -> None:
+    """The other process: run one check and send its result."""
+    try:
+        scale = Scale(torch.device(scale_of[0]), scale_of[1])
+        if not scale.on_gpu:
+            torch.set_num_threads(1)  # tiny products gain nothing from a second one
+        results.send({"status": "passed", **check(scale)})
+    except Skipped as reason:
+        results.send({"status": "skipped", "reason": str(reason)})
+    except BaseException as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        results.send({"status": "failed", "reason": f"{type(error).__name__}: {lines[0][:400]}"})
+
+
+def run_check(check: Check, scale_of: tuple[str, bool], limit: float) -> dict[str, Any]:
+    """A check's result, or that it failed by its time or by a crash of its process."""
+    # The modules are imported already, and nothing has touched the GPU or started a thread: a fork is safe and quick.
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(check, scale_of, sender))
+    begun = time.monotonic()
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(limit):
+            result: dict[str, Any] = receiver.recv()
+        else:
+            result = {"status": "failed", "reason": f"not done after {limit:.0f} s"}
+    except EOFError:
+        process.join()
+        result = {"status": "failed", "reason": f"its process ended with status {process.exitcode}"}
+    process.kill()
+    process.join()
+    return {**result, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, asked in a process that may touch the GPU."""
+    return {
+        "torch": torch.__version__, "python": platform.python_version(),
+        "missing_packages": [name for name in OPTIONAL if find_spec(name) is None],
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def device_facts(scale: Scale) -> dict[str, Any]:
+    """The device's name, memory, and how fast it multiplies and reads."""
+    from sample import bandwidth
+
+    from tokenar.train.log import measured_flops
+
+    flops = measured_flops(scale.device, scale.dtype, 8192 if scale.on_gpu else 512)
+    facts: dict[str, Any] = {"name": f"CPU, {torch.get_num_threads()} threads"}
+    if scale.on_gpu:
+        found = torch.cuda.get_device_properties(scale.device)
+        facts = {"name": found.name, "memory_gb": round(found.total_memory / 1e9, 1)}
+    return facts | {"tflops": round(flops / 1e12, 2), "gb_per_s": round(bandwidth(scale.device) / 1e9, 1)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="results", help="folder of accelerator.json")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="run these checks alone")
+    parser.add_argument("--quick", action="store_true", help="correctness alone")
+    parser.add_argument("--device", help="cuda:1, cpu; the first GPU if there is one")
+    given = parser.parse_args()
+    checks = all_checks()
+    if unknown := set(given.only or ()) - set(checks):
+        parser.error(f"no check {sorted(unknown)[0]!r}; there are {', '.join(checks)}")
+    wanted = given.only or (list(correctness.CHECKS) if given.quick else list(checks))
+    device = given.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    scale_of = (device, device != "cpu")
+    out = Path(given.out) / "accelerator.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"benchmark": "accelerator", **machine(), "device": run_check(device_facts, scale_of, 60)}
+    results: dict[str, Any] = {}
+    begun = time.monotonic()
+    for name in wanted:
+        left = (QUICK_TOTAL if given.quick else TOTAL) - (time.monotonic() - begun)
+        if left <= 0:
+            results[name] = {"status": "skipped", "reason": "no time was left"}
+        else:
+            results[name] = run_check(checks[name], scale_of, SECONDS[name])
+        print(f"{name:<28} {told(results[name])}", flush=True)
+        out.write_text(json.dumps(found | {"checks": results}, indent=2) + "\n")
+    print(json.dumps(found | {"checks": results}))
+    return int(any(result["status"] == "failed" for result in results.values()))
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """A result in one line."""
+    figures = {key: value for key, value in result.items() if key not in ("status", "seconds", "reason", "costliest")}
+    shown = " ".join(f"{key}={value:.3g}" for key, value in figures.items() if isinstance(value, int | float))
+    return f"{result['status']:<8} {result.get('seconds', 0):>6.1f} s  {result.get('reason', shown)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

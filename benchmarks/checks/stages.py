@@ -1,0 +1,53 @@
+"""The curation's stages with random weights of the paper's models, each beside its bare model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from checks.scale import Scale, Skipped, require
+from PIL import Image, ImageDraw
+
+NEEDED = {"synthesis": ("diffusers", "transformers", "peft"), "matting": ("timm",), "semantics": ("transformers",),
+          "identity": ("timm",)}  # fmt: skip
+GOAL = 0.9
+"""Share of the bare model's speed that a stage should reach on a GPU; on a CPU the times are noise."""
+
+
+def stage(name: str) -> Callable[[Scale], dict[str, Any]]:
+    """The check of one stage."""
+
+    def check(scale: Scale) -> dict[str, Any]:
+        if missing := [package for package in (*NEEDED[name], "cv2", "pyarrow") if find_spec(package) is None]:
+            raise Skipped(f"not installed: {', '.join(missing)}")
+        import stages
+
+        samples, workers = (16, 4) if scale.full else (2, 1)
+        with tempfile.TemporaryDirectory() as folder:
+            pool = write_pool(Path(folder) / "pool")
+            pictures, run = stages.prepare(Path(folder), [name], scale.full, samples, workers, pool)
+            figures = stages.measure(pictures, run.stage(name), workers, stages.ROUNDS if scale.full else 1)
+        require(figures["ratio"] >= GOAL or not scale.on_gpu, f"{figures['ratio']} of the bare model's speed")
+        return figures
+
+    check.__doc__ = f"Samples a second of {name} and of its bare model."
+    return check
+
+
+def write_pool(folder: Path) -> str:
+    """Twelve transparent pictures of two categories: no package of photographs is needed."""
+    for number in range(12):
+        picture = Image.new("RGBA", (256, 256))
+        colour = (40 + 17 * number, 255 - 18 * number, 90 + 50 * (number % 3), 255)
+        shape = ImageDraw.Draw(picture).ellipse if number % 2 else ImageDraw.Draw(picture).rectangle
+        shape((40, 60 + 3 * number, 216, 200), fill=colour)
+        path = folder / ("balls" if number % 2 else "boxes") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    return str(folder)
+
+
+CHECKS = {f"stage_{name}": stage(name) for name in ("identity", "matting", "synthesis", "semantics")}

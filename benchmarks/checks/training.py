@@ -1,0 +1,175 @@
+"""Training steps on a device: how fast, how much memory, and whether anything waits for the device within a step."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from checks.scale import REFERENCES, Scale, drawn_net, inputs_for, peak_gb, relative, require, seconds
+from torch.distributed.tensor import DTensor
+
+from tokenar.config import TrainConfig
+from tokenar.data.samples import Batch, Position
+from tokenar.model.transformer import TokenAR
+from tokenar.processes import Workers
+from tokenar.train.batches import MicroBatch, StepBatches
+from tokenar.train.checkpoint import Checkpoints
+from tokenar.train.log import TRAINING_PASSES, measured_flops
+from tokenar.train.step import Step
+
+
+class Stepper:
+    """The trainer's step on random codes and features, as tokenar-encode stores them, in pinned memory on a GPU."""
+
+    def __init__(self, scale: Scale, batch: int, **settings: Any):
+        model = settings.pop("model", None) or scale.model()
+        values = {"model": model, "precision": "bfloat16" if scale.full else "float32", "compile": False, "seed": 3}
+        self.config = TrainConfig.model_construct(**(values | settings))
+        self.net = drawn_net(model, scale.device)
+        self.group = Workers(0, 1, scale.device)
+        self.trainer = Step(self.net, self.config, self.group)
+        cpu = inputs_for(model, torch.device("cpu"), batch)
+        stored = Batch(cpu.sources, cpu.text, cpu.picture, cpu.text_mask)
+        self.stored = stored.pinned() if scale.on_gpu else stored
+        self.batch, self.scored = batch, batch * self.net.layout(REFERENCES).target_tokens
+
+    def step(self, number: int) -> None:
+        """One optimiser step."""
+        draws = torch.rand(self.batch, generator=torch.Generator().manual_seed(number))
+        micro = MicroBatch(self.stored, draws)
+        self.trainer.update(StepBatches(number, [micro], self.batch, self.scored, REFERENCES, Position()))
+
+    def save(self, folder: Path) -> None:
+        saved = Checkpoints(folder, 1, self.group)
+        saved.save(1, self.net, self.trainer.optimizer, {})
+        saved.wait()
+
+    def load(self, folder: Path) -> None:
+        Checkpoints(folder, 1, self.group).load(self.net, self.trainer.optimizer)
+
+
+def stepper(scale: Scale, batch: int = 2, *, exact: bool = False, **settings: Any) -> Stepper:
+    """A trainer's step; ``exact`` takes the smaller network of the comparisons."""
+    return Stepper(scale, batch, **({"model": scale.exact_model()} if exact else {}), **settings)
+
+
+def throughput(scale: Scale, batch: int, **settings: Any) -> dict[str, Any]:
+    """Samples a second, the share of the measured rate of matrix products, and the peak of memory."""
+    if scale.on_gpu:
+        torch.cuda.reset_peak_memory_stats(scale.device)
+    trained, numbers = stepper(scale, batch, **settings), itertools.count()
+    taken = statistics.median(seconds(lambda: trained.step(next(numbers)), scale.device, 5 if scale.full else 2, 2))
+    flops = TRAINING_PASSES * trained.net.flops(REFERENCES) * batch
+    return {
+        "batch": batch, **settings, "samples_per_s": round(batch / taken, 3),
+        "mfu": round(flops / taken / measured_flops(scale.device, scale.dtype, 8192 if scale.on_gpu else 256), 3),
+        "memory_gb": peak_gb(scale.device),
+    }  # fmt: skip
+
+
+def speed(scale: Scale) -> dict[str, Any]:
+    """Batch sizes, recomputing and compiling; a choice that does not fit the memory is told as such."""
+    choices: list[tuple[int, dict[str, Any]]] = [
+        (batch, {"activation_checkpointing": how, "compile": compiled})
+        for batch, how, compiled in (
+            [(4, "none", True), (4, "none", False), (8, "selective", True), (16, "block", True)]
+            if scale.full
+            else [(2, "none", False), (2, "selective", False), (2, "block", False)]
+        )
+    ]
+    rows = []
+    for batch, settings in choices:
+        try:
+            rows.append(throughput(scale, batch, **settings))
+        except torch.OutOfMemoryError:
+            rows.append({"batch": batch, **settings, "memory": "does not fit"})
+        if scale.on_gpu:
+            torch.cuda.empty_cache()
+    best = max((row for row in rows if "samples_per_s" in row), key=lambda row: row["samples_per_s"])
+    return {"rows": rows, "samples_per_s": best["samples_per_s"], "mfu": best["mfu"]}
+
+
+def recomputing_changes_nothing(scale: Scale) -> dict[str, Any]:
+    """Weights after two steps with and without recomputing, and with two micro-batches in the place of one batch."""
+    kept = {}
+    for how in ("none", "selective", "block"):
+        trained = stepper(scale, exact=True, activation_checkpointing=how, precision="float32")
+        for number in range(2):
+            trained.step(number)
+        kept[how] = torch.cat([p.detach().flatten() for p in trained.net.parameters()])
+    figures = {how: relative(kept[how], kept["none"]) for how in ("selective", "block")}
+    require(max(figures.values()) < 1e-5, f"weights differ after recomputing: {figures}")
+    return figures
+
+
+def a_bad_step_changes_nothing(scale: Scale) -> dict[str, Any]:
+    """A step whose gradients are not finite leaves weights and optimiser as they were (fused ones by found_inf)."""
+    trained = stepper(scale, exact=True)
+    trained.step(0)
+    before = [p.detach().clone() for p in trained.net.parameters()]
+    trained.stored.text[0, 0, 0] = float("nan")
+    trained.step(1)
+    changed = sum(not torch.equal(a, b) for a, b in zip(before, trained.net.parameters(), strict=True))
+    require(changed == 0, f"{changed} tensors changed in a step without finite gradients")
+    return {"changed_tensors": changed, "fused": bool(trained.trainer.optimizer.defaults["fused"])}
+
+
+def nothing_waits(scale: Scale) -> dict[str, Any]:
+    """A whole step under torch's sync debug mode: a host that waited for the GPU would raise an error."""
+    trained = stepper(scale, exact=True)
+    for number in range(2):
+        trained.step(number)
+    with waiting_is_an_error(scale):
+        trained.step(2)
+    return {"watched": scale.on_gpu}
+
+
+@contextmanager
+def waiting_is_an_error(scale: Scale) -> Iterator[None]:
+    """Inside, a call that makes the host wait for the GPU raises an error."""
+    if not scale.on_gpu:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def spread(scale: Scale) -> dict[str, Any]:
+    """A step under DDP and under FSDP2 with a group of one process (NCCL on a GPU): the same weights as without."""
+    plain = stepper(scale, exact=True, precision="float32")
+    plain.step(0)
+    expected = [p.detach().clone() for p in plain.net.parameters()]
+    dist.init_process_group(
+        "nccl" if scale.on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1,
+        device_id=torch.device("cuda", torch.cuda.current_device()) if scale.on_gpu else None,
+    )  # fmt: skip
+    figures = {}
+    try:
+        for mode in ("ddp", "fsdp"):
+            trained = stepper(scale, exact=True, precision="float32", parallel=mode)
+            trained.step(0)
+            require(type(trained.trainer.module) is not TokenAR, f"{mode} left the network as it was")
+            found = [p.full_tensor() if isinstance(p, DTensor) else p for p in trained.net.parameters()]
+            figures[mode] = max(relative(a, b) for a, b in zip(found, expected, strict=True))
+    finally:
+        dist.destroy_process_group()
+    require(max(figures.values()) < 1e-5, f"weights differ: {figures}")
+    return figures
+
+
+CHECKS = {
+    "recomputing_changes_nothing": recomputing_changes_nothing,
+    "a_bad_step_changes_nothing": a_bad_step_changes_nothing,
+    "training_without_waiting": nothing_waits,
+    "ddp_and_fsdp": spread,
+    "training_speed": speed,
+}

@@ -1,0 +1,57 @@
+"""The accelerator's checks, every one of them at tiny size: a machine with a GPU must find nothing left to mend."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+SCRIPT = str(ROOT / "benchmarks" / "accelerator.py")
+
+
+def run(*arguments):
+    command = [sys.executable, SCRIPT, "--device", "cpu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_every_check_runs_without_a_gpu(tmp_path):
+    done = run("--out", str(tmp_path))
+    written = json.loads((tmp_path / "accelerator.json").read_text())
+    states = {name: (check["status"], check.get("reason")) for name, check in written["checks"].items()}
+    assert {name: state for name, state in states.items() if state[0] != "passed"} == {}, done.stderr[-2000:]
+    assert len(states) >= 15
+    assert json.loads(done.stdout.splitlines()[-1]) == written
+    assert done.returncode == 0
+
+
+def test_a_check_that_is_not_there_is_named():
+    done = run("--only", "no_such_check")
+    assert done.returncode == 2
+    assert "no check 'no_such_check'; there are forward_and_backward" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_failure_a_crash_and_a_hang_are_results(tmp_path):
+    script = (
+        "import os, sys, time\n"
+        f"sys.argv = ['accelerator.py', '--device', 'cpu', '--out', {str(tmp_path)!r}]\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import accelerator\n"
+        "def fails(scale): raise AssertionError('two and two')\n"
+        "def crashes(scale): os._exit(7)\n"
+        "def hangs(scale): time.sleep(60)\n"
+        "accelerator.all_checks = lambda: {'fails': fails, 'crashes': crashes, 'hangs': hangs, 'works': lambda s: {}}\n"
+        "accelerator.SECONDS = dict.fromkeys(accelerator.all_checks(), 2)\n"
+        "sys.exit(accelerator.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    found = json.loads(done.stdout.splitlines()[-1])["checks"]
+    assert {name: check["status"] for name, check in found.items()} == {
+        "fails": "failed", "crashes": "failed", "hangs": "failed", "works": "passed",
+    }  # fmt: skip
+    assert found["fails"]["reason"] == "AssertionError: two and two"
+    assert "status 7" in found["crashes"]["reason"]
+    assert found["hangs"]["reason"] == "not done after 2 s"
+    assert done.returncode == 1
