@@ -5,7 +5,7 @@ python benchmarks/accelerator.py --out runs/accelerator --quick    # correctness
 python benchmarks/accelerator.py --out runs/accelerator --only training_speed
 
 Needs torch and the project's source tree; no network, no weights, no server. A check runs in a process of its own with
-a time limit; what it raises is its result. ``results/accelerator.json`` is written after every check. The last line is
+a time limit; what it raises is its result. ``accelerator.json`` is written after every check. The last line is
 one JSON object. Without a GPU every check runs at a tiny size, to see that it runs. docs/accelerator.md says more.
 """
 
@@ -112,7 +112,7 @@ def device_facts(scale: Scale) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="results", help="folder of accelerator.json")
+    parser.add_argument("--out", default="runs/accelerator", help="folder of accelerator.json")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="run these checks alone")
     parser.add_argument("--quick", action="store_true", help="correctness alone")
     parser.add_argument("--device", help="cuda:1, cpu; the first GPU if there is one")
