@@ -1,14 +1,16 @@
-"""A key/value cache that stores what several sequences have in common once for all of them.
+"""A key/value cache in which sequences with a common beginning share one copy of it.
 
-Drawing for one input (references, background and text) runs several sequences at once: one for each guidance stream
-(with and without text, for instance) and seed. They are the input's *rows*, ordered by stream and then by seed. Rows
-begin alike: the source images are the same for all streams that keep the images, and the whole prefix is the same for
-all seeds of a stream. Positions at the same level of sharing form a *segment*. A segment stores keys and values once
-for each *group* of rows that share them, and reads them from memory once for the whole group. New positions attend to
-all segments.
+Sampling the image tokens for one input (references, background and text) runs several sequences at once: one for each
+guidance stream (with and without text, for instance) and seed. They are the input's *rows*, ordered by stream and then
+by seed. Rows begin with the same positions: the source images are the same for all streams that keep the images, and
+the whole prefix is the same for all seeds of a stream. A *segment* is a run of consecutive positions that are shared by
+the same sets of rows. There are up to three: the source images, the rest of the prefix, and the drawn tokens. A segment
+stores keys and values once for each *group* of rows that share them, and reads them from memory once for the whole
+group. New positions attend to all segments.
 
-Shape legend: B inputs, N rows of the batch (all inputs), G groups of rows, H query heads, K key/value heads, t new
-positions, T stored positions, D head width.
+Shape legend: B inputs, N rows in this call (those of all inputs), rows: those of one input, G groups of rows, H query
+heads, K key/value heads, t new positions, T stored positions, D head width, queries: those of one group and key/value
+head, n any last dimension.
 """
 
 from __future__ import annotations
@@ -23,43 +25,44 @@ from torch.nn import functional as F
 from tokenar.model.config import ModelConfig
 from tokenar.model.linear import few_rows
 
-KEY_CHUNK = 128
-"""Stored positions whose values are summed by one matrix product when a single position is added. One query a head is
-too little work for a GPU unless the positions are split into several products. Segments are allocated and read in
-multiples of this."""
+POSITION_CHUNK = 128
+"""In single-position steps the weighted sum of values is split into products over this many positions, because one
+product with one query per head uses too little of a GPU. Segments are allocated in multiples of it, and single-position
+steps read multiples of it."""
 
 QUERY_CHUNK = 256
-"""New positions that attend in one call when several are added. Each call reads the keys up to its last query only, so
-fewer scores are computed that the causal mask then removes."""
+"""The largest number of query positions in one attention call, so that less work is spent on scores that the causal
+mask discards. It applies where new positions follow stored ones and no mask is given."""
 
 
 def round_up(positions: int) -> int:
-    """The next multiple of KEY_CHUNK."""
-    return -(-positions // KEY_CHUNK) * KEY_CHUNK
+    """The next multiple of POSITION_CHUNK."""
+    return -(-positions // POSITION_CHUNK) * POSITION_CHUNK
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of q [N, H, t, D] to k and v [N, K, T, D]: [N, H, t, D].
 
-    Without a mask it is causal, and the queries belong to the last t of the T positions.
+    Query i is position T - t + i. It attends to all positions up to itself, or to those that ``mask`` allows if one is
+    given.
     """
     attention = partial(F.scaled_dot_product_attention, enable_gqa=q.shape[1] != k.shape[1])
     if mask is not None or q.shape[2] == k.shape[2]:
         return attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-    end, mixed = k.shape[2] - q.shape[2], []
+    end, outputs = k.shape[2] - q.shape[2], []
     for queries in q.split(QUERY_CHUNK, dim=2):
         end += queries.shape[2]
-        mask = torch.ones(queries.shape[2], end, dtype=torch.bool, device=q.device).tril(end - queries.shape[2])
-        mixed.append(attention(queries, k[:, :, :end], v[:, :, :end], attn_mask=mask))
-    return torch.cat(mixed, dim=2)
+        causal = torch.ones(queries.shape[2], end, dtype=torch.bool, device=q.device).tril(end - queries.shape[2])
+        outputs.append(attention(queries, k[:, :, :end], v[:, :, :end], attn_mask=causal))
+    return torch.cat(outputs, dim=2)
 
 
 class Segment:
-    """Keys and values of consecutive positions, stored once for each of ``groups`` groups of rows.
+    """Keys and values of consecutive positions, stored once for each group of rows (G = ``groups``).
 
-    ``keys[layer]`` and ``values[layer]`` are [G, K, T, D] on the device of ``like``, in ``dtype`` or else the type of
-    ``like``. T is ``capacity``: ``positions`` rounded up to a multiple of KEY_CHUNK. The first ``filled`` positions
-    are in use.
+    ``keys[layer]`` and ``values[layer]`` are [G, K, T, D]. T is ``capacity``: ``positions`` rounded up to a multiple of
+    POSITION_CHUNK. The first ``filled`` positions are in use. The device and the default ``dtype`` are those of
+    ``like``.
     """
 
     def __init__(
@@ -76,11 +79,12 @@ class Segment:
 class KeyValueCache:
     """The segments of a batch, in the order of their positions. New positions are stored in the last segment.
 
-    The cache works in two ways. While ``offset`` is None, any number of positions is added after the filled ones. With
-    an ``offset``, [1] int64 on the device, every row adds one position, which is stored at ``offset`` in the last
-    segment. Only the first ``read_length`` positions of that segment are read, and ``bias`` [B, 1, rows of an input,
-    capacity of all segments] is added to the scores, -inf at positions that must not be seen. Such a step does the
-    same operations on the same memory as the step before it, so that a GPU can replay it as a CUDA graph.
+    The cache has two modes. While ``offset`` is None, any number of positions is added after the filled ones. If
+    ``offset`` (a device tensor of shape [1], int64) is set, every row adds one position, which is stored at ``offset``
+    in the last segment. Only the first ``read_length`` positions of that segment are read. All other segments are then
+    read to their full capacity, so ``bias`` must mask what is not filled. It has the shape [B, 1, rows, sum of all
+    capacities] and is added to the scores: -inf at positions that must not be seen, else 0. Steps with the same
+    ``read_length`` do the same operations on the same memory, so that a GPU can replay them as a CUDA graph.
     """
 
     def __init__(self, segments: list[Segment]):
@@ -95,7 +99,10 @@ class KeyValueCache:
         return sum(segment.filled for segment in self.segments)
 
     def advance(self, positions: int) -> None:
-        """Count ``positions`` new positions as filled. With an ``offset`` the caller counts them itself."""
+        """Count ``positions`` new positions as filled.
+
+        With an ``offset`` it does nothing: the caller advances ``offset``.
+        """
         if self.offset is None:
             self.segments[-1].filled += positions
 
@@ -104,7 +111,7 @@ class KeyValueCache:
 
         q [N, H, t, D], k and v [N, K, t, D] -> [N, H, t, D]. ``mask`` covers all positions and is as for
         scaled_dot_product_attention; None means causal. With an ``offset`` the shapes are [B, H, rows, D] and
-        [B, K, rows, D], one new position for each of an input's rows.
+        [B, K, rows, D], one new position for each of an input's rows, and ``bias`` is used instead of ``mask``.
         """
         if self.offset is not None:
             return self._attend_single(layer, q, k, v)
@@ -115,11 +122,12 @@ class KeyValueCache:
         ends = [segment.filled for segment in self.segments[:-1]] + [end]
         k = _for_each_row([s.keys[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
         v = _for_each_row([s.values[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
-        return attend(q, k.to(q.dtype), v.to(q.dtype), mask)
+        return causal_attention(q, k.to(q.dtype), v.to(q.dtype), mask)
 
     def _attend_single(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of one new position a row: a product with the keys and values of each segment, and one softmax over
-        the scores of all segments."""
+        """Attention of one new position a row, [B, H, rows, D]: first the scores of each segment, then one softmax over
+        all of them, then the weighted sum of each segment's values. These sums are added.
+        """
         assert self.offset is not None
         assert self.bias is not None
         _store(self.segments[-1].keys[layer], self.offset, _rows_first(k))
@@ -129,15 +137,17 @@ class KeyValueCache:
         scores = []
         for segment, length in zip(self.segments, lengths, strict=True):
             keys = segment.keys[layer][:, :, :length].to(q.dtype)
-            scores.append(_by_input(few_rows(_by_group(q, segment.groups, keys.shape[1]), keys), *q.shape[:3]))
+            queries = _by_group(q, segment.groups, keys.shape[1])
+            scores.append(_by_input(few_rows(queries, keys), *q.shape[:3]))
         biased = torch.cat(scores, dim=-1).float() + self.bias[..., : sum(lengths)]
-        weights = (biased - biased.amax(-1, keepdim=True)).exp()
-        mixed = []
+        weights = (biased - biased.amax(-1, keepdim=True)).exp()  # normalised at the end, by the division
+        outputs = []
         for segment, part in zip(self.segments, weights.to(q.dtype).split(lengths, dim=-1), strict=True):
-            values = segment.values[layer][:, :, : part.shape[-1]].to(q.dtype).unflatten(2, (-1, KEY_CHUNK))
-            chunks = _by_group(part, segment.groups, values.shape[1]).unflatten(3, (-1, KEY_CHUNK)).transpose(2, 3)
-            mixed.append(_by_input((chunks @ values).sum(2), *q.shape[:3]))
-        return sum(mixed[1:], mixed[0]) / weights.sum(-1, keepdim=True).to(q.dtype)
+            values = segment.values[layer][:, :, : part.shape[-1]].to(q.dtype).unflatten(2, (-1, POSITION_CHUNK))
+            grouped = _by_group(part, segment.groups, values.shape[1])
+            chunks = grouped.unflatten(3, (-1, POSITION_CHUNK)).transpose(2, 3)
+            outputs.append(_by_input((chunks @ values).sum(2), *q.shape[:3]))
+        return sum(outputs[1:], outputs[0]) / weights.sum(-1, keepdim=True).to(q.dtype)
 
 
 def _for_each_row(segments: Sequence[Tensor], rows: int) -> Tensor:
@@ -149,7 +159,7 @@ def _for_each_row(segments: Sequence[Tensor], rows: int) -> Tensor:
 def _store(stored: Tensor, offset: Tensor, new: Tensor) -> None:
     """Write ``new`` [G, K, 1, D] at position ``offset`` [1] of ``stored`` [G, K, T, D]."""
     new = new.to(stored.dtype)
-    if stored.element_size() == 1:  # torch has no index_copy_ for float8, so the bytes are copied
+    if stored.element_size() == 1:  # torch has no index_copy_ for float8, which is therefore viewed as uint8
         stored, new = stored.view(torch.uint8), new.view(torch.uint8)
     stored.index_copy_(2, offset, new)
 
@@ -160,9 +170,9 @@ def _rows_first(x: Tensor) -> Tensor:
 
 
 def _by_group(x: Tensor, groups: int, key_heads: int) -> Tensor:
-    """[B, H, rows, n] -> [G, K, queries, n]: all queries that attend to the same keys side by side.
+    """Lay all queries that use the same keys next to each other: [B, H, rows, n] -> [G, K, queries, n].
 
-    The queries of a group and key/value head come from the H/K query heads of that head and the rows of that group.
+    n is any last dimension. For each group and key/value head there are (H/K) x (rows of the group) queries.
     """
     batch, heads, _, n = x.shape
     if groups == batch and key_heads == heads:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenar.model.cache import KeyValueCache, attend
+from tokenar.model.cache import KeyValueCache, causal_attention
 from tokenar.model.config import ModelConfig
 from tokenar.model.linear import Linear
 from tokenar.model.positions import apply_rotary
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         q, k = apply_rotary(qk, rotary).split([self.heads, self.kv_heads], dim=1)
         if last is not None:
             q, mask = q[:, :, -last:], None if mask is None else mask[..., -last:, :]
-        mixed = attend(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
+        mixed = causal_attention(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
 

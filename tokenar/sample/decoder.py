@@ -1,14 +1,18 @@
-"""Drawing images token by token.
+"""Draws images token by token.
 
-With identity disentanglement the target begins with copies of the references, and ``SampleConfig.copies`` says where
-these come from (docs/differences.md, "Reference copies"). They are known, so ``"given"`` puts them into the prefix, as
-in training, and draws only the N tokens of the picture. ``"drawn"`` draws the copies too, as the released program
-does: that takes (R + 1) N steps, and mistakes in the copies reach the picture. ``"verified"`` draws exactly the tokens
-of ``"drawn"`` in fewer steps, by speculative decoding: the known copies are a draft, and many of its tokens are checked
-at once.
+If the model was trained with identity disentanglement, it first repeats the references, then draws the picture. The
+tokens of these copies are known, and ``SampleConfig.copies`` has three settings (docs/differences.md, "Reference
+copies"):
 
-Shape legend: B inputs, N tokens an image, n seeds of an input, S guidance streams, t positions, V vocabulary, D model
-width, C text width, R references. The rows of a batch are ordered by input, then stream, then seed.
+- ``"given"``: the copies are put into the prefix, as in training, and only the N tokens of the picture are drawn.
+- ``"drawn"``: all (R + 1) N tokens are drawn, as in the authors' published program; the copies may contain mistakes.
+- ``"verified"``: the tokens of ``"drawn"`` in fewer passes, each of which checks many known tokens of the copies.
+
+The last is speculative decoding with the known copies as the draft. Mistakes in drawn copies reach the picture.
+
+Shape legend: B inputs, R references of an input, n seeds of an input, N tokens an image, S guidance streams, t
+positions, V vocabulary, D model width, C text width. B n means B times n, and R N means R times N. The rows of a batch
+are ordered by input, then stream, then seed.
 """
 
 from __future__ import annotations
@@ -27,12 +31,12 @@ from tokenar.model.transformer import TokenAR
 from tokenar.sample.logits import combine, pick, streams
 
 FIRST_CHUNK, LARGEST_CHUNK, SMALLEST_CHUNK = 32, 256, 4
-"""How many tokens of a draft are checked in one pass: at first; at most, as the number doubles after a pass in which
-all were right; at least, as otherwise the next pass checks as many as were right in this one."""
+"""Tokens of the draft checked per pass. The first pass checks FIRST_CHUNK. If all were right, the next checks twice as
+many, up to LARGEST_CHUNK; otherwise as many as were right, but at least SMALLEST_CHUNK."""
 
 
 class Decoder:
-    """Draws the target tokens of ``inputs`` inputs (B) with ``references`` references (R) and ``seeds`` seeds (n) each.
+    """Draws the target tokens of a batch of inputs.
 
     The memory is allocated once, and ``decode`` may be called for any number of batches of this shape. On a GPU the
     step that draws one token is compiled and replayed as a CUDA graph, and the host does not wait for it. On a CPU it
@@ -41,11 +45,20 @@ class Decoder:
 
     @torch.no_grad()
     def __init__(self, net: TokenAR, inputs: int, references: int, config: SampleConfig, seeds: int = 1):
+        """Allocate the memory for batches of one shape.
+
+        net: the model, on the device on which to draw
+        inputs: inputs of a batch (B)
+        references: references of each input (R)
+        config: how tokens are drawn
+        seeds: seeds of each input (n), and so the number of pictures drawn for it
+        """
         self.net, self.config, self.seeds, self.shape = net, config, seeds, (inputs, references, seeds)
         self.layout, self.streams = net.layout(references), streams(config)
         layout, like, device = self.layout, net.norm.weight, net.norm.weight.device
-        # The number of target tokens to draw, and of those before them, which are given.
+        # Target tokens to draw.
         self.count = layout.image_tokens if config.copies == "given" else layout.target_tokens
+        # Target tokens before them, which are given in the prefix.
         self.start = layout.target_tokens - self.count
         input_streams = inputs * len(self.streams)
         images_differ = any(image_dropped for image_dropped, _ in self.streams)
@@ -56,14 +69,15 @@ class Decoder:
             return Segment(net.config, groups, positions, like, cache_dtype)
 
         # The seeds of a stream share the prefix. The streams of an input share the source images, unless image guidance
-        # drops them from one stream.
+        # drops them from one stream: then all streams keep their own copy.
         self.source_segment = segment(input_streams if images_differ else inputs, layout.source_tokens)
-        # With one seed there is nothing to share between the prefix and the few drawn tokens: they form one segment,
-        # and a step has one segment less to attend to.
-        merged = seeds == 1 and config.copies == "given"
-        self.prefix_segment = segment(input_streams, prefix_length + self.count if merged else prefix_length)
-        self.drawn_segment = self.prefix_segment if merged else segment(input_streams * seeds, self.count)
-        self.base = prefix_length if merged else 0  # where the drawn tokens begin in their segment
+        # With one seed the prefix is not shared more widely than the drawn tokens, so both can lie in one segment. This
+        # pays only if few tokens are drawn, because every step then reads the whole segment.
+        self.merged = seeds == 1 and config.copies == "given"
+        self.prefix_segment = segment(input_streams, prefix_length + self.count if self.merged else prefix_length)
+        self.drawn_segment = self.prefix_segment if self.merged else segment(input_streams * seeds, self.count)
+        self.base = prefix_length if self.merged else 0  # where the drawn tokens begin in their segment
+        # Without the repeated one, if merged.
         self.segments = list(dict.fromkeys([self.source_segment, self.prefix_segment, self.drawn_segment]))
         self.cache = KeyValueCache(self.segments)
         capacity = sum(segment.capacity for segment in self.segments)
@@ -72,8 +86,8 @@ class Decoder:
         self.token = torch.zeros(inputs * seeds, dtype=torch.int64, device=device)
         self.logits = torch.zeros(inputs * seeds, net.config.vocabulary, device=device)
         self.uniform = torch.zeros(inputs * seeds, self.count, device=device)
-        # guided[k]: whether guidance applies to drawn token k. Counted from the picture's first token, the tokens of
-        # drawn copies have negative numbers and are all guided.
+        # guided[k]: whether guidance applies to drawn token k. Only if guided_from is "picture" does the numbering
+        # start at the picture. Copies before it get negative numbers and so are always guided.
         numbers = torch.arange(self.count, device=device)
         if config.guided_from == "picture":
             numbers -= self.count - layout.image_tokens
@@ -96,20 +110,23 @@ class Decoder:
         instruct: Tensor | None = None,
         without_images: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw token after token; yields (tokens [B n] int64, guided logits [B n, V] before temperature and filters).
+        """Draw token after token.
 
-        The next step overwrites the yielded tensors.
+        Yields the tokens [B n] int64 and the logits [B n, V] each token was drawn from, after guidance and before
+        temperature and filters. The next step overwrites the yielded tensors.
 
         sources [B, R+1, N] int64: codes of the references, then of the background
         text [B, text_tokens, C]: text features
-        seeds: B n numbers, those of one input side by side
+        seeds: B n random seeds, ordered by input
         text_mask, instruct: as in TokenAR.forward
-        without_images [B] bool: where True, the null-image table replaces the sources
+        without_images [B] bool: where True, the null-image embeddings replace the sources'
         """
+        # All random numbers are drawn first, on the CPU, so that a seed gives the same numbers in any batch and on any
+        # device.
         uniform = [torch.rand(self.count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         self.uniform.copy_(torch.stack(uniform))
         hidden = self._prefill(sources, text, text_mask, instruct, without_images)
-        self._choose(hidden, torch.zeros_like(self.offset))
+        self._choose(hidden, torch.zeros_like(self.offset))  # token number 0
         yield self.token, self.logits
         done = 1
         if self.config.copies == "verified":
@@ -119,7 +136,7 @@ class Decoder:
                 done += 1
                 yield self.token, self.logits
         self._reset_bias()
-        self.cache.offset = self.offset.fill_(self.base + done - 1)
+        self.cache.offset = self.offset.fill_(self.base + done - 1)  # the last drawn token has not been read yet
         for number in range(done, self.count):
             self._replay(self.read_length(number))
             yield self.token, self.logits
@@ -132,7 +149,10 @@ class Decoder:
         instruct: Tensor | None,
         without_images: Tensor | None,
     ) -> Tensor:
-        """Run the model over everything before the first drawn token; returns the last hidden states [B, S, D]."""
+        """Run the model over everything before the first drawn token.
+
+        Returns the hidden states of the last position, [B, S, D].
+        """
         net, layout, inputs, index = self.net, self.layout, len(sources), self.net.config.index_at_inference
 
         def per_stream(values: Tensor) -> Tensor:
@@ -148,7 +168,8 @@ class Decoder:
         x = torch.cat([x, net.embed_target(given_copies, layout, 0, index)], dim=1)
         for segment in self.segments:
             segment.filled = 0
-        self.cache.offset, self.cache.segments, self.text_mask = None, [self.source_segment], None
+        self.cache.offset, self.cache.segments = None, [self.source_segment]
+        self.text_mask = None  # so that _read ignores it for the source images
         shared = x[:: len(x) // self.source_segment.groups, : layout.source_tokens]
         block = net.config.source_attention == "block"
         self._read(shared, attention_mask(layout, layout.source_tokens, None).to(x.device) if block else None, last=1)
@@ -162,7 +183,7 @@ class Decoder:
         return hidden.view(inputs, len(self.streams), -1)
 
     def _reset_bias(self) -> None:
-        """Set the bias of single-token steps: 0 at filled positions, -inf at padding and at those not yet filled."""
+        """Set the bias of single-token steps: 0 at filled positions, -inf at text padding and those not filled."""
         assert self.cache.bias is not None
         bias, begin = self.cache.bias.fill_(-torch.inf), 0
         for segment in self.segments:
@@ -170,12 +191,15 @@ class Decoder:
             begin += segment.capacity
         if self.text_mask is not None:
             padding = ~self.text_mask.unflatten(0, (len(bias), -1)).repeat_interleave(self.seeds, 1)[:, None]
+            # The text comes first in the prefix segment, which follows the source segment.
             bias[..., self.source_segment.capacity :][..., : padding.shape[-1]].masked_fill_(padding, -torch.inf)
 
     def _read(self, x: Tensor, mask: Tensor | None = None, last: int | None = None) -> Tensor:
-        """Run the model over the next t positions, [rows, t, D] -> [rows, t, D], or [rows, last, D] with ``last``.
+        """Run the model over the next t positions of all rows, [rows, t, D] -> [rows, t, D].
 
-        Without a mask, attention is causal and skips the text's padding.
+        With ``last`` only the hidden states of the last ``last`` positions are returned, [rows, last, D]. Without a
+        mask, attention is causal and skips the text's padding. A passed ``mask`` and ``self.text_mask`` never come
+        together: only the source images are read with a mask, and ``self.text_mask`` is None then.
         """
         begin = self.cache.filled
         end = begin + x.shape[1]
@@ -185,11 +209,12 @@ class Decoder:
         return self.net.hidden(x, self.rotary[begin:end], self.cache, mask, last)
 
     def _verified(self, draft: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw tokens 1 to R N - 1, of which ``draft`` [B n, R N] has the expected values, several in one pass.
+        """Draw the rest of the copies (token 0 is already drawn), several per pass.
 
-        A pass reads a chunk of the draft and draws a next token at every position of it. The drawn tokens are right,
-        that is as if drawn one by one, up to and including the first that differs from the draft: until there the
-        pass has read the right tokens. All rows go on together after the earliest difference in any of them.
+        ``draft`` [B n, R N] has the expected tokens. A pass reads a chunk of the draft and draws a next token at every
+        position of it. The drawn tokens are valid, that is as if drawn one by one, up to and including the first that
+        differs from the draft, because up to there the pass has read valid tokens. All rows keep as many tokens as the
+        row with the earliest difference.
         """
         last, done, chunk, length = self.token.clone(), 1, FIRST_CHUNK, draft.shape[1]
         while done < length:
@@ -209,17 +234,20 @@ class Decoder:
                 yield drawn[:, number], logits[:, number]
             chunk = min(2 * chunk, LARGEST_CHUNK) if agreed == end - done else max(agreed, SMALLEST_CHUNK)
             last, done = drawn[:, taken - 1], done + taken
-            self.drawn_segment.filled = self.base + done - 1
+            self.drawn_segment.filled = self.base + done - 1  # discards the keys and values of rejected tokens
 
     def read_length(self, number: int) -> int:
-        """How many positions of the last segment are read by the step that draws token ``number``."""
-        return self.drawn_segment.capacity if self.base else round_up(number)
+        """How many positions of the last segment are read by the step that draws token ``number``.
+
+        A merged segment holds few drawn tokens and is always read whole, so that one CUDA graph serves all steps.
+        """
+        return self.drawn_segment.capacity if self.merged else round_up(number)
 
     def _replay(self, read_length: int) -> None:
         """One step that reads ``read_length`` positions of the last segment.
 
-        On a GPU the first step of each length runs as it is; the second records a CUDA graph, which it and all later
-        ones replay.
+        On a GPU the first step of a read length runs normally, the second records a CUDA graph and replays it, and
+        later ones replay it.
         """
         self.cache.read_length = read_length
         if not self.replays or read_length not in self.graphs:
@@ -249,14 +277,14 @@ class Decoder:
         self.offset += 1
 
     def _each_stream(self, x: Tensor) -> Tensor:
-        """Repeat what is the same for all streams: [B n, ...] -> [B, S, n, ...]."""
+        """Repeat x for each stream: [B n, ...] -> [B, S, n, ...]."""
         x = x.unflatten(0, (-1, 1, self.seeds))
         return x.expand(-1, len(self.streams), *x.shape[2:])
 
     def _choose(self, hidden: Tensor, number: Tensor) -> None:
         """Draw token ``number`` [1] into ``self.token``, from the hidden states [B, S n, D] that predict it.
 
-        [B, S, D], the same for all seeds of a stream, will do too. ``self.logits`` gets the guided logits.
+        ``hidden`` may also be [B, S, D] if all seeds share it. ``self.logits`` gets the guided logits.
         """
         logits = self.net.logits(hidden).unflatten(1, (len(self.streams), -1))
         logits = self._guided(logits, self.guided.index_select(0, number)).expand(-1, self.seeds, -1)
@@ -264,7 +292,10 @@ class Decoder:
         self.token.copy_(pick(self.logits, self.uniform.index_select(1, number)[:, 0], self.config))
 
     def _guided(self, logits: Tensor, guided: Tensor) -> Tensor:
-        """[B, S, ..., V] -> [B, ..., V]: combined logits where ``guided`` is True, else those of the first stream."""
+        """[B, S, ..., V] -> [B, ..., V]: combined logits where ``guided`` is True, else the first stream's.
+
+        The first stream is the fully conditioned one.
+        """
         return torch.where(guided, combine(logits, self.config), logits[:, 0])
 
 
@@ -272,12 +303,12 @@ _decoders = count()
 
 
 def _own_code(method: Callable[[], None]) -> Callable[[], None]:
-    """The same bound method with a code object and a name of its own, for torch.compile.
+    """A copy of the bound method with its own code object and name, for torch.compile.
 
     torch.compile counts recompilations by code object, and every Decoder compiles ``_advance`` anew: if they shared
-    one code object, the limit would be reached after a few shapes. It also remembers by name which sizes changed
-    between calls, and then compiles for any size, which takes ten times as long. With a name for each Decoder only its
-    read length counts as changing.
+    one code object, the limit would be reached after a few shapes. It also remembers per name which sizes changed
+    between calls, and then compiles for any size. Compiling then takes ten times as long. With its own name, only this
+    decoder's read length varies.
     """
     assert isinstance(method, MethodType)
     code = method.__func__.__code__.replace(co_name=f"advance_{next(_decoders)}")
@@ -295,11 +326,12 @@ def generate(
     text_mask: Tensor | None = None,
     instruct: Tensor | None = None,
 ) -> Tensor:
-    """Draw one batch with a Decoder made for it: codes of the pictures, [B n, N] int64.
+    """Draw one batch with a new Decoder. Returns the pictures' codes, [B n, N] int64.
 
     The arguments are those of Decoder.decode. ``step`` is called after each token.
     """
-    decoder = Decoder(net, len(sources), sources.shape[1] - net.config.background, config, len(seeds) // len(sources))
+    references = sources.shape[1] - net.config.background  # background counts as 1 or 0
+    decoder = Decoder(net, len(sources), references, config, len(seeds) // len(sources))
     drawn: list[Tensor] = []
     for token, _ in decoder.decode(sources, text, seeds, text_mask=text_mask, instruct=instruct):
         drawn.append(token.clone())
