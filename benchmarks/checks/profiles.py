@@ -51,14 +51,14 @@ def training_profile(scale: Scale) -> dict[str, Any]:
 
 def attention_kernels(scale: Scale) -> dict[str, Any]:
     """The kernel that attention takes without a mask, with one, and for a few positions behind many."""
-    from tokenar.model.cache import attend
+    from tokenar.model.cache import causal_attention
 
     heads, length, width = (20, 2048, 64) if scale.full else (2, 32, 16)
     q = torch.randn(1, heads, length, width, device=scale.device, dtype=scale.dtype)
     mask = torch.ones(length, length, dtype=torch.bool, device=scale.device).tril()
     kernels = {}
     for name, given, seen in (("causal", q, None), ("masked", q, mask), ("last positions", q[:, :, -8:], None)):
-        rows = costliest(lambda g=given, m=seen: attend(g, q, q, m), scale)
+        rows = costliest(lambda g=given, m=seen: causal_attention(g, q, q, m), scale)
         kernels[name] = next((row["name"] for row in rows if "attention" in row["name"] or "fmha" in row["name"]
                               or "flash" in row["name"]), rows[0]["name"])  # fmt: skip
     return kernels
