@@ -1,8 +1,8 @@
 """The part store, the only module that writes the outputs of stages.
 
 Layout: ``<run>/<stage>/<fingerprint>/<part>.parquet`` holds one row for each sample. If the stage makes pictures,
-``<part>.tar`` beside it holds them. ``<part>.notes.json`` holds facts about this copy of the part only: the seconds
-that each sample took, and the tar's size and time when its content was last verified.
+``<part>.tar`` beside it holds them. ``<part>.notes.json`` holds facts that are not part of the content: how long each
+sample took, and the SHA-256, size and modification time that the tar had when it was last hashed.
 
 The Parquet file is written last, so a part exists if and only if this file does. Its metadata lists where each picture
 is in the tar, so one picture can be read without the others.
@@ -48,7 +48,10 @@ BLOCK = 1 << 20
 
 
 class DamagedPart(UserError):
-    """The bytes of a picture in a tar do not match the checksum in the part's Parquet file."""
+    """The bytes of a picture in a tar do not match the checksum in the part's Parquet file.
+
+    Raised when a picture is read. For damage that ``PartStore.read`` finds, it returns None instead.
+    """
 
 
 def fingerprint(**ingredients: object) -> str:
@@ -58,7 +61,10 @@ def fingerprint(**ingredients: object) -> str:
 
 
 def content_digest(*chunks: bytes) -> str:
-    """SHA-256 of the chunks. Each is preceded by its length, so different lists of chunks never give the same input."""
+    """SHA-256 of the chunks.
+
+    Each is preceded by its length, so two different lists never feed the same bytes to the hash.
+    """
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(len(chunk).to_bytes(8, "little"))
@@ -67,7 +73,7 @@ def content_digest(*chunks: bytes) -> str:
 
 
 def join_digests(digests: Iterable[str]) -> str:
-    """One digest of several, in order."""
+    """Combine several digests into one; their order matters."""
     return content_digest(*(d.encode() for d in digests))
 
 
@@ -75,8 +81,8 @@ def join_digests(digests: Iterable[str]) -> str:
 class Part:
     """A complete part as read from its store.
 
-    ``digest`` is that of its Parquet file, which later stages record as their input. ``tar_sha256`` and ``entries``
-    describe its tar, if the stage makes pictures.
+    ``digest`` is the ``content_digest`` of the Parquet file's bytes. Later stages record it to say what they were made
+    from. ``tar_sha256`` and ``entries`` describe the part's tar, if the stage makes pictures.
     """
 
     table: pa.Table
@@ -107,7 +113,7 @@ class PartStore:
         return f"{self.root}/{part}.{suffix}"
 
     def url(self, part: str, suffix: str) -> str:
-        """The path of a part's file as users write it: plain on a disk, with the protocol in a bucket."""
+        """A part's file as users write it: a plain path on a local disk, a URL such as s3://... in a bucket."""
         path = self.path(part, suffix)
         return path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
 
@@ -116,10 +122,10 @@ class PartStore:
         return self.fs.exists(self.path(part, "parquet"))
 
     def read(self, part: str, made_from: str | None = None) -> Part | None:
-        """The part, or None if it is missing, damaged or made from another input than ``made_from``.
+        """The part, or None if it is missing, unreadable, damaged or made from another input than ``made_from``.
 
-        The pages of the Parquet file carry checksums. The tar is only hashed if its size or time differ from those at
-        the last check. A damaged part is never trusted: its stage makes it again.
+        The pages of the Parquet file carry checksums. The tar is only hashed if its size or modification time differ
+        from the note. After None, the caller must run the stage again for the part.
         """
         try:
             data = self.fs.cat_file(self.path(part, "parquet"))
@@ -139,22 +145,28 @@ class PartStore:
     def _tar_is_whole(self, part: str, sha256: str) -> bool:
         notes = self.notes(part)
         try:
-            stamp = self._file_stamp(self.path(part, "tar"))
-            if stamp == notes.get("tar_seen"):
+            seen = self._tar_note(part, sha256)
+            if seen == notes.get("tar_seen"):
                 return True
             if file_sha256(self.fs, self.path(part, "tar")) != sha256:
                 return False
         except OSError:
             return False
-        self._write_notes(part, {**notes, "tar_seen": stamp})
+        self._write_notes(part, {**notes, "tar_seen": seen})
         return True
 
-    def _file_stamp(self, path: str) -> str:
-        """A text from the file system that changes whenever the file is written."""
+    def _tar_note(self, part: str, sha256: str) -> str:
+        """The note that a part's tar, as it is now, has this SHA-256.
+
+        It names the SHA-256 because a commit that is killed may leave a new tar and its note beside an old Parquet
+        file. It changes whenever the tar is written.
+        """
+        path = self.path(part, "tar")
         if not isinstance(self.fs, LocalFileSystem):
-            return self.fs.ukey(path)
-        status = os.stat(path)  # not fsspec's key, which also changes when the file gets a hard link
-        return f"{status.st_size} {status.st_mtime_ns}"
+            return f"{sha256} {self.fs.ukey(path)}"
+        # Publishing hard-links the tars. fsspec's key would change with each link.
+        status = os.stat(path)
+        return f"{sha256} {status.st_size} {status.st_mtime_ns}"
 
     def pictures(self, part: str, whole: Part) -> PartPictures:
         """A reader of single pictures of a part that ``read`` returned."""
@@ -172,7 +184,9 @@ class PartStore:
 
         First the tar is written, then the notes, then the Parquet file that completes the part.
 
-        ``members`` is None for a stage without pictures. The same rows and members always give the same bytes.
+        ``members`` is None for a stage without pictures. ``made_from`` is the digest of the input, which ``read``
+        compares. ``timing`` is stored in the notes. The same rows, members and ``made_from`` always give the same tar
+        and Parquet bytes; the notes differ.
         """
         table = self.schema.table(rows)
         validate(table, self.schema, part)
@@ -183,7 +197,7 @@ class PartStore:
             sha256, entries = write_stream(self.fs, path, lambda file: write_tar(file, members.items()))
             stored = json.dumps(entries, separators=(",", ":"))
             metadata |= {b"tar_sha256": sha256.encode(), b"members": stored.encode()}
-            notes["tar_seen"] = self._file_stamp(path)
+            notes["tar_seen"] = self._tar_note(part, sha256)
         if notes:
             self._write_notes(part, notes)
         buffer = io.BytesIO()
@@ -195,7 +209,10 @@ class PartStore:
         return whole
 
     def notes(self, part: str) -> dict[str, Any]:
-        """The notes about this copy of a part. They are informational: if the file is missing, they are empty."""
+        """The notes on a part. They decide whether its tar is hashed again.
+
+        Empty if the file is missing; then ``read`` hashes the tar again.
+        """
         return read_facts(self.fs, self.path(part, "notes.json")) or {}
 
     def _write_notes(self, part: str, notes: Mapping[str, object]) -> None:
@@ -220,7 +237,7 @@ class PartPictures:
         """
         start, size, checksum = self.entries[sample_id][name]
         path, fs = self._store.path(self._part, "tar"), self._store.fs
-        if isinstance(fs, LocalFileSystem):  # ten times faster than fsspec, and a shard has hundreds of pictures
+        if isinstance(fs, LocalFileSystem):  # ten times faster than fsspec, and a part has hundreds of pictures
             with open(path, "rb", buffering=0) as file:
                 data = os.pread(file.fileno(), size, start)
         else:
@@ -232,7 +249,7 @@ class PartPictures:
         return data
 
     def of(self, sample_id: str) -> Mapping[str, bytes]:
-        """The pictures of one sample by name, each read when it is accessed; empty if it has none."""
+        """The pictures of one sample by name. Pictures are read on access; empty if the sample has none."""
         return _SamplePictures(self, sample_id, tuple(self.entries.get(sample_id, ())))
 
 
@@ -256,7 +273,10 @@ class _SamplePictures(Mapping[str, bytes]):
 
 
 def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]]) -> tuple[str, Entries]:
-    """Write an uncompressed WebDataset tar with constant headers. Returns its SHA-256 and its entries."""
+    """Write an uncompressed WebDataset tar. Returns its SHA-256 and its entries.
+
+    The headers have no times or owners that vary, so the same members always give the same bytes.
+    """
     hashing = _HashingFile(file)
     entries: dict[str, dict[str, TarEntry]] = {}
     with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=BLOCK) as tar:  # type: ignore[call-overload]
@@ -294,5 +314,8 @@ def part_names(count: int, prefix: str = "part") -> list[str]:
 def check_name(name: str) -> str:
     """Return the name of a run, stage or part if it is safe in a path; otherwise raise ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ValueError(f"{name!r} is not a name: use letters, digits, '.', '_' and '-'")
+        raise ValueError(
+            f"{name!r} is not a name: use at most 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
     return name

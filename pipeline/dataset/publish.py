@@ -1,15 +1,21 @@
-"""The dataset of a run: shards, made as parts, and a folder with exactly the shards of the kept samples.
+"""The dataset of a run. Shards are first made in the part store. Then a folder is filled with those that the current
+decisions need.
 
     <run>/shards/<fingerprint>/       the part store, with the shards of all decisions so far
-    <run>/datasets/<content>/         a dataset, named after its content: shards, manifest.parquet, run.json, README.md
+    <run>/datasets/<content>/         a dataset: shards, manifest.parquet, run.json, README.md
     <run>/dataset -> datasets/<content>
 
-A dataset is assembled under a temporary name, gets its final name when complete, and is never changed afterwards. Then
+A dataset's folder is named after a digest of its manifest and shards. README.md is written by
+pipeline/report/results.py.
+
+On a disk the folder gets its name when it is complete, and its shards and manifest are never changed afterwards. Then
 the link is switched to it in one step. A reader of the link never sees an incomplete dataset or a mixture of two.
+In a bucket there is no link, and the folder is built in place.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -40,7 +46,11 @@ def shard_plan(run: Run) -> dict[str, list[dict]]:
 
 
 def shard_inputs(run: Run, digests: Mapping[tuple[str, str], str], pool: str) -> dict[str, str]:
-    """Shard name -> digest of its input: which samples it holds, and the parts they come from."""
+    """Shard name -> digest of its input: which samples it holds, and the parts they come from.
+
+    The keys of ``digests`` are (stage, part). ``pool`` is the digest of the reference pool.
+    """
+    # "references" is covered by the pool's digest, "decide" by the ids of the kept samples, and "shards" is the output.
     reads = [stage for stage in run.order() if stage not in ("references", "decide", "shards")]
     part_of = PictureReader(run, pool).part_of
     return {
@@ -51,8 +61,8 @@ def shard_inputs(run: Run, digests: Mapping[tuple[str, str], str], pool: str) ->
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Data that all shards of a run share, read once in each process."""
+class _SharedData:
+    """What all shards of a run share, read once in each process. ``scores`` are those of all samples."""
 
     shards: dict[str, list[dict]]
     scores: dict[str, dict]
@@ -60,32 +70,34 @@ class _Kept:
 
 
 @lru_cache(maxsize=1)
-def _kept(run: Run, shared: str) -> _Kept:
+def _shared_data(run: Run, shared: str) -> _SharedData:
+    """``shared`` is the digest of all parts before the shards. It only distinguishes cache entries."""
     tables = {s.name: read_all(run, s.name) for s in run.stages()}
     columns = score_columns(tables, {s.name: s.columns for s in run.stages()})
     ids = read_all(run, "plan").column("sample_id")
     scores = {row.pop("sample_id"): row for row in pa.table({"sample_id": ids, **columns}).to_pylist()}
-    return _Kept(shard_plan(run), scores, PictureReader(run, pool_digest(run)))
+    return _SharedData(shard_plan(run), scores, PictureReader(run, pool_digest(run)))
 
 
 def make_shard(job: PartJob, store: PartStore) -> Part:
-    """Write one shard as the tar of a part, whose Parquet file lists the shard's samples."""
-    kept, split = _kept(job.run, job.shared), job.part.rpartition("-")[0]
-    plan_rows = kept.shards[job.part]
-    members = {plan["sample_id"]: _members(kept, plan) for plan in plan_rows}
+    """Write one part. Its tar is the shard, and its Parquet file lists the shard's samples."""
+    data = _shared_data(job.run, job.shared)
+    split = job.part.rpartition("-")[0]  # the part train-00000 is of the split "train"
+    plan_rows = data.shards[job.part]
+    members = {plan["sample_id"]: _members(data, plan) for plan in plan_rows}
     rows = [{"sample_id": p["sample_id"], "shard": f"{job.part}.tar", "split": split} for p in plan_rows]
     return store.commit(job.part, rows, members, job.made_from)
 
 
-def _members(kept: _Kept, plan: dict) -> dict[str, bytes]:
+def _members(data: _SharedData, plan: dict) -> dict[str, bytes]:
     sample_id = plan["sample_id"]
-    scores = {column: score for column, score in kept.scores[sample_id].items() if score is not None}
+    scores = {column: score for column, score in data.scores[sample_id].items() if score is not None}
     return shard_members(
         plan,
         sample_info(plan, scores),
-        kept.pictures.files("synthesis", sample_id),
-        kept.pictures.files("matting", sample_id),
-        lambda i, name: kept.pictures.reference(plan[f"reference_{i}_id"], name),
+        data.pictures.files("synthesis", sample_id),
+        data.pictures.files("matting", sample_id),
+        lambda i, name: data.pictures.reference(plan[f"reference_{i}_id"], name),
     )
 
 
@@ -104,9 +116,9 @@ def shard_digests(run: Run) -> dict[str, str | None]:
 
 
 def publish(run: Run) -> str:
-    """Assemble the dataset of this run, unless it exists, and switch ``<run>/dataset`` to it. Earlier datasets stay.
+    """Make sure the dataset exists and is undamaged, then point ``<run>/dataset`` at it. Earlier datasets are kept.
 
-    Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket.
+    Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket, which has no link.
     """
     store = run.store("shards")
     shards = {name: need_part(run, "shards", name) for name in shard_plan(run)}
@@ -114,43 +126,48 @@ def publish(run: Run) -> str:
     facts = {
         "config": run.config.model_dump(mode="json", exclude={"root", "workers"}),
         "fingerprints": dict(run.fingerprints),
-        "manifest_sha256": content_digest(data),
+        "manifest_sha256": hashlib.sha256(data).hexdigest(),
         "shards": shard_digests(run),
     }
-    fs, root = store.fs, _dataset_root(run, data)
-    if not _is_whole(store, root, shards, data):
-        building = f"{root.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp" if isinstance(fs, LocalFileSystem) else root
-        fs.makedirs(building, exist_ok=True)
+    fs, dataset_folder = store.fs, _dataset_folder(run, data)
+    if not _is_whole(store, dataset_folder, shards, data):
+        temporary_folder = dataset_folder
+        if isinstance(fs, LocalFileSystem):
+            temporary_folder = f"{dataset_folder.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
+        fs.makedirs(temporary_folder, exist_ok=True)
         for name in shards:
-            _share(fs, store.path(name, "tar"), f"{building}/{name}.tar")
-        write_file(fs, f"{building}/manifest.parquet", data)
-        if building != root:
-            _take_name(building, root)
-    write_file(fs, f"{root}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
+            _share(fs, store.path(name, "tar"), f"{temporary_folder}/{name}.tar")
+        write_file(fs, f"{temporary_folder}/manifest.parquet", data)
+        if temporary_folder != dataset_folder:
+            _take_name(temporary_folder, dataset_folder)
+    write_file(fs, f"{dataset_folder}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
     link = dataset_url(run, data)
     if not isinstance(fs, LocalFileSystem):
         return link
     with files.replacing(link) as temporary:
-        os.symlink(os.path.relpath(root, os.path.dirname(os.path.abspath(link))), temporary)
+        os.symlink(os.path.relpath(dataset_folder, os.path.dirname(os.path.abspath(link))), temporary)
     return link
 
 
 def dataset_url(run: Run, manifest: bytes | None = None) -> str:
-    """Where ``publish`` puts the run's dataset: ``<run>/dataset`` on a disk, the dataset's own folder on a bucket."""
+    """Where ``publish`` puts the run's dataset: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket."""
     fs = run.store("shards").fs
     if isinstance(fs, LocalFileSystem):
         return f"{run.config.run_url}/dataset"
-    return fs.unstrip_protocol(_dataset_root(run, make_manifest(run) if manifest is None else manifest))
+    return fs.unstrip_protocol(_dataset_folder(run, make_manifest(run) if manifest is None else manifest))
 
 
-def _dataset_root(run: Run, manifest: bytes) -> str:
-    """The folder of the dataset with this manifest, named by everything that is in it."""
+def _dataset_folder(run: Run, manifest: bytes) -> str:
+    """The folder of the dataset with this manifest, named after a digest of its manifest and shards."""
     content = content_digest(manifest, *(str(digest).encode() for digest in shard_digests(run).values()))
     return f"{run.store('shards').root.rsplit('/', 2)[0]}/datasets/{content[:16]}"
 
 
 def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
-    """Give a file, which is never written again, a second name: a hard link, or a copy where there are no links."""
+    """Hard-link a file, or copy it where links are impossible.
+
+    A link is safe because the source is never modified in place: a new tar is written elsewhere and renamed over it.
+    """
     if isinstance(fs, LocalFileSystem):
         try:
             os.link(source, target)
@@ -160,25 +177,28 @@ def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
     fs.copy(source, target)
 
 
-def _take_name(building: str, root: str) -> None:
-    """Give a finished dataset its name. A damaged dataset with that name is moved away and removed."""
-    aside = f"{building}.old.tmp"
-    if os.path.lexists(root):
-        os.rename(root, aside)
-    os.rename(building, root)
-    shutil.rmtree(aside, ignore_errors=True)
+def _take_name(temporary_folder: str, dataset_folder: str) -> None:
+    """Give a finished dataset its name. A damaged dataset with that name is renamed first, then deleted."""
+    old_folder = f"{temporary_folder}.old.tmp"
+    if os.path.lexists(dataset_folder):
+        os.rename(dataset_folder, old_folder)
+    os.rename(temporary_folder, dataset_folder)
+    shutil.rmtree(old_folder, ignore_errors=True)
 
 
-def _is_whole(store: PartStore, root: str, shards: Mapping[str, Part], manifest: bytes) -> bool:
-    """Whether a dataset's folder holds exactly these shards, unchanged, and this manifest."""
+def _is_whole(store: PartStore, dataset_folder: str, shards: Mapping[str, Part], manifest: bytes) -> bool:
+    """Whether a dataset's folder holds exactly these shards, unchanged, and this manifest.
+
+    In a bucket only the sizes of the shards are compared.
+    """
     fs = store.fs
     try:
-        if fs.cat_file(f"{root}/manifest.parquet") != manifest:
+        if fs.cat_file(f"{dataset_folder}/manifest.parquet") != manifest:
             return False
-        names = {path.rpartition("/")[2] for path in fs.ls(root, detail=False)}
+        names = {path.rpartition("/")[2] for path in fs.ls(dataset_folder, detail=False)}
         if {name for name in names if name.endswith(".tar")} != {f"{name}.tar" for name in shards}:
             return False
-        return all(_same(store, name, part, f"{root}/{name}.tar") for name, part in shards.items())
+        return all(_same(store, name, part, f"{dataset_folder}/{name}.tar") for name, part in shards.items())
     except FileNotFoundError:
         return False
 
@@ -195,7 +215,11 @@ def _same(store: PartStore, name: str, part: Part, shared: str) -> bool:
 
 
 class PictureReader:
-    """Reads pictures of any sample by stage. It caches the tar entries of the last few parts."""
+    """Reads pictures of any sample by stage.
+
+    It caches where the pictures lie in the tars of the eight parts used last. ``pool`` is the digest of the reference
+    pool.
+    """
 
     def __init__(self, run: Run, pool: str):
         self.run, self.pool = run, pool
@@ -212,7 +236,7 @@ class PictureReader:
         return self._pictures(stage, self.part_of[sample_id]).of(sample_id)
 
     def reference(self, reference_id: str, name: str) -> bytes:
-        """The bytes of a picture of a reference: "cutout.png" or "white.png"."""
+        """The bytes of a picture of a reference: "cutout.png", or "white.png", the cut-out on white."""
         return cutout_reader(self.run, self.pool)(reference_id, name)
 
     def picture(self, sample_id: str, name: str) -> Image.Image | None:

@@ -1,19 +1,20 @@
-"""Checkpoints of a training run. Every rank writes its shards in the background while training continues.
+"""Checkpoints of a training run. Every rank writes its slices of the tensors in the background during training.
 
     out/checkpoints/step-000100/                        exists only if it is complete
-        rank-00000-of-00002.safetensors ...             shards of weights, averages and optimiser state (state.py)
+        rank-00000-of-00002.safetensors ...             slices of weights, averages and optimiser state (state.py)
         facts.json                                      step, settings, sizes and digests of the files
     out/checkpoints/best -> step-000100
 
-A checkpoint loads on any number of ranks and with any ``parallel`` setting, because each shard is stored with its
-tensor's name and its offset in it. A shard that several ranks hold is written by one of them. Nothing is pickled.
-Random number generators have no saved state, because everything random about step s depends on (seed, s) only.
+A checkpoint loads on any number of ranks and with any ``parallel`` setting, because each slice is stored with the name
+of the tensor and the offset at which the slice begins. A slice that several ranks hold is written by one of them.
+Nothing is pickled. Random number generators have no saved state, because everything random about step s depends on
+(seed, s) only.
 
 torch.distributed.checkpoint (torch 2.14) is not used. Its FileSystemReader unpickles the file ``.metadata``, which can
 run code from a checkpoint of unknown origin. Its safetensors format (HuggingFaceStorageWriter, ``save_distributed``)
-has neither a list of its files nor digests, so that altered bytes are not noticed, and the shards of a lost file stay
-at their initial values without an error. Neither reads the checkpoints of earlier versions of this program, so this
-code would have to stay beside it.
+has no digests, so altered bytes are not noticed. It has no list of its files either. If a file is lost, its slices keep
+their initial values, and there is no error. Neither format can read the existing checkpoints, so this module would be
+needed in addition.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ from tokenar.train.parallel import local_shard
 from tokenar.train.state import SavedState, digest, model_state, optimizer_facts, optimizer_state, write_rank_file
 
 FORMAT = 1
-MAX_INDEX = 1_000_000_000
-"""The largest facts.json that is read, in bytes. The file has the name of every parameter and of every file."""
+MAX_FACTS_BYTES = 1_000_000_000
+"""The largest facts.json that is read. The usual limit of read_json is too low, because the file has the name of every
+parameter and of every rank's file. A limit keeps a file of unknown origin from filling the memory."""
 _FOLDER = re.compile(r"step-(\d{6,})")
 _T = TypeVar("_T")
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """The checkpoints of a run, oldest first, damaged ones included."""
     paths = [path for path in (out / "checkpoints").glob("step-*") if _FOLDER.fullmatch(path.name)]
     return sorted(paths, key=_step)
 
@@ -59,7 +61,8 @@ class Checkpoints:
     """Saves and loads the checkpoints of the run in ``out``; keeps the newest ``keep`` and the best one.
 
     All ranks of ``group`` must create it and call its methods together. If a save fails in the background, the next
-    call raises UserError on every rank, and the earlier checkpoints stay. Call ``wait`` before leaving the group.
+    call of save, load, newest or wait raises UserError on every rank, and the earlier checkpoints stay. Call ``wait``
+    before leaving the group.
     """
 
     def __init__(self, out: Path, keep: int, group: Workers):
@@ -91,8 +94,9 @@ class Checkpoints:
         """Copy the current state to host memory and write it in the background, after the previous save has ended.
 
         ``facts`` are JSON values that ``load`` returns: the settings and the position in the data. ``ema`` has the
-        averaged weights by parameter name, sharded like the parameters. ``best`` marks this checkpoint as the best one,
-        which is kept until another is marked. A step that was just saved or loaded is not written again.
+        averaged weights by parameter name, sliced like the parameters. ``best`` marks this checkpoint as the best one,
+        which is kept until another is marked. If ``step`` is the one last saved or loaded, only the best mark is
+        updated.
         """
         self.wait()
         if step == self._saved_step:
@@ -100,10 +104,11 @@ class Checkpoints:
                 self._point(step)
             return
         facts = {**facts, "step": step}
-        index = json.dumps({"format": FORMAT, "facts": facts, "optimizer": optimizer_facts(net, optimizer)})
+        content = {"format": FORMAT, "facts": facts, "optimizer": optimizer_facts(net, optimizer)}
+        snapshot = json.loads(json.dumps(content))  # training may change the originals while this is being written
         tensors, places = self._stage(model_state(net, ema) | optimizer_state(net, optimizer))
         self._saved_step = step
-        arguments = (step, tensors, places, json.loads(index), best)
+        arguments = (step, tensors, places, snapshot, best)
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -120,7 +125,8 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint whose files match their digests. Damaged ones are reported on stderr and skipped."""
         self.wait()
-        for path in reversed(self._gather(checkpoints(self.out))[0]):
+        of_first_rank = self._gather(checkpoints(self.out))[0]  # so that all ranks check the same checkpoints together
+        for path in reversed(of_first_rank):
             problem = self._problem(path)
             if problem is None:
                 return path
@@ -137,24 +143,25 @@ class Checkpoints:
     ) -> dict[str, Any]:
         """Load a checkpoint (``path``, or the newest) into network, optimiser and averages. Returns its facts.
 
-        The facts are those given to ``save``, plus "step". Every rank reads only the shards it holds. Raises UserError
-        if no checkpoint can be read, or if it is one of another model or optimiser, naming the difference.
+        The facts are those given to ``save``, plus "step". Every rank reads only the slices it holds. Raises UserError
+        if no checkpoint can be read, or if the checkpoint belongs to another model or optimiser; the message says what
+        differs.
         """
         self.wait()
         path = path or self._newest_or_refuse()
         problem = self._problem(path)
         if problem is not None:
             raise UserError(f"{path}: {problem}; resume from another checkpoint")
-        index = _read_index(path)
+        content = _read_content(path)
         try:
             with ExitStack() as files, torch.no_grad():
-                saved = SavedState(path, sorted(index["files"]), files, self.group)
+                saved = SavedState(path, sorted(content["files"]), files, self.group)
                 saved.fill(model_state(net, ema))
-                saved.fill_optimizer(net, optimizer, index["optimizer"])
+                saved.fill_optimizer(net, optimizer, content["optimizer"])
         except (KeyError, TypeError, AttributeError, SafetensorError) as error:  # digests match, but another layout
             raise UserError(f"{path}: not a checkpoint of this program; start again with --overwrite") from error
-        self._saved_step = index["facts"]["step"]
-        return index["facts"]
+        self._saved_step = content["facts"]["step"]
+        return content["facts"]
 
     def _newest_or_refuse(self) -> Path:
         path = self.newest()
@@ -167,9 +174,10 @@ class Checkpoints:
         )
 
     def _stage(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(CPU copies of the shards that this rank writes, their shapes and offsets), both by name."""
+        """(CPU copies of the slices that this rank writes, the tensors' full shapes and the offsets), both by name."""
         tensors, places = {}, {}
-        # Replicas take turns in writing. With the largest tensors first they write about the same number of bytes.
+        # Ranks that hold the same slice (replicas) share the work: tensor i is written by replica i mod replicas.
+        # The tensors are sorted by size to balance the bytes that each of them writes.
         for number, name in enumerate(sorted(state, key=lambda name: (-state[name].numel(), name))):
             own = local_shard(state[name], self.group)
             if number % own.replicas != own.replica or not own.local.numel():
@@ -185,7 +193,7 @@ class Checkpoints:
         return tensors, places
 
     def _run(
-        self, step: int, tensors: dict[str, Tensor], places: dict[str, Any], index: dict[str, Any], best: bool
+        self, step: int, tensors: dict[str, Tensor], places: dict[str, Any], content: dict[str, Any], best: bool
     ) -> None:
         """Runs in the background thread: every rank writes its file, then the first rank completes the checkpoint."""
         final, temporary = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.tmp"
@@ -196,27 +204,27 @@ class Checkpoints:
             problem = next((problem for *_, problem in reports if problem), None)
             if self.group.first:
                 if problem is None:
-                    index["files"] = {name: written for name, written, _ in reports}
-                    _, problem = _attempt(lambda: self._commit(temporary, final, index, best))
+                    content["files"] = {name: written for name, written, _ in reports}
+                    _, problem = _attempt(lambda: self._commit(temporary, final, content, best))
                 shutil.rmtree(temporary, ignore_errors=True)
             problem = self._gather(problem)[0]
             if problem is not None:
                 raise UserError(f"{final}: cannot be saved ({problem}); see to the disk and continue with --resume")
-        except Exception as error:  # the next call of save, load or wait raises it
+        except Exception as error:  # the next call of save, load, newest or wait raises it
             self._error = error
 
-    def _commit(self, temporary: Path, final: Path, index: dict[str, Any], best: bool) -> None:
+    def _commit(self, temporary: Path, final: Path, content: dict[str, Any], best: bool) -> None:
         """Write facts.json, rename the folder to its final name, and delete checkpoints that are no longer kept."""
         with open(temporary / "facts.json", "w") as file:
-            json.dump(index, file, indent=1)
+            json.dump(content, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        _drop(final)  # it may exist if it is damaged, or if the run was resumed from an earlier checkpoint
+        _drop(final)  # an older folder of this step: a damaged one, or the run was resumed from an earlier checkpoint
         os.rename(temporary, final)
         if best:
             self._point(_step(final))
         best_path = (self.folder / "best").resolve()
-        # Checkpoints of later steps do not count: they are damaged, or will be overwritten.
+        # Ignore later steps: their checkpoints are damaged or will be overwritten.
         past = [path for path in checkpoints(self.out) if _step(path) <= _step(final)]
         for path in past[: -self.keep]:
             if path.resolve() != best_path:
@@ -230,7 +238,7 @@ class Checkpoints:
         os.replace(link, self.folder / "best")
 
     def _problem(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint's files, or None. Each rank compares the digests of some of them."""
+        """What is wrong with a checkpoint's files, or None. The ranks share the hashing; all get the same answer."""
         if path == self._checked:
             return None
         _, problem = _attempt(lambda: self._check(path))
@@ -240,7 +248,7 @@ class Checkpoints:
         return problem
 
     def _check(self, path: Path) -> None:
-        for number, (name, written) in enumerate(sorted(_read_index(path)["files"].items())):
+        for number, (name, written) in enumerate(sorted(_read_content(path)["files"].items())):
             if not (path / name).is_file() or (path / name).stat().st_size != written["bytes"]:
                 raise ValueError(f"{name} is missing or cut short")
             if number % self.group.world == self.group.rank and digest(path / name) != written["sha256"]:
@@ -259,24 +267,32 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    """The content of facts.json. Raises ValueError with the reason if it is missing, damaged or of another format."""
+def _read_content(path: Path) -> dict[str, Any]:
+    """The content of facts.json. Raises ValueError with the reason if it is missing, damaged or of another format.
+
+    Its keys are "format", "files", "optimizer" and "facts", which are the facts given to ``save``.
+    """
+    damaged = "facts.json is missing or damaged"
     try:
-        index = read_json(path / "facts.json", limit=MAX_INDEX)
-        version = index["format"]
-        whole = version != FORMAT or _is_index(index)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError("facts.json is missing or damaged") from error
+        content = read_json(path / "facts.json", limit=MAX_FACTS_BYTES)
+        version = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(damaged) from error
     if version != FORMAT:
         raise ValueError(f"facts.json is of format {one_line(version, 40)}, this program reads {FORMAT}")
-    if not whole:
-        raise ValueError("facts.json is missing or damaged")
-    return index
+    if not _is_complete(content):
+        raise ValueError(damaged)
+    return content
 
 
-def _is_index(index: dict[str, Any]) -> bool:
-    files = all("/" not in name and {"bytes", "sha256"} <= set(file) for name, file in index["files"].items())
-    return files and isinstance(index["facts"]["step"], int) and isinstance(index["optimizer"], dict)
+def _is_complete(content: dict[str, Any]) -> bool:
+    """Whether the content of a facts.json of this format has all that is read from it."""
+    try:
+        # A name with "/" could make a checkpoint of unknown origin read files outside its folder.
+        files = all("/" not in name and {"bytes", "sha256"} <= set(file) for name, file in content["files"].items())
+        return files and isinstance(content["facts"]["step"], int) and isinstance(content["optimizer"], dict)
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _drop(path: Path) -> None:
@@ -288,7 +304,10 @@ def _drop(path: Path) -> None:
 
 
 def _attempt(act: Callable[[], _T]) -> tuple[_T | None, str | None]:
-    """(result, None), or (None, the error in a few words). Nothing is raised, because the other ranks wait for both."""
+    """(result, None), or (None, the error in a few words).
+
+    Never raises, because this rank must still take part in the exchange that follows, or the others would hang.
+    """
     try:
         return act(), None
     except Exception as error:

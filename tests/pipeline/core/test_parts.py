@@ -1,6 +1,7 @@
 """A part is whole or not there; a fingerprint changes with its ingredients and with nothing else."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -149,6 +150,35 @@ def test_a_tar_that_nobody_wrote_since_is_not_opened_again(tmp_path, monkeypatch
     store, part = whole_part(tmp_path, {"aaaa": 1.5})
     os.chmod(store.path("p", "tar"), 0)
     monkeypatch.setattr(parts, "file_sha256", None)  # would be called to compare the content
+    assert store.read("p", "input") == part
+
+
+def test_a_note_about_another_tar_does_not_vouch_for_this_one(tmp_path, monkeypatch):
+    """A commit over a part was killed after the new tar and its notes, so the Parquet file is still the old one."""
+    store, _ = whole_part(tmp_path, {"aaaa": 1.5})
+    real = parts.write_file
+
+    def killed_at_the_parquet_file(fs, path, data):
+        if path.endswith(".parquet"):
+            raise KeyboardInterrupt
+        real(fs, path, data)
+
+    monkeypatch.setattr(parts, "write_file", killed_at_the_parquet_file)
+    with pytest.raises(KeyboardInterrupt):
+        store.commit("p", rows({"aaaa": -2.0}), files({"aaaa": -2.0}), "input")
+    assert store.read("p") is None
+    assert store.read("p", "input") is None
+
+
+def test_a_part_whose_note_has_no_digest_is_hashed_once_and_read(tmp_path, monkeypatch):
+    store, part = whole_part(tmp_path, {"aaaa": 1.5})
+    status = os.stat(store.path("p", "tar"))
+    earlier = {"samples": {"aaaa": 1.0}, "tar_seen": f"{status.st_size} {status.st_mtime_ns}"}
+    (tmp_path / "toy" / "f" / "p.notes.json").write_text(json.dumps(earlier))
+    assert store.read("p", "input") == part
+    assert store.notes("p")["samples"] == {"aaaa": 1.0}
+    assert store.notes("p")["tar_seen"] != earlier["tar_seen"]
+    monkeypatch.setattr(parts, "file_sha256", None)
     assert store.read("p", "input") == part
 
 
