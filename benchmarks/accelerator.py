@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -40,7 +41,7 @@ SECONDS = {
 }  # fmt: skip
 """The most that a check may take."""
 TOTAL, QUICK_TOTAL = 480, 120
-"""Seconds after which no further check begins."""
+"""Seconds that all checks together may take."""
 OPTIONAL = ("diffusers", "transformers", "peft", "timm", "torchao", "cv2", "pyarrow")
 
 
@@ -88,7 +89,7 @@ def run_check(check: Check, scale_of: tuple[str, bool], limit: float) -> dict[st
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on, asked in a process that may touch the GPU."""
+    """What the figures were measured with, as far as it is known without touching the GPU."""
     return {
         "torch": torch.__version__, "python": platform.python_version(),
         "missing_packages": [name for name in OPTIONAL if find_spec(name) is None],
@@ -122,6 +123,8 @@ def main() -> int:
         parser.error(f"no check {sorted(unknown)[0]!r}; there are {', '.join(checks)}")
     wanted = given.only or (list(correctness.CHECKS) if given.quick else list(checks))
     device = given.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda:\d+", device) or (device != "cpu" and not torch.cuda.is_available()):
+        parser.error(f"no device {device!r} here; give cpu, or cuda:0 where there is a GPU")
     scale_of = (device, device != "cpu")
     out = Path(given.out) / "accelerator.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,7 @@ def main() -> int:
         if left <= 0:
             results[name] = {"status": "skipped", "reason": "no time was left"}
         else:
-            results[name] = run_check(checks[name], scale_of, SECONDS[name])
+            results[name] = run_check(checks[name], scale_of, min(SECONDS[name], left))
         print(f"{name:<28} {told(results[name])}", flush=True)
         out.write_text(json.dumps(found | {"checks": results}, indent=2) + "\n")
     print(json.dumps(found | {"checks": results}))

@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from checks.scale import now
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,7 +93,7 @@ class Plain:
         """
         net, layout, device = self.net, self.layout, sources.device
         total = layout.total if limit is None else min(layout.total, layout.prefix + limit)
-        clock = [_now(device)]
+        clock = [now(device)]
         dropped = torch.tensor([False, True], device=device)
         x = net.embed_prefix(torch.cat([sources] * 2), torch.cat([text] * 2), None, dropped, None, False)
         logits = self.forward(x, torch.arange(layout.prefix, device=device))[:, -1]
@@ -103,12 +103,12 @@ class Plain:
             kept = filter_logits(guided, SAMPLING["temperature"], int(SAMPLING["top_k"]), 1.0)
             tokens.append(torch.multinomial(kept.softmax(-1), 1))
             if len(clock) == 1:
-                clock.append(_now(device))
+                clock.append(now(device))
             if place < total - 1:
                 x = net.tok_embeddings(torch.cat([tokens[-1]] * 2))
                 logits = self.forward(x, torch.tensor([place], device=device))[:, -1]
         torch.cat(tokens, dim=1)[:, -layout.image_tokens :]
-        return [*clock, _now(device)]
+        return [*clock, now(device)]
 
 
 def ours(net: TokenAR, sources: Tensor, text: Tensor, **settings: object) -> Callable[[], list[float]]:
@@ -117,20 +117,14 @@ def ours(net: TokenAR, sources: Tensor, text: Tensor, **settings: object) -> Cal
     decoder, device = Decoder(net, 1, net.config.max_references, config), sources.device
 
     def run() -> list[float]:
-        clock = [_now(device)]
+        clock = [now(device)]
         for number, _ in enumerate(decoder.decode(sources, text, [0])):
             if number == 0:
-                clock.append(_now(device))
-        return [*clock, _now(device)]
+                clock.append(now(device))
+        return [*clock, now(device)]
 
     run.decoder = decoder  # type: ignore[attr-defined]
     return run
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass
@@ -169,9 +163,9 @@ def bandwidth(device: torch.device) -> float:
     block = torch.ones(1 << (30 if device.type == "cuda" else 27), device=device)
     best = float("inf")
     for _ in range(5):
-        begin = _now(device)
+        begin = now(device)
         block.sum()
-        best = min(best, _now(device) - begin)
+        best = min(best, now(device) - begin)
     return block.numel() * block.element_size() / best
 
 
@@ -206,9 +200,9 @@ def main() -> None:
     codes = torch.zeros(1, config.image_tokens, dtype=torch.int64)
     vq_times = []
     for _ in range(3):
-        begin = _now(device)
+        begin = now(device)
         tokenizer.decode(codes)
-        vq_times.append(_now(device) - begin)
+        vq_times.append(now(device) - begin)
     middle = {name: statistics.median(side.whole) for name, side in sides.items()}
     speed, tokens = bandwidth(device), config.image_tokens
     moved = {"plain": plain_bytes(net, config.max_references)} | {

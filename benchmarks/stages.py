@@ -22,6 +22,7 @@ from typing import Any
 
 import random_models
 import torch
+from checks.scale import seconds
 
 from pipeline.config import CurationConfig
 from pipeline.core.stage import Sample, Stage
@@ -107,7 +108,9 @@ def measure(pictures: Run, stage: Stage, workers: int, turns: int = ROUNDS) -> d
     through_model()
     through_stage()  # warm-up: encodes the references and chooses kernels
     # Both in every round, so that noise on the machine affects both.
-    rounds = [(clock(through_stage), clock(through_model)) for _ in range(turns)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sides = (through_stage, through_model)
+    rounds = [tuple(seconds(side, device, turns=1, warmup=0)[0] for side in sides) for _ in range(turns)]
     stage_s, bare_s = (min(side) for side in zip(*rounds, strict=True))
     return {
         "load_s": round(load, 2),
@@ -115,16 +118,6 @@ def measure(pictures: Run, stage: Stage, workers: int, turns: int = ROUNDS) -> d
         "bare_samples_per_s": round(count / bare_s, 3),
         "ratio": round(statistics.median(bare / stage for stage, bare in rounds), 3),
     }
-
-
-def clock(work: Callable[[], None]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 # The bare models: functions that run a batch of n samples on prepared tensors

@@ -15,11 +15,11 @@ import argparse
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from checks.scale import seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -164,19 +164,6 @@ def trainer_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype, r
     return step
 
 
-def seconds(build: Callable[[], Callable[[], object]], device: torch.device, steps: int, warmup: int) -> list[float]:
-    """Seconds of each timed step of one side. The side is built here, so that its memory is freed afterwards."""
-    step, taken = build(), []
-    for number in range(warmup + steps):
-        begun = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= warmup:
-            taken.append(time.perf_counter() - begun)
-    return taken
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["cpu", "xl"], default="cpu")
@@ -196,7 +183,7 @@ def main() -> None:
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(given.rounds):
         for name, build in sides.items():
-            taken[name] += seconds(build, device, given.steps, warmup=3 if device.type == "cuda" else 1)
+            taken[name] += seconds(build(), device, given.steps, warmup=3 if device.type == "cuda" else 1)
     middle = {name: statistics.median(values) for name, values in taken.items()}
     with torch.device("meta"):
         flops = TRAINING_PASSES * TokenAR(size.ours).flops(REFERENCES) * given.batch

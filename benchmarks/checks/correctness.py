@@ -192,13 +192,13 @@ def vq_codes(scale: Scale) -> dict[str, Any]:
 
 def resumed_training(scale: Scale) -> dict[str, Any]:
     """Four steps at once and two and two after a stop, with deterministic kernels: the same bits."""
-    from checks.training import stepper
+    from checks.training import Stepper
 
     with repeatable(True), tempfile.TemporaryDirectory() as folder:
-        whole = stepper(scale, exact=True)
+        whole = Stepper(scale, exact=True)
         for number in range(4):
             whole.step(number)
-        first, second = stepper(scale, exact=True), stepper(scale, exact=True)
+        first, second = Stepper(scale, exact=True), Stepper(scale, exact=True)
         for number in range(2):
             first.step(number)
         first.save(Path(folder))

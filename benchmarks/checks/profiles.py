@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from checks.scale import REFERENCES, Scale, drawn_net, inputs_for
-from checks.training import stepper
+from checks.training import Stepper
 from torch.profiler import ProfilerActivity, profile
 
 from tokenar.config import SampleConfig
@@ -43,7 +43,7 @@ def decoding_profile(scale: Scale) -> dict[str, Any]:
 
 def training_profile(scale: Scale) -> dict[str, Any]:
     """One whole training step."""
-    trained = stepper(scale, 2, compile=scale.on_gpu)
+    trained = Stepper(scale, 2, compile=scale.on_gpu)
     for number in range(2):
         trained.step(number)
     return {"costliest": costliest(lambda: trained.step(2), scale)}

@@ -27,8 +27,9 @@ from tokenar.train.step import Step
 class Stepper:
     """The trainer's step on random codes and features, as tokenar-encode stores them, in pinned memory on a GPU."""
 
-    def __init__(self, scale: Scale, batch: int, **settings: Any):
-        model = settings.pop("model", None) or scale.model()
+    def __init__(self, scale: Scale, batch: int = 2, *, exact: bool = False, **settings: Any):
+        """``exact`` takes the smaller network of the comparisons; ``settings`` are fields of TrainConfig."""
+        model = scale.exact_model() if exact else scale.model()
         values = {"model": model, "precision": "bfloat16" if scale.full else "float32", "compile": False, "seed": 3}
         self.config = TrainConfig.model_construct(**(values | settings))
         self.net = drawn_net(model, scale.device)
@@ -54,16 +55,11 @@ class Stepper:
         Checkpoints(folder, 1, self.group).load(self.net, self.trainer.optimizer)
 
 
-def stepper(scale: Scale, batch: int = 2, *, exact: bool = False, **settings: Any) -> Stepper:
-    """A trainer's step; ``exact`` takes the smaller network of the comparisons."""
-    return Stepper(scale, batch, **({"model": scale.exact_model()} if exact else {}), **settings)
-
-
 def throughput(scale: Scale, batch: int, **settings: Any) -> dict[str, Any]:
     """Samples a second, the share of the measured rate of matrix products, and the peak of memory."""
     if scale.on_gpu:
         torch.cuda.reset_peak_memory_stats(scale.device)
-    trained, numbers = stepper(scale, batch, **settings), itertools.count()
+    trained, numbers = Stepper(scale, batch, **settings), itertools.count()
     taken = statistics.median(seconds(lambda: trained.step(next(numbers)), scale.device, 5 if scale.full else 2, 2))
     flops = TRAINING_PASSES * trained.net.flops(REFERENCES) * batch
     return {
@@ -99,7 +95,7 @@ def recomputing_changes_nothing(scale: Scale) -> dict[str, Any]:
     """Weights after two steps with and without recomputing, and with two micro-batches in the place of one batch."""
     kept = {}
     for how in ("none", "selective", "block"):
-        trained = stepper(scale, exact=True, activation_checkpointing=how, precision="float32")
+        trained = Stepper(scale, exact=True, activation_checkpointing=how, precision="float32")
         for number in range(2):
             trained.step(number)
         kept[how] = torch.cat([p.detach().flatten() for p in trained.net.parameters()])
@@ -110,7 +106,7 @@ def recomputing_changes_nothing(scale: Scale) -> dict[str, Any]:
 
 def a_bad_step_changes_nothing(scale: Scale) -> dict[str, Any]:
     """A step whose gradients are not finite leaves weights and optimiser as they were (fused ones by found_inf)."""
-    trained = stepper(scale, exact=True)
+    trained = Stepper(scale, exact=True)
     trained.step(0)
     before = [p.detach().clone() for p in trained.net.parameters()]
     trained.stored.text[0, 0, 0] = float("nan")
@@ -122,7 +118,7 @@ def a_bad_step_changes_nothing(scale: Scale) -> dict[str, Any]:
 
 def nothing_waits(scale: Scale) -> dict[str, Any]:
     """A whole step under torch's sync debug mode: a host that waited for the GPU would raise an error."""
-    trained = stepper(scale, exact=True)
+    trained = Stepper(scale, exact=True)
     for number in range(2):
         trained.step(number)
     with waiting_is_an_error(scale):
@@ -145,7 +141,7 @@ def waiting_is_an_error(scale: Scale) -> Iterator[None]:
 
 def spread(scale: Scale) -> dict[str, Any]:
     """A step under DDP and under FSDP2 with a group of one process (NCCL on a GPU): the same weights as without."""
-    plain = stepper(scale, exact=True, precision="float32")
+    plain = Stepper(scale, exact=True, precision="float32")
     plain.step(0)
     expected = [p.detach().clone() for p in plain.net.parameters()]
     dist.init_process_group(
@@ -155,7 +151,7 @@ def spread(scale: Scale) -> dict[str, Any]:
     figures = {}
     try:
         for mode in ("ddp", "fsdp"):
-            trained = stepper(scale, exact=True, precision="float32", parallel=mode)
+            trained = Stepper(scale, exact=True, precision="float32", parallel=mode)
             trained.step(0)
             require(type(trained.trainer.module) is not TokenAR, f"{mode} left the network as it was")
             found = [p.full_tensor() if isinstance(p, DTensor) else p for p in trained.net.parameters()]

@@ -14,7 +14,7 @@ from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
 from pipeline.dataset.publish import PictureReader, dataset_url, make_manifest
 from pipeline.jobs import pool_digest
-from pipeline.remembered import remembered, taken_up
+from pipeline.remembered import remembered
 from pipeline.run import Run
 
 
@@ -46,6 +46,7 @@ def open_run(url: str) -> CuratedRun:
     """Open the folder or bucket URL of a run, such as ``runs/quickstart``; UserError if none was curated there."""
     root, _, name = url.rstrip("/").rpartition("/")
     config = CurationConfig.parse({"name": name, "root": root or "."}, url)
-    if remembered(config) is None:
+    settings = remembered(config)
+    if settings is None:
         raise UserError(f"{url}: no run was curated there; give the folder that holds settings.json")
-    return CuratedRun(Run.of(taken_up(config)))
+    return CuratedRun(Run.of(CurationConfig.parse(settings, url)))

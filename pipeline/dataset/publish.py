@@ -122,14 +122,15 @@ def publish(run: Run) -> str:
     """
     store = run.store("shards")
     shards = {name: need_part(run, "shards", name) for name in shard_plan(run)}
+    digests = {f"{name}.tar": part.tar_sha256 for name, part in shards.items()}
     data = make_manifest(run)
     facts = {
         "config": run.config.model_dump(mode="json", exclude={"root", "workers"}),
         "fingerprints": dict(run.fingerprints),
         "manifest_sha256": hashlib.sha256(data).hexdigest(),
-        "shards": shard_digests(run),
+        "shards": digests,
     }
-    fs, dataset_folder = store.fs, _dataset_folder(run, data)
+    fs, dataset_folder = store.fs, _dataset_folder(run, data, digests)
     if not _is_whole(store, dataset_folder, shards, data):
         temporary_folder = dataset_folder
         if isinstance(fs, LocalFileSystem):
@@ -141,25 +142,25 @@ def publish(run: Run) -> str:
         if temporary_folder != dataset_folder:
             _take_name(temporary_folder, dataset_folder)
     write_file(fs, f"{dataset_folder}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
-    link = dataset_url(run, data)
     if not isinstance(fs, LocalFileSystem):
-        return link
+        return fs.unstrip_protocol(dataset_folder)
+    link = dataset_url(run)
     with files.replacing(link) as temporary:
         os.symlink(os.path.relpath(dataset_folder, os.path.dirname(os.path.abspath(link))), temporary)
     return link
 
 
-def dataset_url(run: Run, manifest: bytes | None = None) -> str:
+def dataset_url(run: Run) -> str:
     """Where ``publish`` puts the run's dataset: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket."""
     fs = run.store("shards").fs
     if isinstance(fs, LocalFileSystem):
         return f"{run.config.run_url}/dataset"
-    return fs.unstrip_protocol(_dataset_folder(run, make_manifest(run) if manifest is None else manifest))
+    return fs.unstrip_protocol(_dataset_folder(run, make_manifest(run), shard_digests(run)))
 
 
-def _dataset_folder(run: Run, manifest: bytes) -> str:
-    """The folder of the dataset with this manifest, named after a digest of its manifest and shards."""
-    content = content_digest(manifest, *(str(digest).encode() for digest in shard_digests(run).values()))
+def _dataset_folder(run: Run, manifest: bytes, digests: Mapping[str, str | None]) -> str:
+    """The folder of the dataset with this manifest and these shards, named after a digest of them."""
+    content = content_digest(manifest, *(str(digest).encode() for digest in digests.values()))
     return f"{run.store('shards').root.rsplit('/', 2)[0]}/datasets/{content[:16]}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -183,19 +183,18 @@ def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> 
         for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
     ]
     reader = PictureReader(run, pool_digest(run))
-    trained = [digest for name, digest in shard_digests(run).items() if name.startswith("train-")]
     data = ReportData(
         config.name, manifest, rules, metrics, reader.picture, config.model_dump(mode="json"),
-        read_training(f"{config.run_url}/training", trained),
+        read_training(f"{config.run_url}/training", run),
     )  # fmt: skip
     return write_report(data, f"{config.run_url}/report/index.html")
 
 
-def read_training(folder: str, shards: Collection[str | None] = ()) -> Training | None:
+def read_training(folder: str, run: Run | None = None) -> Training | None:
     """The results of the trainer (metrics.jsonl) and the evaluator (evaluation/) in a folder; None without a training.
 
-    Only figures of our own model are read. ``shards`` are the digests of the dataset's training shards. Unreadable
-    files are treated as missing.
+    Only figures of our own model are read. ``run`` is the curation whose dataset the model should have been trained on.
+    Unreadable files are treated as missing.
     """
     fs, root = url_to_fs(folder)
     if not fs.exists(f"{root}/metrics.jsonl"):
@@ -207,8 +206,14 @@ def read_training(folder: str, shards: Collection[str | None] = ()) -> Training 
     if name is not None:
         evaluation, drawn = _headline(methods[name]["figures"]), f"{root}/evaluation/{name}/samples"
     trained_on = (read_facts(fs, f"{root}/summary.json") or {}).get("shards", {})
-    of_other_shards = bool(trained_on and shards and set(trained_on.values()) != set(shards))
+    of_other_shards = run is not None and bool(trained_on) and _differ(run, set(trained_on.values()))
     return Training(log, evaluation, _drawn(fs, drawn), of_other_shards)
+
+
+def _differ(run: Run, trained_on: set[str]) -> bool:
+    """Whether the training shards of the run's dataset, if it has any, are others than those with these digests."""
+    shards = {digest for name, digest in shard_digests(run).items() if name.startswith("train-")}
+    return bool(shards) and shards != trained_on
 
 
 def _rows(text: str) -> Iterator[dict[str, Any]]:

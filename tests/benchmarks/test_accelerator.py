@@ -32,6 +32,12 @@ def test_a_check_that_is_not_there_is_named():
     assert "no check 'no_such_check'; there are forward_and_backward" in done.stderr
 
 
+def test_a_device_that_is_not_there_is_named():
+    done = run("--device", "cuda:q")
+    assert done.returncode == 2
+    assert done.stderr.endswith("no device 'cuda:q' here; give cpu, or cuda:0 where there is a GPU\n")
+
+
 @pytest.mark.slow
 def test_a_failure_a_crash_and_a_hang_are_results(tmp_path):
     script = (

@@ -114,7 +114,7 @@ def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, res
     text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
-    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), {}, _sources(config))
+    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), {}, _sources(config, group))
 
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
@@ -132,7 +132,7 @@ def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
     encoders: dict[str, str | None] = {"tokenizer": tokenizer.fingerprint}
-    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), encoders, _sources(config))
+    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), encoders, _sources(config, group))
 
 
 def _encoding(sets: Sequence[Sequence[Resized]], group: Workers) -> Progress:
@@ -167,8 +167,9 @@ def _read_raw(config: TrainConfig, group: Workers) -> tuple[list[Resized], list[
     return read_resized(config.shards, size, most), val_set
 
 
-def _sources(config: TrainConfig) -> list[Source]:
-    return [Source.of(url) for url in expand_shards(config.shards)]
+def _sources(config: TrainConfig, group: Workers) -> list[Source]:
+    """The raw training shards. Only the first process writes them down, so only that one reads them for it."""
+    return [Source.of(url) for url in expand_shards(config.shards)] if group.first else []
 
 
 def _vq_tokenizer(config: TrainConfig, group: Workers) -> VqTokenizer | None:
