@@ -1,9 +1,10 @@
-"""Speed of a training step: the trainer on encoded samples, compared to a plain step like the published trainer's.
+"""Speed of a training step: the trainer on encoded samples, compared to the published trainer's way (published.py).
 
-The plain step runs the frozen encoders (VQ on every picture, T5 on every prompt), adds grey pictures up to three
-references, and computes the logits of all positions before it selects those that are scored. Both get the same samples
-with two real references, have weights of the same sizes and the same optimiser, and take turns on the same machine. The
-last line is one JSON object.
+Both have weights of the same sizes and the same optimiser, and take turns on the same machine: first as they are by
+default on it, then compiled. The last line is one JSON object with four ratios of seconds, published over ours. For
+``equal_work`` both read the codes of three references and train on them. For ``left_out`` the samples have two
+references; the published way then runs its frozen encoders in the step (VQ on every picture, T5 on every prompt) and
+trains on a grey third reference too.
 
 python benchmarks/train_step.py                          # a small model on a CPU, in float32
 python benchmarks/train_step.py --size xl --batch 4      # GPT-XL on a GPU, in bfloat16
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from checks.scale import seconds
+from published import hidden
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,7 +56,6 @@ def cpu_size() -> Size:
     """128 pixels, 64 tokens an image. The encoders are a VQ-16 of half the width and a T5-base.
 
     The trained model is scaled down more than the encoders, as in a small run with published encoders.
-    ``ratio_without_encoders`` leaves the encoders out.
     """
     small = {"layers": 6, "heads": 4, "width": 256, "vocabulary": 4096, "grid": 8, "text_tokens": 24,
              "text_width": 768, "instruct_tokens": 24, "distill": None}  # fmt: skip
@@ -116,23 +117,49 @@ class Encoders:
         return self.text(input_ids=raw.words, attention_mask=raw.mask.long()).last_hidden_state.float()
 
 
-def plain_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype) -> Callable[[], object]:
-    """A step like the published trainer's, eager. docs/differences.md says what it does differently from ours."""
-    device = raw.pictures.device
+@dataclass
+class Coded:
+    """What a step trains on: sources [B, R+1, N], text [B, T, C], picture [B, N], and the text's mask [B, T]."""
+
+    sources: Tensor
+    text: Tensor
+    picture: Tensor
+    mask: Tensor
+
+
+def coded(encoders: Encoders, raw: Raw, references: int) -> Coded:
+    """The raw samples as encoders see them, with grey pictures in the place of missing references."""
+    codes = encoders.codes(with_grey(raw) if references == SLOTS else raw.pictures)
+    return Coded(codes[:, :-1], encoders.features(raw), codes[:, -1], raw.mask)
+
+
+def plain_step(size: Size, read: Callable[[], Coded], dtype: torch.dtype, compiled: bool) -> Callable[[], object]:
+    """A step in the published trainer's way; ``read`` gives the batch. docs/differences.md says what it does
+    differently from ours."""
+    sample = read()
+    device = sample.text.device
     net = TokenAR(size.plain).to(device).train()
     optimizer = torch.optim.AdamW(
         parameter_groups(net, 0.05, decay_tables=True), lr=1e-4, betas=(0.9, 0.95), fused=device.type == "cuda"
     )
     layout = net.layout(SLOTS)
+    rotary = net.tables(layout)[0]
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def forward(x: Tensor) -> Tensor:
+        return F.linear(hidden(net, x, rotary[: x.shape[1]], attend), net.head).float()
+
+    network = torch.compile(forward, dynamic=False) if compiled else forward
 
     def step() -> object:
-        codes = encoders.codes(with_grey(raw))
-        text, sources, picture = encoders.features(raw), codes[:, :-1], codes[:, -1]
-        wanted = net.target_tokens(sources, picture)
+        sample = read()
+        wanted = net.target_tokens(sample.sources, sample.picture)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            x = torch.cat([net.embed_prefix(sources, text), net.embed_target(wanted[:, :-1], layout)], dim=1)
-            hidden = net.hidden(x, net.tables(layout)[0][: x.shape[1]])
-            logits = net.logits(hidden)[:, layout.prefix - 1 :]
+            target = net.embed_target(wanted[:, :-1], layout)
+            x = torch.cat([net.embed_prefix(sample.sources, sample.text), target], dim=1)
+            logits = network(x)[:, layout.prefix - 1 :].contiguous()
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -143,22 +170,23 @@ def plain_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype) -> 
     return step
 
 
-def trainer_step(size: Size, encoders: Encoders, raw: Raw, dtype: torch.dtype, recompute: str) -> Callable[[], object]:
-    """Our trainer's step, on samples as tokenar-encode stores them."""
-    device, batch = raw.pictures.device, len(raw.pictures)
-    codes = encoders.codes(raw.pictures).cpu()
-    stored = Batch(codes[:, :-1], encoders.features(raw).cpu(), codes[:, -1], raw.mask.cpu())
+def trainer_step(
+    size: Size, sample: Coded, dtype: torch.dtype, recompute: str, compiled: bool | None = None
+) -> Callable[[], object]:
+    """Our trainer's step, on samples as tokenar-encode stores them. By default it is compiled on a GPU."""
+    device, (batch, blocks) = sample.text.device, sample.sources.shape[:2]
+    stored = Batch(sample.sources.cpu(), sample.text.cpu(), sample.picture.cpu(), sample.mask.cpu())
     config = TrainConfig.model_construct(
-        model=size.ours, precision="bfloat16" if dtype == torch.bfloat16 else "float32", compile=device.type == "cuda",
-        activation_checkpointing=recompute,
+        model=size.ours, precision="bfloat16" if dtype == torch.bfloat16 else "float32",
+        compile=device.type == "cuda" if compiled is None else compiled, activation_checkpointing=recompute,
     )  # fmt: skip
     trained = Step(TokenAR(size.ours).to(device), config, Workers(0, 1, device))
-    scored = batch * trained.net.layout(REFERENCES).target_tokens
+    scored = batch * trained.net.layout(blocks - 1).target_tokens
     numbers = itertools.count()
 
     def step() -> object:
         micro_batch = MicroBatch(stored, torch.full((batch,), 0.5))
-        trained.update(StepBatches(next(numbers), [micro_batch], batch, scored, REFERENCES, Position()))
+        trained.update(StepBatches(next(numbers), [micro_batch], batch, scored, blocks - 1, Position()))
         return trained.sums
 
     return step
@@ -175,26 +203,31 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, dtype = (xl_size(), torch.bfloat16) if given.size == "xl" else (cpu_size(), torch.float32)
     encoders, raw = Encoders(size, device, dtype), raw_samples(size, given.batch, device)
-    sides = {
-        "plain": lambda: plain_step(size, encoders, raw, dtype),
-        "trainer": lambda: trainer_step(size, encoders, raw, dtype, given.checkpointing),
-        "encoders": lambda: lambda: (encoders.codes(with_grey(raw)), encoders.features(raw)),
-    }
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(given.rounds):
-        for name, build in sides.items():
-            taken[name] += seconds(build(), device, given.steps, warmup=3 if device.type == "cuda" else 1)
-    middle = {name: statistics.median(values) for name, values in taken.items()}
+    full, two = coded(encoders, raw, SLOTS), coded(encoders, raw, REFERENCES)
+    middle: dict[str, float] = {}
+    for label, compiled in (("default", None), ("compiled", True)):
+        sides = {
+            "plain": plain_step(size, lambda: coded(encoders, raw, SLOTS), dtype, bool(compiled)),
+            "plain_equal": plain_step(size, lambda: full, dtype, bool(compiled)),
+            "trainer": trainer_step(size, two, dtype, given.checkpointing, compiled),
+            "trainer_equal": trainer_step(size, full, dtype, given.checkpointing, compiled),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(given.rounds):
+            warmup = 3 if turn == 0 else 1
+            for name, step in sides.items():
+                taken[name] += seconds(step, device, given.steps, warmup=warmup)
+        middle |= {f"{label}_{name}": statistics.median(values) for name, values in taken.items()}
+        print({name: round(value, 4) for name, value in middle.items()}, flush=True)
     with torch.device("meta"):
         flops = TRAINING_PASSES * TokenAR(size.ours).flops(REFERENCES) * given.batch
-    mfu = flops / middle["trainer"] / peak_flops(device, dtype)
-    rates = {name: given.batch / middle[name] for name in ("plain", "trainer")}
+    mfu = flops / middle["default_trainer"] / peak_flops(device, dtype)
     print(json.dumps({
         "benchmark": "train_step", "size": given.size, "batch": given.batch, "device": _name(device),
-        "plain_samples_per_s": round(rates["plain"], 3), "trainer_samples_per_s": round(rates["trainer"], 3),
-        "ratio": round(rates["trainer"] / rates["plain"], 2), "mfu": round(mfu, 3),
-        "memory_gb": round(memory_gb(device), 2),
-        "ratio_without_encoders": round((middle["plain"] - middle["encoders"]) / middle["trainer"], 2),
+        **{f"ratio_{label}_{kind}": round(middle[f"{label}_plain{end}"] / middle[f"{label}_trainer{end}"], 2)
+           for label in ("default", "compiled") for kind, end in (("equal_work", "_equal"), ("left_out", ""))},
+        **{f"{name}_samples_per_s": round(given.batch / value, 3) for name, value in middle.items()},
+        "mfu": round(mfu, 3), "memory_gb": round(memory_gb(device), 2),
         **({"goal": GOAL} if given.size == "xl" else {}),
     }))  # fmt: skip
 

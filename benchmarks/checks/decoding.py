@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from checks.scale import REFERENCES, Inputs, Scale, drawn_net, inputs_for, now, peak_gb
 from checks.training import waiting_is_an_error
-from sample import Plain, bandwidth, step_bytes
+from published import Plain
+from sample import SAMPLING, bandwidth, step_bytes
 
 from tokenar.config import SampleConfig
 from tokenar.encoders.vq import VqNetwork, VqTokenizer
 from tokenar.model.transformer import TokenAR
 from tokenar.sample.decoder import Decoder
 
-SAMPLING = {"guidance": 3.0, "temperature": 1.0}
 PLAIN_TOKENS = 256
 """Tokens of the plain loop that are timed: all of a picture's would take longer than everything else."""
 
@@ -54,7 +54,7 @@ def sampling_speed(scale: Scale) -> dict[str, Any]:
         for mode, copies in (("forced", "given"), ("verified", "verified"), ("free", "drawn"))
     }
     published = scale.published_model()
-    plain = Plain(drawn_net(published, scale.device, scale.dtype), REFERENCES)
+    plain = Plain(drawn_net(published, scale.device, scale.dtype), REFERENCES, SAMPLING)
     text = given.text.to(scale.dtype)
     plain.draw(given.sources, text, limit=8)
     begun, first, end = plain.draw(given.sources, text, limit=PLAIN_TOKENS)

@@ -1,14 +1,19 @@
-"""Matrix products that on a CPU give each sample the same bits in any batch.
+"""Matrix products that on a CPU are fast and, without gradients, give each sample the same bits in any batch.
 
-The CPU library sums in an order that depends on the number of rows of a product, so these functions compute the
-products sample by sample. Shape legend: B batch, T tokens.
+The CPU library sums in an order that depends on the number of rows of a product, so without gradients the products are
+computed sample by sample. float32 products use oneDNN, which torch by itself uses for lower precisions only: on AMD
+processors it is more than twice as fast as the library that torch takes for float32. Shape legend: B batch, T tokens.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 FEW_ROWS = 8
 """``few_rows``, which is faster for few tokens, is used for up to this many tokens a sample."""
@@ -21,7 +26,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     depend on its batch.
     """
     plain = type(weight.data) is Tensor  # not quantised, and not sharded over processes
-    if not plain or x.dim() != 3 or x.device.type != "cpu" or torch.is_grad_enabled():
+    if not plain or x.device.type != "cpu":
+        return F.linear(x, weight)
+    if torch.is_grad_enabled():
+        return onednn_product(x, weight) if _for_onednn(x, weight) else F.linear(x, weight)
+    if x.dim() != 3:
         return F.linear(x, weight)
     if x.shape[1] <= FEW_ROWS:
         return few_rows(x, weight.expand(len(x), -1, -1))
@@ -42,11 +51,41 @@ def few_rows(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _many_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """x [1, T, n] -> [1, T, m] with oneDNN if this build of torch has it. torch does not use oneDNN for float32 by
-    itself, although on AMD processors it is twice as fast as the library that torch uses."""
-    if x.dtype is torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return F.linear(x, weight)
+    """x [1, T, n] -> [1, T, m]."""
+    return onednn_product(x, weight) if _for_onednn(x, weight) else F.linear(x, weight)
+
+
+def _for_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is a float32 product and this build of torch has oneDNN."""
+    both = x.dtype is weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+    return both and x.numel() > 0 and HAS_ONEDNN
+
+
+@torch.library.custom_op("tokenar::onednn_product", mutates_args=())
+def onednn_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., n] times the transpose of weight [m, n]: [..., m]. An operation of its own, because torch.compile takes
+    torch's one for constant weights only."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@onednn_product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    of_x = onednn_product(gradient, weight.T) if ctx.needs_input_grad[0] else None
+    rows, outputs = x.flatten(0, -2), gradient.flatten(0, -2)
+    of_weight = onednn_product(outputs.T, rows.T) if ctx.needs_input_grad[1] else None
+    return of_x, of_weight
+
+
+onednn_product.register_autograd(_gradients, setup_context=_save)
 
 
 class Linear(nn.Linear):

@@ -31,20 +31,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def make_optimizer(net: TokenAR, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (paper, appendix B) for ``net``, which must already be on its device and distributed over the ranks."""
     groups = parameter_groups(net, config.weight_decay, decay_tables=config.decay_tables)
-    on_gpu = next(net.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=on_gpu)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
 
 
-def step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Run the optimiser's step if ``finite``, a bool tensor on the device, is True.
-
-    A fused optimiser decides on the device, so that the host does not wait for it.
-    """
-    if optimizer.defaults["fused"]:
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # at 1 fused kernels change nothing
-        optimizer.step()
-    elif finite:
-        optimizer.step()
+def step_if(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
+    """Run the optimiser's step if ``finite``, a bool tensor on the device, is True. The host does not wait for it."""
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # at 1 fused kernels change nothing
+    optimizer.step()
 
 
 def parameter_groups(net: TokenAR, weight_decay: float, *, decay_tables: bool = False) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from data_schemas.errors import UserError
 from tokenar.config import TrainConfig
 from tokenar.data.samples import Batch
+from tokenar.model.linear import product
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
 from tokenar.train.batches import MicroBatch, StepBatches
@@ -67,7 +68,7 @@ def token_losses(hidden: Tensor, head: Tensor, wanted: Tensor) -> tuple[Tensor, 
 def _chunk_losses(rows: Tensor, head: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     # One log_softmax serves both results. The sum of F.cross_entropy(..., reduction="none") has the same gradients, but
     # adds up in another order, which changes the last digit of the logged losses.
-    log_probabilities = F.log_softmax(F.linear(rows, head).float(), dim=-1)
+    log_probabilities = F.log_softmax(product(rows, head).float(), dim=-1)
     total = F.nll_loss(log_probabilities, tokens, reduction="sum")
     return total, F.nll_loss(log_probabilities.detach(), tokens, reduction="none")
 
