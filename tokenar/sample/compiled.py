@@ -1,10 +1,11 @@
-"""Compiling the decoding step once for each decoder, for all lengths that its steps read."""
+"""Compiling the decoding step once for each decoder, for all lengths that its steps read, and where it is recorded."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import count
 from types import FunctionType, MethodType
 from typing import cast
@@ -38,3 +39,13 @@ def varying(source: str | None) -> AbstractContextManager[object]:
         return nullcontext()
     patch = torch.compiler.config.patch  # type: ignore[attr-defined]  # missing in torch's type stubs
     return cast("AbstractContextManager[object]", patch(dynamic_sources=f"{re.escape(source)}$"))
+
+
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which this GPU's steps are recorded.
+
+    torch's own is on the GPU that recorded first in this process. There is one for each GPU and not for each decoder,
+    because cuBLAS keeps memory for every stream that it was used on.
+    """
+    return torch.cuda.Stream(device)

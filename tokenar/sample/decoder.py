@@ -28,7 +28,7 @@ from tokenar.config import SampleConfig
 from tokenar.model.cache import POSITION_CHUNK, KeyValueCache, Segment, round_up
 from tokenar.model.positions import attention_mask
 from tokenar.model.transformer import TokenAR
-from tokenar.sample.compiled import compiled_step, varying
+from tokenar.sample.compiled import compiled_step, recording_stream, varying
 from tokenar.sample.logits import combine, pick, streams
 
 PREFIX_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -101,8 +101,7 @@ class Decoder:
         self.rotary = net.tables(layout)[0]
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
         self.replays = device.type == "cuda"
-        # A stream of this device, because torch's own for recording is on the GPU that recorded first in this process.
-        self.stream = torch.cuda.Stream(device) if self.replays else None
+        self.stream = recording_stream(device) if self.replays else None
         self.pool: Any = None
         compiled = self.replays if config.compile is None else config.compile
         self.advance = compiled_step(self._advance) if compiled else self._advance

@@ -16,6 +16,7 @@ from tokenar.model import linear
 from tokenar.model.cache import KeyValueCache, Segment
 from tokenar.model.folder import Model
 from tokenar.model.positions import attention_mask
+from tokenar.sample.compiled import recording_stream
 from tokenar.sample.decoder import Decoder, generate
 from tokenar.sample.sampler import Sampler, quantise
 
@@ -92,6 +93,18 @@ def test_a_float8_cache_holds_numbers_beyond_its_range(single):
         cache.bias = torch.zeros(1, 1, 1, segment.capacity)
         cache.bias[..., 1:] = -torch.inf
     assert cache.attend(0, large, large, -large, None).unique().tolist() == [-448.0]
+
+
+def test_all_decoders_of_a_gpu_record_on_one_stream(monkeypatch):
+    """cuBLAS keeps 32 MB for every stream that it was used on."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+    recording_stream.cache_clear()
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert recording_stream(first) is recording_stream(first)
+    assert recording_stream(second) is not recording_stream(first)
+    assert made == [first, second]
+    recording_stream.cache_clear()
 
 
 @pytest.fixture
