@@ -83,10 +83,11 @@ def step_bytes(decoder: Decoder) -> int:
     net, count = decoder.net, decoder.count
     total = 0
     stored = sum(segment.groups * segment.capacity for segment in decoder.segments[:-1])
+    narrow = net.norm.weight.element_size() // decoder.segments[0].keys[0].element_size()  # 2 for a float8 cache
+    weights = net.weight_bytes()
     for number in range(1, count):
-        total += net.weight_bytes() + net.kv_bytes(
-            stored + decoder.drawn_segment.groups * (decoder.read_length(number) + 1)
-        )
+        cached = stored + decoder.drawn_segment.groups * (decoder.read_length(number) + 1)
+        total += weights + net.kv_bytes(cached) // narrow
     return total
 
 

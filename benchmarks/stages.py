@@ -11,11 +11,12 @@ that are already prepared, in the same batches. Loading is measured separately. 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,18 @@ def main() -> None:
 
 
 def prepare(
-    folder: Path, stages: list[str], full: bool, samples: int, workers: int, pool: str = "packaged"
+    folder: Path,
+    stages: list[str],
+    full: bool,
+    samples: int,
+    workers: int,
+    pool: str = "packaged",
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[Run, Run]:
-    """(a finished run of collages that gives the pictures, the run whose stages have the models to measure)."""
+    """(a finished run of collages that gives the pictures, the run whose stages have the models to measure).
+
+    ``changes`` are settings of the stages in the place of those that full or small weights come with.
+    """
     precision = "bfloat16" if full else "float32"
     write: dict[str, Callable[[Path], dict[str, Any]]] = {
         "synthesis": lambda f: random_models.write_sdxl(f, full, precision),
@@ -73,8 +83,14 @@ def prepare(
         "synthesis": {"backend": "collage", "size": 512 if full else 256, "fault_share": 0},
     }  # fmt: skip
     pictures = curate(CurationConfig.parse(base, "benchmark")).run
-    sections = {name: write[name](folder / name) for name in stages}
+    # On a GPU random numbers for billions of weights take no time; on a CPU they take minutes.
+    with torch.device("cuda" if full and torch.cuda.is_available() else "cpu"):
+        sections = {name: write[name](folder / name) for name in stages}
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()  # for the stages, which load these weights again
     for section in sections.values():
+        section.update(changes or {})
         section["batch_size"] = max(1, min(4, base["part_size"]))  # type: ignore[type-var, call-overload]
     return pictures, Run.of(CurationConfig.parse({**base, **sections}, "benchmark"))
 

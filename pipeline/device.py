@@ -17,15 +17,18 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def device_of(name: Device) -> torch.device:
-    """The torch device for a setting; "auto" is the GPU if there is one.
+    """The torch device for a setting; "auto" is the process's current GPU if there is one.
 
-    Raises UserError if CUDA is asked for in vain.
+    The GPU has its number: "cuda" alone would be GPU 0 in the threads that run a stage. Raises UserError if CUDA is
+    asked for in vain.
     """
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for, but no GPU is to be seen; set device to auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def dtype_of(name: Precision) -> torch.dtype:

@@ -24,9 +24,12 @@ def exact_float32() -> None:
 
 
 def own_device() -> torch.device:
-    """This process's current GPU, or the CPU if there is none. Also makes float32 exact (``exact_float32``)."""
+    """This process's current GPU, or the CPU if there is none. Also makes float32 exact (``exact_float32``).
+
+    The GPU has its number: "cuda" alone would be GPU 0 in a thread started later.
+    """
     exact_float32()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from checks.scale import REFERENCES, Scale, drawn_net, inputs_for
 from checks.training import Stepper
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from tokenar.config import SampleConfig
@@ -24,7 +25,10 @@ def costliest(work: Callable[[], object], scale: Scale) -> list[dict[str, Any]]:
         if scale.on_gpu:
             torch.cuda.synchronize(scale.device)
     time_of = "self_device_time_total" if scale.on_gpu else "self_cpu_time_total"
-    events = sorted(trace.key_averages(), key=lambda event: -getattr(event, time_of))[:SHOWN]
+    # On a GPU the operations that launched a kernel are told with the kernel's time too.
+    kind = DeviceType.CUDA if scale.on_gpu else DeviceType.CPU
+    found = [event for event in trace.key_averages() if event.device_type == kind]
+    events = sorted(found, key=lambda event: -getattr(event, time_of))[:SHOWN]
     return [{"name": e.key[:100], "calls": e.count, "us": round(getattr(e, time_of), 1)} for e in events]
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import golden
 import pytest
 from paths import ROOT
 
@@ -20,7 +21,10 @@ def test_every_check_runs_without_a_gpu(tmp_path):
     done = run("--out", str(tmp_path))
     written = json.loads((tmp_path / "accelerator.json").read_text())
     states = {name: (check["status"], check.get("reason")) for name, check in written["checks"].items()}
-    assert {name: state for name, state in states.items() if state[0] != "passed"} == {}, done.stderr[-2000:]
+    other = {name: state for name, state in states.items() if state[0] != "passed"}
+    if not golden.paths("tokenar", "gpt_generate"):
+        assert other.pop("golden_sequences")[0] == "skipped"
+    assert other == {}, done.stderr[-2000:]
     assert len(states) >= 15
     assert json.loads(done.stdout.splitlines()[-1]) == written
     assert done.returncode == 0

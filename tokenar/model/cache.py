@@ -117,8 +117,8 @@ class KeyValueCache:
             return self._attend_single(layer, q, k, v)
         last = self.segments[-1]
         end = last.filled + k.shape[2]
-        last.keys[layer][:, :, last.filled : end] = k
-        last.values[layer][:, :, last.filled : end] = v
+        last.keys[layer][:, :, last.filled : end] = _rounded(k, last.keys[layer])
+        last.values[layer][:, :, last.filled : end] = _rounded(v, last.values[layer])
         ends = [segment.filled for segment in self.segments[:-1]] + [end]
         k = _for_each_row([s.keys[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
         v = _for_each_row([s.values[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
@@ -158,10 +158,19 @@ def _for_each_row(segments: Sequence[Tensor], rows: int) -> Tensor:
 
 def _store(stored: Tensor, offset: Tensor, new: Tensor) -> None:
     """Write ``new`` [G, K, 1, D] at position ``offset`` [1] of ``stored`` [G, K, T, D]."""
-    new = new.to(stored.dtype)
+    new = _rounded(new, stored)
     if stored.element_size() == 1:  # torch has no index_copy_ for float8, which is therefore viewed as uint8
         stored, new = stored.view(torch.uint8), new.view(torch.uint8)
     stored.index_copy_(2, offset, new)
+
+
+def _rounded(new: Tensor, stored: Tensor) -> Tensor:
+    """``new`` in the type of ``stored``. Numbers beyond the range of float8 become its largest: torch's conversion
+    would make them NaN, and one such key spoils all tokens after it."""
+    if stored.element_size() == 1:
+        largest = torch.finfo(stored.dtype).max
+        new = new.clamp(-largest, largest)
+    return new.to(stored.dtype)
 
 
 def _rows_first(x: Tensor) -> Tensor:

@@ -180,19 +180,20 @@ def layout_rotary(layout: Layout) -> torch.Tensor:
     return rotary_table(coordinates(layout), config.head_width, config.rotary_base, config.text_rotary)
 
 
-def attention_mask(layout: Layout, length: int, text_mask: torch.Tensor | None) -> torch.Tensor:
-    """Which of the first ``length`` positions (rows) attend to which (columns): [length, length] bool.
+def attention_mask(layout: Layout, length: int, text_mask: torch.Tensor | None, first: int = 0) -> torch.Tensor:
+    """Which of the first ``length`` positions (columns) those from ``first`` on (rows) attend to: [length - first,
+    length] bool.
 
     The mask is causal. With ``source_attention="block"`` the tokens of a source image attend to all tokens of that
     image and to nothing else. With ``text_mask`` [B, text_tokens] bool no position attends to the text positions that
-    are False there, and the mask has a batch dimension: [B, 1, length, length].
+    are False there, and the mask has a batch dimension: [B, 1, length - first, length].
     """
     device = None if text_mask is None else text_mask.device
     position = torch.arange(length, device=device)
-    mask = position[:, None] >= position
+    mask = position[first:, None] >= position
     if layout.config.source_attention == "block":
         block = position[: layout.source_tokens] // layout.image_tokens
-        mask[: layout.source_tokens, : layout.source_tokens] = block[:, None] == block
+        mask[: max(0, layout.source_tokens - first), : layout.source_tokens] = block[first:, None] == block
     if text_mask is None:
         return mask
     visible = torch.ones(len(text_mask), length, dtype=torch.bool, device=device)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tokenar.model.cache import KeyValueCache
 from tokenar.model.config import DropConfig, ModelConfig
 from tokenar.model.layers import Alignment, Block, RMSNorm, TextEmbedding, add_null_table
-from tokenar.model.linear import product
+from tokenar.model.linear import product, stored_bytes
 from tokenar.model.positions import (
     Layout,
     attention_mask,
@@ -286,4 +286,4 @@ class TokenAR(nn.Module, PublishedModel):
     def weight_bytes(self) -> int:
         """Bytes of the weights that a decoding step reads: blocks, final norm and output head."""
         weights = [*self.layers.parameters(), self.norm.weight, self.head]
-        return sum(weight.numel() * weight.element_size() for weight in weights)
+        return sum(stored_bytes(weight) for weight in weights)

@@ -18,18 +18,22 @@ are ordered by input, then stream, then seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
-from types import FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenar.config import SampleConfig
-from tokenar.model.cache import KeyValueCache, Segment, round_up
+from tokenar.model.cache import POSITION_CHUNK, KeyValueCache, Segment, round_up
 from tokenar.model.positions import attention_mask
 from tokenar.model.transformer import TokenAR
+from tokenar.sample.compiled import compiled_step, recording_stream, varying
 from tokenar.sample.logits import combine, pick, streams
 
+PREFIX_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention kernels for the passes over many positions. torch prefers cuDNN's on an H100, which are planned anew for
+every length, and here almost every pass has a length of its own."""
 FIRST_CHUNK, LARGEST_CHUNK, SMALLEST_CHUNK = 32, 256, 4
 """Tokens of the draft checked per pass. The first pass checks FIRST_CHUNK. If all were right, the next checks twice as
 many, up to LARGEST_CHUNK; otherwise as many as were right, but at least SMALLEST_CHUNK."""
@@ -75,7 +79,8 @@ class Decoder:
         # pays only if few tokens are drawn, because every step then reads the whole segment.
         self.merged = seeds == 1 and config.copies == "given"
         self.prefix_segment = segment(input_streams, prefix_length + self.count if self.merged else prefix_length)
-        self.drawn_segment = self.prefix_segment if self.merged else segment(input_streams * seeds, self.count)
+        spare = POSITION_CHUNK  # never read, see ``read_length``
+        self.drawn_segment = self.prefix_segment if self.merged else segment(input_streams * seeds, self.count + spare)
         self.base = prefix_length if self.merged else 0  # where the drawn tokens begin in their segment
         # Without the repeated one, if merged.
         self.segments = list(dict.fromkeys([self.source_segment, self.prefix_segment, self.drawn_segment]))
@@ -96,8 +101,10 @@ class Decoder:
         self.rotary = net.tables(layout)[0]
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
         self.replays = device.type == "cuda"
+        self.stream = recording_stream(device) if self.replays else None
+        self.pool: Any = None
         compiled = self.replays if config.compile is None else config.compile
-        self.advance = torch.compile(_own_code(self._advance), fullgraph=True) if compiled else self._advance
+        self.advance = compiled_step(self._advance) if compiled else self._advance
 
     @torch.inference_mode()
     def decode(
@@ -205,8 +212,9 @@ class Decoder:
         end = begin + x.shape[1]
         if self.text_mask is not None:
             text_mask = self.text_mask.repeat_interleave(len(x) // len(self.text_mask), 0)
-            mask = attention_mask(self.layout, end, text_mask)[:, :, begin:]
-        return self.net.hidden(x, self.rotary[begin:end], self.cache, mask, last)
+            mask = attention_mask(self.layout, end, text_mask, begin)
+        with sdpa_kernel(PREFIX_KERNELS):
+            return self.net.hidden(x, self.rotary[begin:end], self.cache, mask, last)
 
     def _verified(self, draft: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw the rest of the copies (token 0 is already drawn), several per pass.
@@ -240,8 +248,9 @@ class Decoder:
         """How many positions of the last segment are read by the step that draws token ``number``.
 
         A merged segment holds few drawn tokens and is always read whole, so that one CUDA graph serves all steps.
+        Otherwise at least two chunks are read and never the whole segment: torch.compile makes special code of either.
         """
-        return self.drawn_segment.capacity if self.merged else round_up(number)
+        return self.drawn_segment.capacity if self.merged else max(2 * POSITION_CHUNK, round_up(number))
 
     def _replay(self, read_length: int) -> None:
         """One step that reads ``read_length`` positions of the last segment.
@@ -251,15 +260,18 @@ class Decoder:
         """
         self.cache.read_length = read_length
         if not self.replays or read_length not in self.graphs:
-            self.advance()  # the first call may also compile, which cannot be recorded in a graph
+            with varying(None if self.merged else "L['self'].cache.read_length"):
+                self.advance()  # this call may also compile, which cannot be recorded in a graph
             self.graphs[read_length] = None
             return
         graph = self.graphs[read_length]
         if graph is None:
-            graph = self.graphs[read_length] = torch.cuda.CUDAGraph()
-            # "thread_local": other threads may still pin memory and the like while this one records.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            graph = torch.cuda.CUDAGraph()
+            # "thread_local": other threads may still pin memory and the like while this one records. All graphs use
+            # one pool of memory: they run one after another, and what they leave for later lies outside of it.
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                 self.advance()
+            self.graphs[read_length], self.pool = graph, graph.pool()
         graph.replay()
 
     def _advance(self) -> None:
@@ -297,22 +309,6 @@ class Decoder:
         The first stream is the fully conditioned one.
         """
         return torch.where(guided, combine(logits, self.config), logits[:, 0])
-
-
-_decoders = count()
-
-
-def _own_code(method: Callable[[], None]) -> Callable[[], None]:
-    """A copy of the bound method with its own code object and name, for torch.compile.
-
-    torch.compile counts recompilations by code object, and every Decoder compiles ``_advance`` anew: if they shared
-    one code object, the limit would be reached after a few shapes. It also remembers per name which sizes changed
-    between calls, and then compiles for any size. Compiling then takes ten times as long. With its own name, only this
-    decoder's read length varies.
-    """
-    assert isinstance(method, MethodType)
-    code = method.__func__.__code__.replace(co_name=f"advance_{next(_decoders)}")
-    return MethodType(FunctionType(code, method.__func__.__globals__), method.__self__)
 
 
 def generate(

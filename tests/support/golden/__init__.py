@@ -1,5 +1,7 @@
 """Golden data of the published programs, read where it lies: $GOLDEN, or ../shared/golden beside the project.
 
+pytest is imported where it is needed, because benchmarks read these cases too and run without it.
+
 A test knows this one root. Sizes, settings and the names of folders come out of it and out of the case, so that another
 root of the same shape passes or fails for its own numbers.
 """
@@ -12,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from paths import SHARED
 from safetensors.torch import load_file
 
@@ -35,6 +36,8 @@ def _kind(path: Path) -> Any:
 
 def cases(folder: str, kind: str) -> list[Any]:
     """Parameters for ``pytest.mark.parametrize("case", ...)``: a skipped one with the reason where there is none."""
+    import pytest
+
     found = paths(folder, kind)
     if found:
         return [pytest.param(path, id=path.stem) for path in found]
@@ -52,6 +55,8 @@ def near(path: Path, pattern: str, wanted: Callable[[Path], bool] = lambda found
 
     The closest folder above the case counts first, then everything below its part of the root (``<root>/<folder>``).
     """
+    import pytest
+
     found = _near(path, pattern, wanted)
     if found is None:
         pytest.fail(f"{path}: there is no {pattern} beside it or elsewhere in {ROOT}")
@@ -74,6 +79,8 @@ def has(folder: str, pattern: str) -> bool:
 
 def check_present(folder: str, *kinds: str) -> None:
     """Fail where GOLDEN is set and holds no case of these kinds; skip where the default folder is absent."""
+    import pytest
+
     if any(paths(folder, kind) for kind in kinds):
         return
     message = f"no golden case under {ROOT / folder}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import golden
+from tokenar.config import SampleConfig
 from tokenar.model.config import ModelConfig
 from tokenar.model.transformer import TokenAR
+from tokenar.sample.decoder import Decoder
 
 
 def config_of(settings: dict[str, Any], itd: bool, **changes: Any) -> ModelConfig:
@@ -77,3 +81,33 @@ def net_of(case: Path, config: ModelConfig) -> TokenAR:
 def sources_of(data: dict[str, torch.Tensor], config: ModelConfig) -> torch.Tensor:
     """Source codes [B, blocks, N]."""
     return data["input_img_indices"].long().unflatten(1, (-1, config.image_tokens))
+
+
+def generation_case(
+    case: Path, guidance: float | None = None, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+    """(settings, tensors, iterator of (tokens, logits) as far as the case goes), drawn on a device."""
+    told = golden.read(case)
+    data = {name: tensor.to(device) for name, tensor in golden.tensors(case).items()}
+    scale = told["cfg_scale"] if guidance is None else guidance
+    attention = "causal" if told["attention"] == "causal" else "block"
+    index = told["variant"] == "index_embedding_applied"
+    config = config_of(told["config"], told["itd_decode"], source_attention=attention, index_at_inference=index)
+    net = net_of(case, config).eval().to(device)
+    sampling = told["sampling"]
+    settings = SampleConfig(
+        guidance=scale, guided_tokens=told["cfg_interval"] + 2 if told["cfg_interval"] >= 0 else None,
+        guided_from="first", copies="drawn", temperature=sampling["temperature"] if sampling["sample_logits"] else 0,
+        top_k=sampling["top_k"], top_p=sampling["top_p"], compile=False,  # takes longer than such a model draws
+    )  # fmt: skip
+    assert net.layout(config.max_references).prefix == told["prefix_length"]
+    assert config.image_tokens == told["edited_tokens_are_last"]
+    sources = sources_of(data, config)
+    decoder = Decoder(net, len(sources), config.max_references, settings)
+    steps = decoder.decode(
+        sources, data["text_emb"], range(len(sources)),
+        instruct=data["instruct_indices"].long() if "instruct_indices" in data else None,
+        without_images=torch.tensor(told["input_mode"], device=device) == 0,
+    )  # fmt: skip
+    steps = ((token.clone(), logits.clone()) for token, logits in steps)  # the decoder writes over them
+    return told, data, islice(steps, told["max_new_tokens"])

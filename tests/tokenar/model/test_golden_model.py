@@ -1,21 +1,18 @@
 """The transformer against the released program's own numbers (case files of the golden data, see their README)."""
 
-from itertools import islice
 from math import isqrt
 
 import golden
 import pytest
 import torch
-from golden.released import angle_error, config_of, config_of_keys, net_of, sources_of, table_rows
+from golden.released import angle_error, config_of, config_of_keys, generation_case, net_of, sources_of, table_rows
 from torch.nn import functional as F
 
 from data_schemas.errors import UserError
-from tokenar.config import SampleConfig
 from tokenar.model.config import SIZES, DropConfig, ModelConfig, released
 from tokenar.model.positions import attention_mask, layout_rotary, make_layout, source_ids
 from tokenar.model.published import NEW_KEYS, fill
 from tokenar.model.transformer import TokenAR, drop_decisions
-from tokenar.sample.decoder import Decoder
 from tokenar.sample.logits import filter_logits, guide
 from tokenar.train.optimizer import parameter_groups
 
@@ -177,33 +174,6 @@ def test_optimizer_trace(case):
             close(after[key.removeprefix("expected_final/")], value, tolerance["final_tensors"])
     for name, change in told["buffer_max_abs_change"].items():
         assert (after[name] - before[name]).abs().max().item() == change
-
-
-def generation_case(case, guidance=None):
-    """(settings, tensors, iterator of (tokens, logits) as far as the case goes)."""
-    told, data = golden.read(case), golden.tensors(case)
-    scale = told["cfg_scale"] if guidance is None else guidance
-    attention = "causal" if told["attention"] == "causal" else "block"
-    index = told["variant"] == "index_embedding_applied"
-    config = config_of(told["config"], told["itd_decode"], source_attention=attention, index_at_inference=index)
-    net = net_of(case, config).eval()
-    sampling = told["sampling"]
-    settings = SampleConfig(
-        guidance=scale, guided_tokens=told["cfg_interval"] + 2 if told["cfg_interval"] >= 0 else None,
-        guided_from="first", copies="drawn", temperature=sampling["temperature"] if sampling["sample_logits"] else 0,
-        top_k=sampling["top_k"], top_p=sampling["top_p"],
-    )  # fmt: skip
-    assert net.layout(config.max_references).prefix == told["prefix_length"]
-    assert config.image_tokens == told["edited_tokens_are_last"]
-    sources = sources_of(data, config)
-    decoder = Decoder(net, len(sources), config.max_references, settings)
-    steps = decoder.decode(
-        sources, data["text_emb"], range(len(sources)),
-        instruct=data["instruct_indices"].long() if "instruct_indices" in data else None,
-        without_images=torch.tensor(told["input_mode"]) == 0,
-    )  # fmt: skip
-    steps = ((token.clone(), logits.clone()) for token, logits in steps)  # the decoder writes over them
-    return told, data, islice(steps, told["max_new_tokens"])
 
 
 @pytest.mark.parametrize("case", golden.cases(FOLDER, "gpt_generate"))
