@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from data_schemas.errors import UserError
 from tokenar.config import TrainConfig
 from tokenar.data.samples import Batch
+from tokenar.device import strictly_repeatable
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
 from tokenar.train.batches import MicroBatch, StepBatches
@@ -140,6 +141,16 @@ def _policy(context: object, op: object, *arguments: object, **options: object) 
 # The step
 
 
+def _set_up_compiler() -> None:
+    from torch._dynamo import config as dynamo  # slow to import
+
+    # Above its limit torch runs new variants uncompiled, with a warning.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_FORMS)
+    # Under DDP torch would cut each block into a graph for every 25 MB of its weights, so that gradients can be summed
+    # while the rest of the graph runs. A block is a graph of its own already.
+    dynamo.optimize_ddp = False
+
+
 class Step:
     """The network in training with its optimiser and its weight averages. ``update`` runs one optimiser step.
 
@@ -150,10 +161,7 @@ class Step:
         self.net, self.config, self.group = net, config, group
         recompute_blocks(net, config.activation_checkpointing)
         if config.compile:
-            from torch._dynamo import config as compiler  # slow to import
-
-            # Above its limit torch runs new variants uncompiled, with a warning.
-            compiler.recompile_limit = max(compiler.recompile_limit, COMPILED_FORMS)
+            _set_up_compiler()
             for block in net.layers:
                 block.compile()
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -166,6 +174,7 @@ class Step:
         # The first step (counted from 1) whose gradients were not finite, or 0.
         self._bad_step = torch.zeros((), dtype=torch.int64, device=group.device)
 
+    @strictly_repeatable()
     def update(self, batches: StepBatches) -> float:
         """Run one optimiser step and return its learning rate. Dropout depends on (seed, step, rank) only.
 
