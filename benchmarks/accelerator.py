@@ -55,12 +55,18 @@ def work(check: Check, scale_of: tuple[str, bool], results: Connection) -> None:
     """The other process: run one check and send its result."""
     try:
         scale = Scale(torch.device(scale_of[0]), scale_of[1])
-        if not scale.on_gpu:
+        if scale.on_gpu:
+            torch.cuda.set_device(scale.device)  # what names no device uses this one; also starts CUDA
+        else:
             torch.set_num_threads(1)  # tiny products gain nothing from a second one
         results.send({"status": "passed", **check(scale)})
     except Skipped as reason:
         results.send({"status": "skipped", "reason": str(reason)})
     except BaseException as error:
+        missing = error if isinstance(error, ImportError) else error.__cause__
+        if isinstance(missing, ImportError) and missing.name in OPTIONAL:
+            results.send({"status": "skipped", "reason": f"{missing.name} is not installed"})
+            return
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
         results.send({"status": "failed", "reason": f"{type(error).__name__}: {lines[0][:400]}"})
@@ -122,8 +128,10 @@ def main() -> int:
     if unknown := set(given.only or ()) - set(checks):
         parser.error(f"no check {sorted(unknown)[0]!r}; there are {', '.join(checks)}")
     wanted = given.only or (list(correctness.CHECKS) if given.quick else list(checks))
-    device = given.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda:\d+", device) or (device != "cpu" and not torch.cuda.is_available()):
+    # Asked in another process: where NVML is missing, the question starts CUDA, and no check could be forked any more.
+    gpu = run_check(lambda _: {"found": torch.cuda.is_available()}, ("cpu", False), 60).get("found", False)
+    device = given.device or ("cuda:0" if gpu else "cpu")
+    if not re.fullmatch(r"cpu|cuda:\d+", device) or (device != "cpu" and not gpu):
         parser.error(f"no device {device!r} here; give cpu, or cuda:0 where there is a GPU")
     scale_of = (device, device != "cpu")
     out = Path(given.out) / "accelerator.json"
