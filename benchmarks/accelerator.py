@@ -42,7 +42,7 @@ SECONDS = {
 """The most that a check may take."""
 TOTAL, QUICK_TOTAL = 480, 120
 """Seconds that all checks together may take."""
-OPTIONAL = ("diffusers", "transformers", "peft", "timm", "torchao", "cv2", "pyarrow")
+OPTIONAL = ("diffusers", "transformers", "peft", "timm", "torchao", "cv2", "pyarrow", "pandas")
 
 
 def all_checks() -> dict[str, Check]:

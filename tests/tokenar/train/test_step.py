@@ -299,6 +299,15 @@ def test_the_blocks_of_many_networks_are_compiled(monkeypatch):
             assert counter.frame_count == number
 
 
+def test_compiled_dropout_depends_on_nothing_but_seed_and_place(monkeypatch):
+    from torch._inductor.codegen.triton import TritonOverrides
+
+    monkeypatch.setattr(TritonOverrides, "_can_use_4x_random", staticmethod(lambda: True), raising=False)
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    step._set_up_compiler(torch.device("cuda"))
+    assert TritonOverrides.rand("seed", "place") == "tl.rand(seed, (place).to(tl.uint32))"
+
+
 def test_distillation_is_learned():
     model = changed(distill="dinov2", grid=4, dropout=0.0)
     config = config_for(
