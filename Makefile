@@ -8,7 +8,7 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) $(if $(PIP
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup quickstart quick test lint accelerator fuzz clean
+.PHONY: setup quickstart quick test lint accelerator carry fuzz clean
 
 setup: .venv/.done
 
@@ -42,6 +42,15 @@ test: lint
 # everything that needs a GPU, measured and proven; without one a dry run at tiny size
 accelerator: setup
 	$(BIN)/python benchmarks/accelerator.py --out runs/accelerator
+
+# what benchmarks/accelerator.py imports besides torch, as wheels for a GPU machine that can install nothing
+CARRIED := annotated-types anyio click filelock h11 httpcore2 httpx2 huggingface-hub idna lazy-loader numpy packaging pillow \
+  pydantic pydantic_core PyYAML safetensors torchao tqdm truststore typing-inspection
+carry:
+	rm -rf build/carry
+	$(PYTHON) -m pip download --quiet --progress-bar off --no-deps --only-binary :all: --python-version 3.12 \
+	  --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --constraint constraints.txt --dest build/carry $(CARRIED)
+	du -sh build/carry
 
 # hostile inputs over all commands; `make fuzz CASES="shard picture"` runs those whose names hold a word
 fuzz: setup

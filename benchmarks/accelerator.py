@@ -39,7 +39,7 @@ SECONDS = {
 """The most that a check may take."""
 TOTAL, QUICK_TOTAL = 480, 120
 """Seconds that all checks together may take."""
-OPTIONAL = ("diffusers", "transformers", "peft", "timm", "torchao", "flashinfer", "cv2", "pyarrow")
+OPTIONAL = ("diffusers", "transformers", "peft", "timm", "torchao", "flashinfer", "cv2", "pyarrow", "pandas")
 
 
 def all_checks() -> dict[str, Check]:
@@ -53,13 +53,17 @@ def work(check: Check, scale_of: tuple[str, bool], results: Connection) -> None:
     try:
         scale = Scale(torch.device(scale_of[0]), scale_of[1])
         if scale.on_gpu:
-            torch.cuda.set_device(scale.device)  # for what asks for a GPU and does not say which
+            torch.cuda.set_device(scale.device)  # what names no device uses this one; also starts CUDA
         else:
             torch.set_num_threads(1)  # tiny products gain nothing from a second one
         results.send({"status": "passed", **check(scale)})
     except Skipped as reason:
         results.send({"status": "skipped", "reason": str(reason)})
     except BaseException as error:
+        missing = error if isinstance(error, ImportError) else error.__cause__
+        if isinstance(missing, ImportError) and missing.name in OPTIONAL:
+            results.send({"status": "skipped", "reason": f"{missing.name} is not installed"})
+            return
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
         results.send({"status": "failed", "reason": f"{type(error).__name__}: {lines[0][:400]}"})
@@ -126,7 +130,7 @@ def main() -> int:
     if unknown := set(given.only or ()) - set(checks):
         parser.error(f"no check {sorted(unknown)[0]!r}; there are {', '.join(checks)}")
     wanted = given.only or (list(correctness.CHECKS) if given.quick else list(checks))
-    there = ["cpu", *(f"cuda:{number}" for number in range(run_check(gpus, ("cpu", False), 60)["count"]))]
+    there = ["cpu", *(f"cuda:{number}" for number in range(run_check(gpus, ("cpu", False), 60).get("count", 0)))]
     device = given.device or there[:2][-1]
     if device not in there:
         parser.error(f"no device {device!r} here; give cpu, or cuda:0 where there is a GPU")

@@ -13,6 +13,7 @@ python benchmarks/train_step.py --size xl --batch 4      # GPT-XL on a GPU, in b
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import statistics
@@ -176,6 +177,9 @@ def trainer_step(
     """Our trainer's step, on samples as tokenar-encode stores them. By default it is compiled on a GPU."""
     device, (batch, blocks) = sample.text.device, sample.sources.shape[:2]
     stored = Batch(sample.sources.cpu(), sample.text.cpu(), sample.picture.cpu(), sample.mask.cpu())
+    micro_batch = MicroBatch(stored, torch.full((batch,), 0.5))
+    if device.type == "cuda":
+        micro_batch = micro_batch.pinned()
     config = TrainConfig.model_construct(
         model=size.ours, precision="bfloat16" if dtype == torch.bfloat16 else "float32",
         compile=device.type == "cuda" if compiled is None else compiled, activation_checkpointing=recompute,
@@ -185,7 +189,6 @@ def trainer_step(
     numbers = itertools.count()
 
     def step() -> object:
-        micro_batch = MicroBatch(stored, torch.full((batch,), 0.5))
         trained.update(StepBatches(next(numbers), [micro_batch], batch, scored, blocks - 1, Position()))
         return trained.sums
 
@@ -219,6 +222,8 @@ def main() -> None:
                 taken[name] += seconds(step, device, given.steps, warmup=warmup)
         middle |= {f"{label}_{name}": statistics.median(values) for name, values in taken.items()}
         print({name: round(value, 4) for name, value in middle.items()}, flush=True)
+        sides.clear()
+        gc.collect()  # a compiled network refers to itself, and would keep its memory
     with torch.device("meta"):
         flops = TRAINING_PASSES * TokenAR(size.ours).flops(REFERENCES) * given.batch
     mfu = flops / middle["default_trainer"] / peak_flops(device, dtype)

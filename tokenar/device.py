@@ -36,7 +36,8 @@ def own_device() -> torch.device:
 def repeatable(deterministic: bool) -> Iterator[None]:
     """Within the block, use deterministic kernels if ``deterministic`` is True; afterwards, restore the old setting.
 
-    Enter the block before the first use of a GPU: cuBLAS reads its environment variable when it starts.
+    Enter the block before the first use of a GPU: cuBLAS reads its environment variable when it starts. An operation
+    without a deterministic kernel gives a warning, or an error inside ``strictly_repeatable``.
     """
     if deterministic:
         os.environ.setdefault(WORKSPACE, ":4096:8")
@@ -49,7 +50,26 @@ def repeatable(deterministic: bool) -> Iterator[None]:
 
 
 @contextmanager
+def strictly_repeatable() -> Iterator[None]:
+    """Within the block, an operation that has no deterministic kernel is an error, if such kernels are asked for.
+
+    Attention needs this. While there would only be a warning, the backward passes of its fused kernels stay
+    non-deterministic on a GPU.
+    """
+    asked, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(asked, warn_only=False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=warn_only)
+
+
+@contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Restore the global random state of the CPU and of ``device`` after the block. Other GPUs are not touched."""
+    """Restore the global random state of the CPU and of ``device`` after the block. That of other GPUs is not kept:
+    ``torch.manual_seed`` seeds all of them."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield

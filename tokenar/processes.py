@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_schemas.errors import UserError
 from tokenar.device import exact_float32
 
 PATIENCE = timedelta(days=7)
@@ -75,6 +76,11 @@ def this_process() -> Workers:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"process {device.index} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
+                "start torchrun with as many processes as there are GPUs"
+            )
         torch.cuda.set_device(device)
     return Workers(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device)
 

@@ -60,10 +60,15 @@ class Scale:
         return vq16() if self.full else VqConfig(ch_mult=(1, 2), base_channels=32, z_channels=32, codebook_size=64)
 
 
+DRAWN_ON_CPU = 50_000_000
+"""Most parameters of a network whose weights are the same on every device. A CPU draws GPT-XL's in some 20 seconds."""
+
+
 def drawn_net(config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> TokenAR:
     """A network of random weights, its head too, in evaluation mode."""
     torch.manual_seed(0)
-    net = TokenAR(config).eval()
+    with torch.device("cpu" if config.parameters < DRAWN_ON_CPU else device):
+        net = TokenAR(config).eval()
     if net.output is not None:
         torch.nn.init.normal_(net.output.weight, std=0.2)
     return net.to(device, dtype)

@@ -1,6 +1,7 @@
 """The accelerator's checks, every one of them at tiny size: a machine with a GPU must find nothing left to mend."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -42,6 +43,32 @@ def test_a_device_that_is_not_there_is_named():
     assert done.stderr.endswith("no device 'cuda:q' here; give cpu, or cuda:0 where there is a GPU\n")
 
 
+def test_nothing_is_imported_that_is_not_carried(tmp_path):
+    """`make carry` fetches what a machine with torch alone needs; torch brings the packages named here."""
+    brought = {"torch", "torchgen", "functorch", "triton", "fsspec", "filelock", "typing_extensions", "sympy", "mpmath",
+               "networkx", "jinja2", "markupsafe", "nvidia", "cuda"}  # fmt: skip
+    carried = re.search(r"^CARRIED := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.M)[1]
+    known = brought | {name.lower().replace("-", "_") for name in carried.split()} | {"yaml", "pil"}
+    script = (
+        "import sys\n"
+        f"sys.argv = ['accelerator.py', '--device', 'cpu', '--out', {str(tmp_path)!r}, '--only', 'resumed_training']\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder\n"
+        "class Known(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        "        top = name.partition('.')[0]\n"
+        f"        ours = top.lower() in {known | {'checks', 'tokenar', 'data_schemas', 'sample', 'accelerator'}!r}\n"
+        "        found = ours or top in sys.stdlib_module_names or top.startswith('_')\n"
+        "        return PathFinder.find_spec(name, path, target) if found else None\n"
+        "sys.meta_path = [BuiltinImporter, FrozenImporter, Known]\n"
+        "import accelerator\n"
+        "sys.exit(accelerator.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_a_failure_a_crash_and_a_hang_are_results(tmp_path):
     script = (
@@ -52,16 +79,19 @@ def test_a_failure_a_crash_and_a_hang_are_results(tmp_path):
         "def fails(scale): raise AssertionError('two and two')\n"
         "def crashes(scale): os._exit(7)\n"
         "def hangs(scale): time.sleep(60)\n"
-        "accelerator.all_checks = lambda: {'fails': fails, 'crashes': crashes, 'hangs': hangs, 'works': lambda s: {}}\n"
+        "def lacks(scale): raise ValueError('no such weights') from ImportError('none', name='torchao')\n"
+        "accelerator.all_checks = lambda: {'fails': fails, 'crashes': crashes, 'hangs': hangs, 'lacks': lacks,\n"
+        "                                  'works': lambda s: {}}\n"
         "accelerator.SECONDS = dict.fromkeys(accelerator.all_checks(), 2)\n"
         "sys.exit(accelerator.main())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
     found = json.loads(done.stdout.splitlines()[-1])["checks"]
     assert {name: check["status"] for name, check in found.items()} == {
-        "fails": "failed", "crashes": "failed", "hangs": "failed", "works": "passed",
+        "fails": "failed", "crashes": "failed", "hangs": "failed", "lacks": "skipped", "works": "passed",
     }  # fmt: skip
     assert found["fails"]["reason"] == "AssertionError: two and two"
     assert "status 7" in found["crashes"]["reason"]
     assert found["hangs"]["reason"] == "not done after 2 s"
+    assert found["lacks"]["reason"] == "torchao is not installed"
     assert done.returncode == 1

@@ -29,7 +29,7 @@ from tokenar.model.folder import save_model
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers, workers
 from tokenar.train.checkpoint import Checkpoints
-from tokenar.train.optimizer import parameter_groups
+from tokenar.train.optimizer import parameter_groups, step_if
 from tokenar.train.parallel import clip, parallelise
 
 ALONE = Workers(0, 1, torch.device("cpu"))
@@ -81,7 +81,7 @@ def state(net, optimizer):
 class Training:
     """A small model and its optimiser, spread over the group as ``mode`` says."""
 
-    def __init__(self, group, mode="ddp", seed=0, dtype=torch.float32, config=CONFIG):
+    def __init__(self, group, mode="ddp", seed=0, dtype=torch.float32, config=CONFIG, fused=False):
         torch.manual_seed(seed)
         self.group, self.dtype, self.net = group, dtype, TokenAR(config).train()
         with torch.no_grad():
@@ -89,14 +89,19 @@ class Training:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
         self.module = parallelise(self.net, mode, group, dtype)
         groups = parameter_groups(self.net, 0.05)
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), fused=fused)
         self.ema = {name: torch.zeros_like(p, requires_grad=False) for name, p in self.net.named_parameters()}
 
-    def step(self, number):
-        """One update on this process's part of batch ``number``: (loss, norm) over all processes."""
+    def step(self, number, spoiled=False):
+        """One update on this process's part of batch ``number``: (loss, norm) over all processes.
+
+        A ``spoiled`` batch has one number that is none, in the part of the second process.
+        """
         generator, config = torch.Generator().manual_seed(number), self.net.config
         sources = torch.randint(config.vocabulary, (BATCH, 3, config.image_tokens), generator=generator)
         text = torch.randn(BATCH, config.text_tokens, config.text_width, generator=generator)
+        if spoiled:
+            text[1, 0, 0] = torch.nan
         mine = slice(self.group.rank, None, self.group.world)
         sources, text, picture = sources[mine], text[mine], sources.flip(1)[mine, 0]
         draws = torch.tensor([0.02, 0.08, 0.5, 0.9505])[mine]  # both dropped, the image, nothing, the text
@@ -108,7 +113,7 @@ class Training:
         (loss * self.group.world).backward()
         norm = clip(self.net.parameters(), LIMIT)
         self.gradients = {name: whole(p.grad) for name, p in self.net.named_parameters()}
-        self.optimizer.step()
+        step_if(self.optimizer, norm.isfinite())
         with torch.no_grad():
             for name, parameter in self.net.named_parameters():
                 self.ema[name].lerp_(parameter, 0.1)
@@ -178,10 +183,33 @@ def measure_bfloat16(group, folder):
     (folder / f"bfloat16-{group.rank}.json").write_text(json.dumps(report))
 
 
+def skip_a_bad_step(group, folder, modes):
+    """In every mode a step, a spoiled one and another with the fused optimiser, which a GPU has.
+
+    ``skipped-<mode>-<rank>.json`` counts what differs: after the spoiled step, after the last one, and from a run
+    without the spoiled step.
+    """
+    for mode in modes:
+        states = []
+        for spoiled in ([False, True, False], [False, False]):
+            training, found = Training(group, mode, fused=True), []
+            for number, bad in enumerate(spoiled):
+                training.step(0 if bad else min(number, 1), spoiled=bad)
+                found.append(state(training.net, training.optimizer))
+            states.append(found)
+        (first, after, last), (_, undisturbed) = states
+        report = {
+            how: sum(not torch.equal(a[name], b[name]) for name in a)
+            for how, a, b in (("spoiled", first, after), ("next", after, last), ("undisturbed", last, undisturbed))
+        } | {"all": len(first)}  # fmt: skip
+        (folder / f"skipped-{mode}-{group.rank}.json").write_text(json.dumps(report))
+
+
 def measure_all(group, folder, modes):
-    """Both in one start of the processes, which takes most of the time."""
+    """All in one start of the processes, which takes most of the time."""
     measure(group, folder, modes)
     measure_bfloat16(group, folder)
+    skip_a_bad_step(group, folder, modes)
 
 
 def save_and_go_on(group, folder, modes):

@@ -13,8 +13,6 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from sklearn.cluster import MiniBatchKMeans
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from data_schemas.errors import UserError
@@ -89,6 +87,9 @@ class PatchCodebook:
         if len(patches) > MAX_FIT_PATCHES:
             chosen = np.random.default_rng(config.seed).choice(len(patches), MAX_FIT_PATCHES, replace=False)
             patches = patches[np.sort(chosen)]
+        from sklearn.cluster import MiniBatchKMeans  # slow to import, and not needed to encode
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
         means = MiniBatchKMeans(config.vocabulary, batch_size=4096, n_init=1, max_iter=8, random_state=config.seed)
         with threadpool_limits(1):  # so that sums do not depend on the number of cores; it is faster, too
             means.fit(patches)

@@ -32,6 +32,10 @@ class MicroBatch:
     draws: Tensor
     counted: int = 1
 
+    def pinned(self) -> MicroBatch:
+        """The micro-batch in pinned memory. A copy from other memory may wait until the GPU has done all its work."""
+        return MicroBatch(self.batch.pinned(), self.draws.pin_memory(), self.counted)
+
 
 @dataclass
 class StepBatches:
@@ -75,8 +79,8 @@ def rank_batches(
         for places in rank_parts(len(chosen), config.batch, group.rank, group.world, config.accumulation):
             taken = places or [0]  # a filler has the batch's first sample
             batch = collate([samples.read(chosen[i], epoch) for i in taken])
-            batch = batch.pinned() if group.device.type == "cuda" else batch
-            micro_batches.append(MicroBatch(batch, draws[taken], counted=int(bool(places))))
+            micro_batch = MicroBatch(batch, draws[taken], counted=int(bool(places)))
+            micro_batches.append(micro_batch.pinned() if group.device.type == "cuda" else micro_batch)
         references = samples.references[chosen[0]]
         scored_tokens = len(chosen) * net.layout(references).target_tokens
         return StepBatches(step, micro_batches, len(chosen), scored_tokens, references, next_position)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import parse_json
@@ -46,13 +45,17 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    a, b = torch.ones(2, side, side, device=device, dtype=dtype)
-    best = float("inf")
+    # Random numbers, because a GPU multiplies ones with less power and so faster. On a GPU several products in a row,
+    # so that starting them costs nothing.
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    products, best = 10 if device.type == "cuda" else 1, float("inf")
     for _ in range(5):
         begun = time.perf_counter()
-        (a @ b)[0, 0].item()
+        for _ in range(products):
+            c = a @ b
+        c[0, 0].item()
         best = min(best, time.perf_counter() - begun)
-    return 2 * side**3 / best
+    return 2 * side**3 * products / best
 
 
 def memory_gb(device: torch.device) -> float:
@@ -115,6 +118,8 @@ class Log:
         rows = _rows(self.path) if step and self.path.exists() else []
         kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
         write_atomically(self.path, lambda path: path.write_text(kept))
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed to measure speed
+
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step or None)
         self.wandb = _wandb(config, step) if config.wandb else None
 

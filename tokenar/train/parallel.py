@@ -39,7 +39,10 @@ def parallelise(net: TokenAR, mode: Mode, group: Workers, dtype: torch.dtype) ->
     if group.world == 1 and not dist.is_initialized():
         return net
     if mode == "ddp":
-        return DistributedDataParallel(net, gradient_as_bucket_view=True)
+        module = DistributedDataParallel(net, gradient_as_bucket_view=True)
+        # Buffers are null tables, which never change. By default every forward pass would send them to all ranks again.
+        module.broadcast_buffers = False  # the argument of this name has another one in torch 2.14
+        return module
     mesh = _mesh(mode, group)
     # cast_forward_inputs would also round the rotary table and the random numbers that decide the guidance drops.
     policy = MixedPrecisionPolicy(

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from data_schemas.errors import UserError
 from tokenar.config import TrainConfig
 from tokenar.data.samples import Batch
+from tokenar.device import strictly_repeatable
 from tokenar.model.linear import product
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
@@ -124,12 +125,13 @@ def recompute_blocks(net: TokenAR, how: str) -> None:
 
 def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
     # A nested function instead of functools.partial, because torch.compile traces into it.
-    def run(*arguments: Any) -> Tensor:
+    def run(x: Tensor, rotary: Tensor, cache: None, layer: int, mask: Tensor | None, last: int | None) -> Tensor:
         # Without gradients there is nothing to recompute. checkpoint() would also read the random number generators'
         # state, which fails while a CUDA graph is being captured.
         if not torch.is_grad_enabled():
-            return forward(*arguments)
-        return checkpoint(forward, *arguments, **options)
+            return forward(x, rotary, cache, layer, mask, last)
+        # The number of a layer means nothing without a cache. torch 2.11 would compile the blocks once more for it.
+        return checkpoint(forward, x, rotary, None, 0, mask, last, **options)
 
     return run
 
@@ -139,6 +141,22 @@ def _policy(context: object, op: object, *arguments: object, **options: object) 
 
 
 # The step
+
+
+def _set_up_compiler(device: torch.device) -> None:
+    from torch._dynamo import config as dynamo  # slow to import
+
+    # Above its limit torch runs new variants uncompiled, with a warning.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_FORMS)
+    # Under DDP torch would cut each block into a graph for every 25 MB of its weights, so that gradients can be summed
+    # while the rest of the graph runs. A block is a graph of its own already.
+    dynamo.optimize_ddp = False
+    if device.type == "cuda":
+        from torch._inductor.codegen.triton import TritonOverrides
+
+        # Since torch 2.13 some kernels draw four numbers at once and others one by one. A dropout mask that is computed
+        # again may then differ from the forward pass's, and gradients are silently wrong (pytorch issue 198333).
+        TritonOverrides._can_use_4x_random = staticmethod(lambda: False)  # type: ignore[method-assign]
 
 
 class Step:
@@ -151,10 +169,7 @@ class Step:
         self.net, self.config, self.group = net, config, group
         recompute_blocks(net, config.activation_checkpointing)
         if config.compile:
-            from torch._dynamo import config as compiler  # slow to import
-
-            # Above its limit torch runs new variants uncompiled, with a warning.
-            compiler.recompile_limit = max(compiler.recompile_limit, COMPILED_FORMS)
+            _set_up_compiler(group.device)
             for block in net.layers:
                 block.compile()
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -167,6 +182,7 @@ class Step:
         # The first step (counted from 1) whose gradients were not finite, or 0.
         self._bad_step = torch.zeros((), dtype=torch.int64, device=group.device)
 
+    @strictly_repeatable()
     def update(self, batches: StepBatches) -> float:
         """Run one optimiser step and return its learning rate. Dropout depends on (seed, step, rank) only.
 

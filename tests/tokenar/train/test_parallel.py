@@ -3,18 +3,26 @@
 Gradients are sums in another order: float32 numbers agree to 2e-6 of what they measure.
 """
 
+import functools
 import json
 
 import pytest
 import spread
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from small.run import SMALL, random_net
+from small.step import batch_of, config_for, work_of
 from spread import ALONE, LIMIT, Training
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from data_schemas.errors import UserError
-from tokenar.processes import Workers
+from tokenar.model.layers import Block
+from tokenar.processes import Workers, this_process
+from tokenar.train import parallel
 from tokenar.train.parallel import clip, parallelise
+from tokenar.train.step import Step
 
 MODES = ("ddp", "fsdp", "hybrid")
 
@@ -86,6 +94,34 @@ def test_bfloat16_on_float32_parameters(two):
         assert [norm for _, norm in found["steps"]] == pytest.approx([norm for _, norm in expected], rel=0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_fused_optimiser_skips_a_step_without_finite_gradients_in_all_processes(mode, rank, two):
+    differing = json.loads((two / f"skipped-{mode}-{rank}.json").read_text())
+    assert (differing["spoiled"], differing["undisturbed"]) == (0, 0)
+    assert differing["next"] == differing["all"]
+
+
+@pytest.mark.slow
+def test_a_compiled_block_is_one_graph_under_ddp(monkeypatch):
+    """torch would cut it into one for every bucket of gradients; here a bucket is smaller than a block."""
+    counter, dynamo = CompileCounterWithBackend("eager"), torch._dynamo.config
+    torch._dynamo.reset()
+    monkeypatch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend=counter))
+    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
+    small = functools.partial(nn.parallel.DistributedDataParallel, bucket_cap_mb=0.002)
+    monkeypatch.setattr(parallel, "DistributedDataParallel", small)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with dynamo.patch(optimize_ddp=dynamo.optimize_ddp):
+            trained = Step(random_net(), config_for(compile=True), ALONE)
+            trained.update(work_of(trained.net, 0, batch_of(SMALL, 2)))
+    finally:
+        dist.destroy_process_group()
+    assert counter.frame_count == 1
+
+
 def test_one_process_needs_nothing_around_the_network():
     net = Training(ALONE).net
     for mode in MODES:
@@ -115,6 +151,19 @@ def test_nodes_of_unequal_size_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="3 processes are not the same number on every node"):
         parallelise(Training(ALONE).net, "hybrid", Workers(0, 3, torch.device("cpu")), torch.float32)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for number in ("1", "2"):
+        monkeypatch.setenv("LOCAL_RANK", number)
+        if number == "1":
+            assert this_process().device == torch.device("cuda", 1)
+        else:
+            with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own, there are 2; start"):
+                this_process()
 
 
 @pytest.mark.slow

@@ -10,12 +10,18 @@ from small.run import SMALL, changed, random_net
 from small.step import batch_of, config_for, gradients, work_of
 from spread import ALONE
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from data_schemas.errors import UserError
 from tokenar.data import samples
+from tokenar.device import repeatable
 from tokenar.encoders.config import TeacherConfig
 from tokenar.model.layers import Block
+from tokenar.model.transformer import TokenAR
+from tokenar.processes import Workers
 from tokenar.train import step
 from tokenar.train.batches import MicroBatch
 from tokenar.train.step import Step, losses, recompute_blocks, token_losses
@@ -158,6 +164,63 @@ def test_numbers_that_are_none_change_nothing_and_are_told_with_their_step():
         trained.check()
 
 
+class Copies(TorchDispatchMode):
+    """Records the operations that have tensors on the CPU and on a GPU, and whether the CPU goes on meanwhile."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
+        if {tensor.device.type for tensor in tensors} == {"cpu", "cuda"}:
+            self.found.append((str(operation), (kwargs or {}).get("non_blocking")))
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize("how", ["none", "selective"])
+def test_nothing_in_a_step_waits_for_a_gpu(how, monkeypatch):
+    """On a GPU that is only imagined: reading a value of its tensors is an error, and so is mixing devices."""
+    gpu = torch.device("cuda", 0)
+    works = [work_of(random_net(), number, batch_of(SMALL, 4), parts=2) for number in range(2)]
+    monkeypatch.setattr(step, "CHUNK_LOGITS", 4 * 11)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **_: flash(q, k, v, 0.0, True)[0])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with gpu:
+            net = TokenAR(changed(dropout=0.1))
+        trained = Step(net, config_for(ema=0.9, activation_checkpointing=how), Workers(0, 1, gpu))
+
+        def backward(loss):  # the real one looks for the GPU
+            for parameter in net.parameters():
+                parameter.grad = torch.empty_like(parameter)
+
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        trained.update(works[0])
+        with Copies() as copies:
+            copies.found = []
+            trained.update(works[1])
+    assert trained.optimizer.defaults["fused"]
+    assert copies.found == [("aten._to_copy.default", True)] * 10  # five tensors of each of two micro-batches
+
+
+def test_a_deterministic_step_allows_no_other_kernels(monkeypatch):
+    """With a warning in place of an error, attention's backward pass on a GPU is not deterministic."""
+    asked, real = [], torch.Tensor.backward
+
+    def backward(loss):
+        asked.append(
+            (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+        )
+        real(loss)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    for deterministic in (True, False):
+        with repeatable(deterministic):
+            trained = Step(random_net(), config_for(), ALONE)
+            trained.update(work_of(trained.net, 0, batch_of(SMALL, 2)))
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert asked == [(True, False), (False, False)]
+
+
 @pytest.mark.parametrize("kept", ["weights", "averages"])
 def test_weights_are_looked_at_before_they_are_kept(kept):
     trained = Step(random_net(), config_for(ema=0.5), ALONE)
@@ -234,6 +297,15 @@ def test_the_blocks_of_many_networks_are_compiled(monkeypatch):
             trained = Step(random_net(model), config_for(model, compile=True), ALONE)
             trained.update(work_of(trained.net, 0, batch_of(model, 2)))
             assert counter.frame_count == number
+
+
+def test_compiled_dropout_depends_on_nothing_but_seed_and_place(monkeypatch):
+    from torch._inductor.codegen.triton import TritonOverrides
+
+    monkeypatch.setattr(TritonOverrides, "_can_use_4x_random", staticmethod(lambda: True), raising=False)
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    step._set_up_compiler(torch.device("cuda"))
+    assert TritonOverrides.rand("seed", "place") == "tl.rand(seed, (place).to(tl.uint32))"
 
 
 def test_distillation_is_learned():
