@@ -90,8 +90,8 @@ def prepare(
         gc.collect()
         torch.cuda.empty_cache()  # for the stages, which load these weights again
     for section in sections.values():
-        section.update(changes or {})
         section["batch_size"] = max(1, min(4, base["part_size"]))  # type: ignore[type-var, call-overload]
+        section.update(changes or {})
     return pictures, Run.of(CurationConfig.parse({**base, **sections}, "benchmark"))
 
 

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from checks.scale import Scale, Skipped, require
+import torch
+from checks.scale import Scale, Skipped, require, seconds
 from PIL import Image, ImageDraw
 
 NEEDED = {"synthesis": ("diffusers", "transformers", "peft"), "matting": ("timm",), "semantics": ("transformers",),
@@ -22,12 +23,17 @@ GOAL = 0.9
 """Share of the bare model's speed that a stage should reach on a GPU; on a CPU the times are noise."""
 
 
+def need(name: str) -> None:
+    """Skip the check unless all packages that the stage needs are there."""
+    if missing := [package for package in (*NEEDED[name], "cv2", "pyarrow") if find_spec(package) is None]:
+        raise Skipped(f"not installed: {', '.join(missing)}")
+
+
 def stage(name: str) -> Callable[[Scale], dict[str, Any]]:
     """The check of one stage."""
 
     def check(scale: Scale) -> dict[str, Any]:
-        if missing := [package for package in (*NEEDED[name], "cv2", "pyarrow") if find_spec(package) is None]:
-            raise Skipped(f"not installed: {', '.join(missing)}")
+        need(name)
         import stages
 
         samples, workers = (16, 4) if scale.full else (2, 1)
@@ -45,6 +51,32 @@ def stage(name: str) -> Callable[[Scale], dict[str, Any]]:
     return check
 
 
+def synthesis_batches(scale: Scale) -> dict[str, Any]:
+    """Seconds of the bare model for a picture by batch, eager and with its UNet compiled, at a few denoising steps."""
+    need("synthesis")
+    import stages
+
+    sizes, steps = ((1, 4, 8), 4) if scale.full else ((1, 2), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {"batch_size": sizes[-1], "steps": steps}
+        pool = write_pool(Path(folder) / "pool")
+        pictures, run = stages.prepare(Path(folder), ["synthesis"], scale.full, sizes[-1], 1, pool, changes)
+        stage = run.stage("synthesis")
+        stage.ready()
+        bare = stages.bare_synthesis(stage, stages.inputs_of(pictures, stage)[0])
+        rows: dict[str, Any] = {"steps": steps}
+        for way in ("eager", "compiled") if scale.full else ("eager",):
+            if way == "compiled":
+                stage.generator.pipe.unet.compile()
+            for size in sizes:
+                try:
+                    taken = seconds(lambda size=size: bare(size), scale.device, turns=2)
+                    rows[f"{way}_{size}"] = {"s_per_picture": round(min(taken) / size, 4)}
+                except torch.OutOfMemoryError:
+                    rows[f"{way}_{size}"] = {"memory": "does not fit"}
+    return rows
+
+
 def write_pool(folder: Path) -> str:
     """Twelve transparent pictures of two categories: no package of photographs is needed."""
     for number in range(12):
@@ -58,4 +90,7 @@ def write_pool(folder: Path) -> str:
     return str(folder)
 
 
-CHECKS = {f"stage_{name}": stage(name) for name in ("identity", "matting", "synthesis", "semantics")}
+CHECKS = {
+    **{f"stage_{name}": stage(name) for name in ("identity", "matting", "synthesis", "semantics")},
+    "synthesis_batches": synthesis_batches,
+}
