@@ -81,7 +81,7 @@ def state(net, optimizer):
 class Training:
     """A small model and its optimiser, spread over the group as ``mode`` says."""
 
-    def __init__(self, group, mode="ddp", seed=0, dtype=torch.float32, config=CONFIG, fused=False):
+    def __init__(self, group, mode="ddp", seed=0, dtype=torch.float32, config=CONFIG):
         torch.manual_seed(seed)
         self.group, self.dtype, self.net = group, dtype, TokenAR(config).train()
         with torch.no_grad():
@@ -89,7 +89,7 @@ class Training:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
         self.module = parallelise(self.net, mode, group, dtype)
         groups = parameter_groups(self.net, 0.05)
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), fused=fused)
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), fused=True)
         self.ema = {name: torch.zeros_like(p, requires_grad=False) for name, p in self.net.named_parameters()}
 
     def step(self, number, spoiled=False):
@@ -184,7 +184,7 @@ def measure_bfloat16(group, folder):
 
 
 def skip_a_bad_step(group, folder, modes):
-    """In every mode a step, a spoiled one and another with the fused optimiser, which a GPU has.
+    """In every mode a step, a spoiled one and another with the optimiser.
 
     ``skipped-<mode>-<rank>.json`` counts what differs: after the spoiled step, after the last one, and from a run
     without the spoiled step.
@@ -192,7 +192,7 @@ def skip_a_bad_step(group, folder, modes):
     for mode in modes:
         states = []
         for spoiled in ([False, True, False], [False, False]):
-            training, found = Training(group, mode, fused=True), []
+            training, found = Training(group, mode), []
             for number, bad in enumerate(spoiled):
                 training.step(0 if bad else min(number, 1), spoiled=bad)
                 found.append(state(training.net, training.optimizer))

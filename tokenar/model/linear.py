@@ -72,7 +72,8 @@ def _for_onednn(x: Tensor, weight: Tensor) -> bool:
 def onednn_product(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., n] times the transpose of weight [m, n]: [..., m]. An operation of its own, because torch.compile takes
     torch's one for constant weights only."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    rows = torch.ops.mkldnn._linear_pointwise(x.flatten(0, -2), weight, None, "none", [], "")
+    return torch.ops.aten._unsafe_view(rows, [*x.shape[:-1], len(weight)])  # view() would forbid to change it in place
 
 
 @onednn_product.register_fake

@@ -51,8 +51,8 @@ def _same_numbers(folder, mode, alone):
     found = load_file(folder / f"{mode}.safetensors")
     assert found.keys() == tensors.keys()
     for name, expected in tensors.items():
-        # What Adam makes of a gradient that is nearly zero is not comparable.
-        tolerance = 2e-6 if name.startswith(("gradient", "exp_avg", "step")) else 2e-5
+        # Adam makes a step of the learning rate, 0.01, of a gradient that is nearly zero, whose last digits differ.
+        tolerance = 2e-6 if name.startswith(("gradient", "exp_avg", "step")) else 1e-4
         torch.testing.assert_close(found[name], expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
 
 
@@ -97,7 +97,7 @@ def test_bfloat16_on_float32_parameters(two):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_fused_optimiser_skips_a_step_without_finite_gradients_in_all_processes(mode, rank, two):
+def test_the_optimiser_skips_a_step_without_finite_gradients_in_all_processes(mode, rank, two):
     differing = json.loads((two / f"skipped-{mode}-{rank}.json").read_text())
     assert (differing["spoiled"], differing["undisturbed"]) == (0, 0)
     assert differing["next"] == differing["all"]
