@@ -24,6 +24,8 @@ NOT_HERE = {
     "benchmarks/accelerator.py": "tests/benchmarks/test_accelerator.py runs it",
     "prefect ": "tests/flows/test_deployments.py runs all of them with a server and a worker",
     "PYTHONPATH=. instructar": "tests/pipeline/test_add_a_stage.py runs them with the page's files",
+    "make carry": "downloads wheels; tests/benchmarks/test_accelerator.py holds that they are all that is imported",
+    "build/carry": "needs those wheels",
     "--profile paper": "needs the paper's weights",
     "instructar models fetch": "needs a network",
     "hf download": "needs a network",
