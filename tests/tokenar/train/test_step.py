@@ -303,8 +303,8 @@ def test_compiled_dropout_depends_on_nothing_but_seed_and_place(monkeypatch):
     from torch._inductor.codegen.triton import TritonOverrides
 
     monkeypatch.setattr(TritonOverrides, "_can_use_4x_random", staticmethod(lambda: True), raising=False)
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    step._set_up_compiler(torch.device("cuda"))
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        step._set_up_compiler(torch.device("cuda"))
     assert TritonOverrides.rand("seed", "place") == "tl.rand(seed, (place).to(tl.uint32))"
 
 
