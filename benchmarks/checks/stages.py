@@ -36,7 +36,7 @@ def stage(name: str) -> Callable[[Scale], dict[str, Any]]:
         need(name)
         import stages
 
-        samples, workers = (16, 4) if scale.full else (2, 1)
+        samples, workers = (16, 4) if scale.full else (1, 1)
         rounds = 1 if not scale.full or name in QUICKER else stages.ROUNDS
         changes, share = QUICKER.get(name, ({}, 1.0)) if scale.full else ({}, 1.0)
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def synthesis_batches(scale: Scale) -> dict[str, Any]:
     need("synthesis")
     import stages
 
-    sizes, steps = ((1, 4, 8), 4) if scale.full else ((1, 2), 1)
+    sizes, steps = ((1, 4, 8), 4) if scale.full else ((1,), 1)
     with tempfile.TemporaryDirectory() as folder:
         changes = {"batch_size": sizes[-1], "steps": steps}
         pool = write_pool(Path(folder) / "pool")
