@@ -206,6 +206,8 @@ def _backend(settings: object) -> str:
 def _title(pool: PoolConfig) -> str:
     if pool.source == "packaged":
         return "packaged photographs"
+    if pool.source == "generated":
+        return "generated subjects"
     return pool.hub_id or Path(pool.source).expanduser().resolve().name
 
 
@@ -219,6 +221,9 @@ def _preset_of(pool: PoolConfig) -> dict[str, Any]:
 def _licences(pool: PoolConfig, preset: Mapping[str, Any], used: Sequence[str]) -> tuple[Licence, ...]:
     if pool.source == "packaged":
         return _packaged_licences(used)
+    if pool.source == "generated":
+        textures = [f"{e['package']}/{e['file']}" for e in packaged()["backgrounds"] if "texture" in e]
+        return (Licence("MIT", "drawings by this program"), *_packaged_licences(textures))
     return (Licence(_stated_licence(pool_folder(pool)) or preset.get("licence", "unknown"), "all pictures"),)
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from data_schemas.tables import FAULTS, SYNTHESIS
 from pipeline.core.stage import Sample, Stage, StageConfig
-from pipeline.references.cutouts import load_backgrounds
+from pipeline.references.packaged import load_backgrounds
 
 KINDS = FAULTS[1:]
 """The faults that can be planted: all codes of the table but "none"."""

@@ -13,7 +13,8 @@ from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from data_schemas.tables import REFERENCES
 from pipeline.references import cutouts
-from pipeline.references.cutouts import ReferencesConfig, check_pool, list_pool, load_backgrounds, make_references
+from pipeline.references.cutouts import ReferencesConfig, check_pool, list_pool, make_references
+from pipeline.references.packaged import load_backgrounds, package_file
 
 
 def disc(colour: str, box: tuple[int, int, int, int], size: int = 120, mode: str = "RGB") -> Image.Image:
@@ -168,7 +169,7 @@ def test_pools_that_cannot_be_listed(tmp_path, monkeypatch):
 
 def test_a_package_that_is_not_installed():
     with pytest.raises(UserError, match=r"no_such_package/x\.png is not there"):
-        cutouts.package_file("no_such_package", "x.png")
+        package_file("no_such_package", "x.png")
 
 
 def test_a_reference_id_follows_what_it_is_made_from(folder):
