@@ -12,7 +12,13 @@ from data_schemas.schema import Column, TableSchema
 STATUSES = ("ok", "error", "skipped")
 SPLITS = ("train", "test")
 DECISIONS = ("kept", "rejected", "undecided", "error")
-FAULTS = ("none", "missing", "swapped", "colour")
+FAULTS = (
+    "none", "missing", "swapped", "replaced", "hidden", "third", "duplicated", "hue", "inverted", "colour", "blurred",
+    "jpeg",
+)  # fmt: skip
+"""Faults of a target. One subject: missing, swapped (the other in its place), replaced (a third one in its place),
+hidden (four fifths of it), duplicated, hue (turned by 120 degrees), inverted, blurred. The picture: third (one subject
+more), colour (extreme), blurred, jpeg (quality 5)."""
 
 _text, _int, _float = pa.string(), pa.int32(), pa.float64()
 _box = pa.list_(pa.float64(), 4)
@@ -157,6 +163,30 @@ IDENTITY = (
            low=-1, high=1),
 )  # fmt: skip
 
+QUALITY = (
+    Column("found_0", _float, "How much of the first reference is found in its region, part by part.", "cosine",
+           low=-1, high=1),
+    Column("found_1", _float, "How much of the second reference is found in its region, part by part.", "cosine",
+           low=-1, high=1),
+    Column("found_min", _float, "The smaller of the two.", "cosine", low=-1, high=1),
+    Column("colour_difference_0", _float, "Mean difference of colour between the first reference's parts and their "
+           "like in its region; lightness counts half.", "CIELAB", low=0),
+    Column("colour_difference_1", _float, "Mean difference of colour between the second reference's parts and their "
+           "like in its region; lightness counts half.", "CIELAB", low=0),
+    Column("colour_difference_max", _float, "The larger of the two.", "CIELAB", low=0),
+    Column("likeness_outside", _float, "How much more some spot outside the boxes looks like a subject than like "
+           "background.", "cosine", low=-2, high=2),
+    Column("outside_share", _float, "Share of the foreground outside the planned boxes and a margin.", "fraction",
+           low=0, high=1),
+    Column("sharpness_0", _float, "How much finer the detail of the first region is than its reference's at the same "
+           "size; null if too small to tell.", "log ratio"),
+    Column("sharpness_1", _float, "How much finer the detail of the second region is than its reference's at the same "
+           "size; null if too small to tell.", "log ratio"),
+    Column("sharpness_min", _float, "The smaller of the two; 0 if neither can be told.", "log ratio"),
+    Column("blockiness", _float, "How much larger steps between pixels are on a grid of 8 pixels than beside it.",
+           "log ratio"),
+)  # fmt: skip
+
 DECIDE = TableSchema(
     "decide",
     2,
@@ -208,7 +238,7 @@ MANIFEST = TableSchema(
     (
         *PLAN.columns,
         *DECIDE.columns[1:],
-        Column("shard", _text, "Shard that holds the sample; null if it was not kept.", "file name", nullable=True),
+        Column("shard", _text, "Shard that holds the sample; null if none does.", "file name", nullable=True),
     ),
     key="sample_id",
     open=True,  # the columns of all stages follow, each with its meaning and unit in the field's metadata
