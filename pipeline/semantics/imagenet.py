@@ -27,8 +27,8 @@ class ImageNetJudge(Stage):
     version = 1
     columns = SEMANTICS
     rules = (
-        Rule("present_min", "min", 0.3, "subject_missing", "A subject is not where it was planned."),
-        Rule("colour_extremity", "max", 0.75, "colour_extreme", "The colours are not those of a photograph."),
+        Rule("present_min", "min", 0.15, "subject_missing", "A subject is not where it was planned."),
+        Rule("colour_extremity", "max", 0.95, "colour_extreme", "The colours are not those of a photograph."),
     )
     model = encoders.MODEL
     Config = ImageNetConfig
