@@ -184,9 +184,12 @@ def _limits(metrics: Mapping[str, Any], config: Mapping[str, Any], pools: Sequen
         )
     planted = metrics.get("planted")
     if planted and planted["planted"] > planted["caught"]:
+        where = (
+            "are in the shards" if (config.get("shards") or {}).get("planted_faults") else "were left out of the shards"
+        )
         limits.append(
-            f"{planted['planted'] - planted['caught']} samples with a planted fault passed the filters and are in the "
-            "shards; `planted_fault` in the manifest names them."
+            f"{planted['planted'] - planted['caught']} samples with a planted fault passed the filters and {where}; "
+            "`planted_fault` in the manifest names them."
         )
     if metrics["funnel"]["undecided"]:
         limits.append(f"{metrics['funnel']['undecided']} samples were left undecided and are not in the shards.")
