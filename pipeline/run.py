@@ -20,7 +20,7 @@ from pipeline.references.sources import Source
 
 PLAN_VERSION = 1
 DECIDE_VERSION = 2
-SHARDS_VERSION = 1
+SHARDS_VERSION = 2
 POOL_PART = 64
 """Reference pictures in a part of the pool: about two seconds of work and a few megabytes."""
 
