@@ -33,7 +33,7 @@ def choose_fault(
 
     The subject is None if there is no fault or it affects the whole picture. A blur affects either.
     """
-    kind, subject, whole = kinds[rng.integers(len(kinds))], int(rng.integers(2)), rng.random() < 0.5
+    kind, subject, whole = kinds[int(rng.integers(len(kinds)))], int(rng.integers(2)), rng.random() < 0.5
     if int((index + 1) * share) == int(index * share):
         return "none", None
     return kind, None if kind in ("colour", "jpeg", "third") or (kind == "blurred" and whole) else subject
