@@ -14,6 +14,7 @@ from pydantic import Field
 from data_schemas.tables import FAULTS, SYNTHESIS
 from pipeline.core.stage import Sample, Stage, StageConfig
 from pipeline.references.packaged import load_backgrounds
+from pipeline.synthesis.pose import Pose, draw_pose, posed
 
 KINDS = FAULTS[1:]
 """The faults that can be planted: all codes of the table but "none"."""
@@ -28,13 +29,16 @@ class CollageConfig(StageConfig):
     backend: Literal["collage"] = "collage"
     size: int = Field(256, ge=64, le=1024, description="Side of the picture in pixels")
     fault_share: float = Field(0.2, ge=0, le=1)
+    pose: float = Field(
+        0.5, ge=0, le=1, description="How far poses differ from the reference's: turn, shear, perspective"
+    )
 
 
 class Collage(Stage):
     """Saves ``target`` (RGB) and ``alpha_true`` (L), the exact matte of the pasted subjects."""
 
     name = "synthesis"
-    version = 1
+    version = 2
     reads = ("references", "plan")
     columns = SYNTHESIS
     saves_pictures = True
@@ -48,15 +52,15 @@ class Collage(Stage):
         size = self.config.size
         picture = draw_background(scene, size)
         matte = np.zeros((size, size), np.float32)
-        for i in scene.permutation(2):
-            cutout = relight(sample.reference(int(i)), scene)
-            other = sample.reference(1 - int(i))
-            angle, mirrored = scene.uniform(-7, 7), scene.random() < 0.5
+        for i in drawing_order(sample.plan["front"], scene):
+            cutout = relight(sample.reference(i), scene)
+            other = sample.reference(1 - i)
+            pose = draw_pose(sample.plan, i, self.config.pose, scene)
             if fault == "missing" and i == subject:
                 continue
             if fault == "swapped" and i == subject:
                 cutout = other
-            layer = place(cutout, sample.plan[f"box_{i}"], size, angle, mirrored)
+            layer = place(cutout, sample.plan[f"box_{i}"], size, pose)
             picture = paste(picture, layer)
             matte = np.maximum(matte, np.asarray(layer.getchannel("A"), np.float32) / 255)
         if fault == "colour":
@@ -75,6 +79,12 @@ def choose_fault(index: int, rng: np.random.Generator, share: float) -> tuple[st
     if int((index + 1) * share) == int(index * share):
         return "none", None
     return kind, None if kind == "colour" else subject
+
+
+def drawing_order(front: int | None, rng: np.random.Generator) -> list[int]:
+    """Both subjects, the one that comes to lie in front last. Without a ``front`` it is left to chance."""
+    order = [int(i) for i in rng.permutation(2)]
+    return order if front is None else [1 - front, front]
 
 
 def draw_background(rng: np.random.Generator, size: int) -> Image.Image:
@@ -99,10 +109,9 @@ def relight(cutout: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(lit.round().astype(np.uint8), "RGBA")
 
 
-def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirrored: bool) -> Image.Image:
-    """A transparent ``size`` x ``size`` layer with the cut-out as large as its box allows, standing at its bottom."""
-    cutout = ImageOps.mirror(cutout) if mirrored else cutout
-    cutout = cutout.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+def place(cutout: Image.Image, box: list[float], size: int, pose: Pose) -> Image.Image:
+    """A transparent ``size`` x ``size`` layer with the cut-out in its pose, as large as its box allows."""
+    cutout = posed(cutout, pose)
     bounds = cutout.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
     cutout = cutout.crop(bounds)
     left, top, right, bottom = (v * size for v in box)
@@ -111,7 +120,8 @@ def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirror
     # premultiplied alpha keeps colours under transparent pixels from bleeding into the edge
     cutout = cutout.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     layer = Image.new("RGBA", (size, size), (0, 0, 0, 0))
-    layer.paste(cutout, (round((left + right - width) / 2), round(bottom - height)))
+    x, y = pose.anchor
+    layer.paste(cutout, (round(left + x * (right - left - width)), round(top + y * (bottom - top - height))))
     return layer
 
 
