@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 from pydantic import Field
@@ -14,7 +14,7 @@ from data_schemas.errors import UserError
 from data_schemas.settings import suggest
 from pipeline.core.parts import fingerprint
 from pipeline.core.stage import StageConfig
-from pipeline.planning.relations import draw_boxes, height_of, is_animate, relation_data
+from pipeline.planning.relations import draw_boxes, height_of, relation_data, suits
 from pipeline.planning.wording import sentence
 
 PLAN_STREAM = 2**31
@@ -149,25 +149,26 @@ class _Drawer:
         self.relations = list(relations)
         self.related = np.zeros(len(self.relations), int)
         self.everyone = np.ones(len(self.subjects), bool)
-        animate = np.array([is_animate(c) for c in codes], bool)[self.category]
-        suited = {"animate": animate, "thing": ~animate, "any": self.everyone}
-        self.suited = [[suited[need] for need in relation_data()["relations"][name]["between"]] for name in relations]
+        needs = [relation_data()["relations"][name]["between"] for name in relations]
+        suited = {n: np.array([suits(c, n) for c in codes], bool)[self.category] for n in {*chain(*needs)}}
+        self.suited = [[suited[need] for need in pair] for pair in needs]
 
     def draw(self, rng: np.random.Generator) -> tuple[list[str], str]:
         """The ids of two subjects of different categories, the first of which does what the relation says, and it.
 
-        A relation waits while all that it suits have been drawn OFTEN times as often as another subject. If no relation
-        suits any pair, the pair is drawn without regard to it, so that relations that were asked for are planned.
+        Subjects that have been drawn OFTEN times as often as another wait, and so do relations that suit no others. If
+        no relation suits any pair, the pair is drawn without regard to it: relations that were asked for are planned.
         """
         order = np.argsort(self.related + rng.random(len(self.related)))
         rested = self.drawn <= OFTEN * self.drawn.min() + 1
-        for waiting in (rested, self.everyone):
+        everyone = self.everyone
+        for firsts, seconds in ((rested, rested), (rested, everyone), (everyone, rested), (everyone, everyone)):
             for relation in order:
-                first, second = (suited & waiting for suited in self.suited[relation])
-                pair = self._pair(first, second, rng)
+                first, second = self.suited[relation]
+                pair = self._pair(first & firsts, second & seconds, rng)
                 if pair is not None:
                     return self._take(pair, int(relation), rng)
-        pair = self._pair(self.everyone, self.everyone, rng)
+        pair = self._pair(everyone, everyone, rng)
         assert pair is not None, "a split has two categories"
         return self._take(pair, int(order[0]), rng)
 

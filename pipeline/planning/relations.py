@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 
 @cache
 def relation_data() -> dict:
-    """relations.yaml: "relations", "animate", "heights" and "default_height"."""
+    """relations.yaml: "relations", "animate", "fixed", "heights" and "default_height"."""
     return yaml.safe_load((files("pipeline.planning") / "relations.yaml").read_text())
 
 
@@ -41,6 +41,17 @@ def height_of(category: str) -> float:
 def is_animate(category: str) -> bool:
     """Whether subjects of this category can hug, dance or carry something."""
     return any(_contains(category, name) for name in relation_data()["animate"])
+
+
+def suits(category: str, need: str) -> bool:
+    """Whether subjects of this category are what a relation needs: any, animate, movable or object."""
+    fixed = any(_contains(category, name) for name in relation_data()["fixed"])
+    return {
+        "any": True,
+        "animate": is_animate(category),
+        "movable": not fixed,
+        "object": not fixed and not is_animate(category),
+    }[need]
 
 
 def _contains(category: str, name: str) -> bool:

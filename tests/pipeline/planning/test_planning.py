@@ -37,7 +37,7 @@ def pool(**counts: int) -> list[dict]:
     return [reference(category, k) for category, n in counts.items() for k in range(n)]
 
 
-FOUR_EACH = pool(cat=4, person=4, building=4)
+FOUR_EACH = pool(cat=4, person=4, building=4, cup=4)
 
 
 def test_rows_follow_the_schema_and_are_exact():
@@ -86,10 +86,10 @@ def test_subjects_and_relations_are_used_evenly():
         used = Counter(r[f"subject_{i}_id"] for r in own for i in (0, 1))
         assert max(used.values()) <= 2 * min(used.values()) + 3
         told = Counter(r["relation"] for r in own)
-        assert len(told) == 13
+        assert len(told) == (13 if split == "train" else 7), "few test subjects: all animate ones of one category"
         assert max(told.values()) - min(told.values()) <= 1
     first = Counter(r["reference_0_category"] for r in rows)
-    assert min(first.values()) > 50
+    assert min(first.values()) > 20
 
 
 def test_every_picture_of_a_subject_is_used():
@@ -111,6 +111,10 @@ def test_relations_suit_the_categories():
     between = {}
     for row in rows:
         kinds = tuple("animate" if is_animate(row[f"reference_{i}_category"]) else "thing" for i in (0, 1))
+        if row["relation"] in ("carry", "hold", "ride"):
+            assert row["reference_1_category"] != "building"
+        if row["relation"] in ("lie_on", "lean_against"):
+            assert row["reference_0_category"] != "building"
         between.setdefault(row["relation"], set()).add(kinds)
     assert between["hug"] == between["kiss"] == {("animate", "animate")}
     assert all(first == "animate" for first, _ in between["carry"] | between["ride"] | between["hold"])
@@ -141,7 +145,7 @@ def test_tilted_subjects_lean_towards_or_away_from_each_other():
         for row in make_plan(FOUR_EACH, PlanningConfig(relations=[relation]), 20, 0):
             left, right = sorted((0, 1), key=lambda i: row[f"box_{i}"][0] + row[f"box_{i}"][2])
             assert sign * row[f"turn_{left}"] < 0 < sign * row[f"turn_{right}"]
-    for row in make_plan(pool(cup=2, building=2), PlanningConfig(relations=["lie_on"], test_share=0), 8, 0):
+    for row in make_plan(pool(cup=2, car=2), PlanningConfig(relations=["lie_on"], test_share=0), 8, 0):
         assert abs(row["turn_0"]) == 90
 
 
