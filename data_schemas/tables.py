@@ -34,7 +34,7 @@ STATUS_COLUMNS = (
 
 REFERENCES = TableSchema(
     "references",
-    2,
+    3,
     (
         Column("reference_id", _text, "Content-derived name of the reference picture.", "id"),
         *STATUS_COLUMNS,
@@ -50,13 +50,14 @@ REFERENCES = TableSchema(
                low=0, high=1),
         Column("pixels_sha256", _text, "Digest of the decoded picture and its mask; null if it cannot be used.",
                "hex digits", nullable=True),
+        Column("mirror", pa.bool_(), "Whether a target may show it mirrored; not for letters and signs.", "yes or no"),
     ),
     key="reference_id",
 )  # fmt: skip
 
 PLAN = TableSchema(
     "plan",
-    1,
+    2,
     (
         SAMPLE_ID,
         Column("index", _int, "Position in the plan.", "count from 0", low=0),
@@ -74,6 +75,19 @@ PLAN = TableSchema(
         Column("layout", _text, "Layout class of the relation: where the boxes are.", "code"),
         Column("box_0", _box, "Where the first subject goes: left, top, right, bottom.", "fraction"),
         Column("box_1", _box, "Where the second subject goes: left, top, right, bottom.", "fraction"),
+        Column("turn_0", _float, "By how much the relation turns the first subject, counter-clockwise.", "degrees"),
+        Column("turn_1", _float, "By how much the relation turns the second subject, counter-clockwise.", "degrees"),
+        Column("mirror_0", pa.bool_(), "Whether the first subject may be shown mirrored.", "yes or no"),
+        Column("mirror_1", pa.bool_(), "Whether the second subject may be shown mirrored.", "yes or no"),
+        Column(
+            "front",
+            _int,
+            "The subject that lies in front (0 or 1); null where the relation leaves it open.",
+            "index",
+            nullable=True,
+            low=0,
+            high=1,
+        ),
         Column("prompt", _text, "Description of the picture to be made.", "text"),
     ),
     key="sample_id",
@@ -234,7 +248,7 @@ SHARD_INDEX = TableSchema(
 
 MANIFEST = TableSchema(
     "manifest",
-    2,
+    3,
     (
         *PLAN.columns,
         *DECIDE.columns[1:],

@@ -59,7 +59,14 @@ class Quality(Stage):
         boxes = [sample.plan[f"box_{i}"] for i in range(2)]
         cutouts = [sample.reference(i) for i in range(2)]
         grid = correspondence.grid_of(target)
-        views = [correspondence.reference_views(cutouts[i], boxes[i], grid.centre) for i in range(2)]
+        views = [
+            [
+                view
+                for turned in as_planned(cutouts[i], sample.plan.get(f"turn_{i}") or 0.0)
+                for view in correspondence.reference_views(turned, boxes[i], grid.centre)
+            ]
+            for i in range(2)
+        ]
         scores: dict = {}
         for i in range(2):
             region = grid.part(correspondence.near(boxes[i]))
@@ -78,6 +85,14 @@ class Quality(Stage):
             "outside_share": round(outside_share(solid, boxes, self.config.margin), 6),
             "blockiness": round(blockiness(np.asarray(target.convert("L"))), 6),
         }
+
+
+def as_planned(cutout: Image.Image, turn: float) -> list[Image.Image]:
+    """The cut-out (RGBA), and turned as its relation plans (degrees): features know a subject that lies no longer."""
+    if not turn:
+        return [cutout]
+    turned = cutout.rotate(turn, Image.Resampling.BICUBIC, expand=True)
+    return [cutout, turned.crop(turned.getchannel("A").getbbox())]
 
 
 def outside_share(solid: np.ndarray, boxes: list[list[float]], margin: float) -> float:

@@ -25,7 +25,7 @@ from pipeline.references.generated.subjects import Generated, draw
 from pipeline.references.pools import PoolConfig
 from pipeline.references.sources import Reader, Source
 
-VERSION = 3
+VERSION = 4
 WORKING_SIDE = 384
 """Longest side, in pixels, of the picture that GrabCut works on."""
 
@@ -242,6 +242,7 @@ def _row(source: Source, status: str, **values: object) -> dict:
         "height": None,
         "area_share": None,
         "pixels_sha256": None,
+        "mirror": source.mirror,
         **values,
     }
 

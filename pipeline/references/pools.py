@@ -74,6 +74,7 @@ class PoolConfig(Settings):
     subject: Literal["name", "category", "picture"] = "name"
     count: int | None = Field(None, ge=1, le=10**6, description="Subjects of a generated pool")
     seed: int | None = Field(None, ge=0, lt=2**31, description="Seed of a generated pool")
+    mirror: bool = Field(True, description="Whether subjects may be shown mirrored; false for letters and signs")
     limit: int | None = Field(None, ge=1, le=10**9)
 
     @model_validator(mode="before")
@@ -115,9 +116,9 @@ def presets() -> dict[str, dict]:
 def list_pool(pool: PoolConfig) -> list[Source]:
     """All pictures of the pool in a fixed order. Reads the files to compute their digests, but decodes none."""
     if pool.source == "packaged":
-        return [_packaged_source(entry) for entry in packaged()["subjects"]]
+        return [_packaged_source(entry, pool.mirror and entry.get("mirror", True)) for entry in packaged()["subjects"]]
     if pool.source == "generated":
-        return [_generated_source(Generated(pool.seed or 0, k)) for k in range(pool.count or GENERATED)]
+        return [_generated_source(Generated(pool.seed or 0, k), pool.mirror) for k in range(pool.count or GENERATED)]
     root = pool_folder(pool)
     prefix = f"{pool.hub_id}/" if pool.hub_id else ""
     if root.is_file():
@@ -184,7 +185,7 @@ def require(pool: PoolConfig) -> None:
         pool_folder(pool)
 
 
-def _packaged_source(entry: dict) -> Source:
+def _packaged_source(entry: dict, mirror: bool) -> Source:
     path = package_file(entry["package"], entry["file"])
     source, name, category = f"{entry['package']}/{entry['file']}", entry["name"], entry["category"]
     box, digest = tuple(entry["box"]), _digest(path)
@@ -192,13 +193,16 @@ def _packaged_source(entry: dict) -> Source:
     # the id includes the file and the box, because several entries may be cut from one photograph
     reference_id = _id(source, box, inside, outside, name, category, digest)
     subject_id = f"{_slug(category)}/{_slug(name)}"
-    return Source(reference_id, subject_id, name, category, source, digest, PictureLocation(path), box, inside, outside)
+    return Source(
+        reference_id, subject_id, name, category, source, digest, PictureLocation(path), box, inside, outside,
+        mirror=mirror,
+    )  # fmt: skip
 
 
-def _generated_source(subject: Generated) -> Source:
+def _generated_source(subject: Generated, mirror: bool) -> Source:
     made, digest = recipe(subject), subject.digest
     reference_id = _id(subject.source, made.name, made.kind, digest)
-    return Source(reference_id, subject.source, made.name, made.kind, subject.source, digest, subject)
+    return Source(reference_id, subject.source, made.name, made.kind, subject.source, digest, subject, mirror=mirror)
 
 
 def _of_split(root: Path, paths: list[Path], pool: PoolConfig) -> list[Path]:
@@ -293,7 +297,7 @@ def _source(
     reference_id = _id(name, category, subject_id, digest or source, mask_digest, labels)
     return Source(
         reference_id, subject_id, name, category, source, digest, location,
-        mask=mask, mask_sha256=mask_digest, labels=labels,
+        mask=mask, mask_sha256=mask_digest, labels=labels, mirror=pool.mirror,
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ class Source:
     ``source`` is its file (and row) relative to the pool. ``sha256`` is that of its bytes, or empty if they cannot be
     read; for a generated subject, that of what it is made from. ``box`` is the part of the picture that shows the
     subject; None for all of it. ``inside`` and ``outside`` are parts that certainly are or are not the subject.
-    ``mask`` is a label map, in which ``labels`` (None: all but 0) mark the subject.
+    ``mask`` is a label map, in which ``labels`` (None: all but 0) mark the subject. ``mirror`` says
+    whether a picture may show it mirrored.
     """
 
     reference_id: str
@@ -45,6 +46,7 @@ class Source:
     mask: PictureLocation | None = None
     mask_sha256: str = ""
     labels: tuple[int, ...] | None = None
+    mirror: bool = True
 
 
 class Reader:

@@ -179,8 +179,8 @@ def _limits(metrics: Mapping[str, Any], config: Mapping[str, Any], pools: Sequen
     limits = ["Samples were judged by models and thresholds; what these cannot see is still in it."]
     if _backend(config.get("synthesis")) == "collage":
         limits.append(
-            "Targets are collages of the references on photographs: a relation shows in where the subjects stand, "
-            "not in how they hold themselves."
+            "Targets are collages of the references on photographs: a relation shows in where the subjects stand and "
+            "how they are turned, not in what their limbs do."
         )
     planted = metrics.get("planted")
     if planted and planted["planted"] > planted["caught"]:

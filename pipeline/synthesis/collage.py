@@ -26,6 +26,10 @@ from pipeline.synthesis.faults import (
     spoil_picture,
     visible_fault,
 )  # fmt: skip
+from pipeline.synthesis.pose import Pose, draw_pose, posed
+
+UPRIGHT = Pose(False, 0.0, 0.0, 0.0, 0.0, 0.0, (0.5, 1.0))
+"""The pose of a subject too many."""
 
 
 class CollageConfig(StageConfig):
@@ -38,6 +42,9 @@ class CollageConfig(StageConfig):
     backend: Literal["collage"] = "collage"
     size: int = Field(256, ge=64, le=1024, description="Side of the picture in pixels")
     fault_share: float = Field(0.2, ge=0, le=1)
+    pose: float = Field(
+        0.5, ge=0, le=1, description="How far poses differ from the reference's: turn, shear, perspective"
+    )
     faults: list[Fault] = Field(list(KINDS), min_length=1)
 
 
@@ -45,7 +52,7 @@ class Collage(Stage):
     """Saves ``target`` (RGB) and ``alpha_true`` (L), the exact matte of the pasted subjects."""
 
     name = "synthesis"
-    version = 2
+    version = 3
     reads = ("references", "plan")
     columns = SYNTHESIS
     saves_pictures = True
@@ -63,18 +70,18 @@ class Collage(Stage):
         by_other = fault == "hidden" and spoiling.random() < 0.5
         size, boxes = self.config.size, [sample.plan["box_0"], sample.plan["box_1"]]
         picture = draw_background(scene, size)
-        order = scene.permutation(2).tolist()
+        order = drawing_order(sample.plan["front"], scene)
         if by_other:
             order.sort(key=lambda i: i != one)  # the one that hides it is pasted later
             boxes[1 - one] = covering_box(boxes[one])
         layers: dict[int, Image.Image] = {}
         for i in order:
             cutout = relight(cutouts[i], scene)
-            angle, mirrored = scene.uniform(-7, 7), scene.random() < 0.5
+            pose = draw_pose(sample.plan, i, self.config.pose, scene)
             if i == one:
                 cutout = {"swapped": cutouts[1 - i], "replaced": another}.get(fault) or cutout
                 cutout = spoil_cutout(cutout, fault)
-            layers[i] = place(cutout, boxes[i], size, angle, mirrored)
+            layers[i] = place(cutout, boxes[i], size, pose)
         if fault == "missing":
             del layers[one]
         if fault == "hidden":
@@ -85,7 +92,7 @@ class Collage(Stage):
             picture, matte = paste(picture, layer), np.maximum(matte, alpha_of(layer))
         if fault in ("third", "duplicated"):
             extra = relight(another if fault == "third" and another else cutouts[one], spoiling)
-            layer = place(extra, free_box(matte, spoiling), size, 0.0, bool(spoiling.random() < 0.5))
+            layer = place(extra, free_box(matte, spoiling), size, UPRIGHT)
             picture, matte = paste(picture, layer), np.maximum(matte, alpha_of(layer))
         if subject is None:
             picture = spoil_picture(picture, fault, spoiling)
@@ -104,6 +111,12 @@ def another_subject(sample: Sample, rng: np.random.Generator) -> Image.Image | N
 def alpha_of(layer: Image.Image) -> np.ndarray:
     """The alpha [H, W] of a layer (RGBA), in 0..1."""
     return np.asarray(layer.getchannel("A"), np.float32) / 255
+
+
+def drawing_order(front: int | None, rng: np.random.Generator) -> list[int]:
+    """Both subjects, the one that comes to lie in front last. Without a ``front`` it is left to chance."""
+    order = [int(i) for i in rng.permutation(2)]
+    return order if front is None else [1 - front, front]
 
 
 def pick_background(rng: np.random.Generator) -> tuple[str, Image.Image]:
@@ -133,10 +146,9 @@ def relight(cutout: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(lit.round().astype(np.uint8), "RGBA")
 
 
-def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirrored: bool) -> Image.Image:
-    """A transparent ``size`` x ``size`` layer with the cut-out as large as its box allows, standing at its bottom."""
-    cutout = ImageOps.mirror(cutout) if mirrored else cutout
-    cutout = cutout.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+def place(cutout: Image.Image, box: list[float], size: int, pose: Pose) -> Image.Image:
+    """A transparent ``size`` x ``size`` layer with the cut-out in its pose, as large as its box allows."""
+    cutout = posed(cutout, pose)
     bounds = cutout.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
     cutout = cutout.crop(bounds)
     left, top, right, bottom = (v * size for v in box)
@@ -145,7 +157,8 @@ def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirror
     # premultiplied alpha keeps colours under transparent pixels from bleeding into the edge
     cutout = cutout.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     layer = Image.new("RGBA", (size, size), (0, 0, 0, 0))
-    layer.paste(cutout, (round((left + right - width) / 2), round(bottom - height)))
+    x, y = pose.anchor
+    layer.paste(cutout, (round(left + x * (right - left - width)), round(top + y * (bottom - top - height))))
     return layer
 
 

@@ -11,7 +11,7 @@ from pipeline.identity.compare import Identity
 from pipeline.matting.grabcut import GrabCut
 from pipeline.planning import planning
 from pipeline.references import cutouts
-from pipeline.semantics.imagenet import ImageNetJudge, agreement, colour_extremity
+from pipeline.semantics.imagenet import ImageNetJudge, agreement, colour_extremity, shown_pixels
 from pipeline.synthesis.collage import Collage, CollageConfig
 from pipeline.synthesis.faults import KINDS, choose_fault, extreme_colours
 
@@ -163,9 +163,23 @@ def test_photographs_have_natural_colours_and_planted_extremes_do_not():
     rng = np.random.default_rng(0)
     for name in ("astronaut", "chelsea", "rocket", "grass"):
         photo = Image.fromarray(getattr(photos, name)()).convert("RGB")
-        assert colour_extremity(photo) < 0.75, name
+        usual = np.asarray(photo).reshape(-1, 3)
+        assert colour_extremity(usual, usual) == 0, name
         for _ in range(6):
-            assert colour_extremity(extreme_colours(photo, rng)) > 0.75, name
+            extreme = np.asarray(extreme_colours(photo, rng)).reshape(-1, 3)
+            assert colour_extremity(extreme, usual) > 0.6, name
+
+
+def test_neither_a_red_subject_nor_its_background_is_a_fault_of_colour():
+    red, grey = (np.tile(np.array([colour], np.uint8), (500, 1)) for colour in ((200, 20, 20), (120, 120, 110)))
+    assert colour_extremity(red, red) == 0
+    assert colour_extremity(red, grey) > 0.99
+    scene = Image.new("RGB", (64, 64), (0, 40, 0))
+    scene.paste((120, 120, 110), (20, 20, 40, 40))
+    alpha = Image.new("L", (64, 64))
+    alpha.paste(255, (20, 20, 40, 40))
+    assert (shown_pixels(scene, alpha, [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]) == (120, 120, 110)).all()
+    assert len(shown_pixels(scene, Image.new("L", (64, 64)), [(0.0, 0.0, 0.5, 0.5)])) == 32 * 32
 
 
 def test_the_encoder_knows_a_tabby_cat():

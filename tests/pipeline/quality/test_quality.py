@@ -14,6 +14,7 @@ from pipeline.quality.correspondence import Cells, box_cells, compare_region, li
 from pipeline.quality.stage import Quality, outside_share, relative_sharpness
 from pipeline.synthesis.collage import paste, place
 from pipeline.synthesis.faults import spoil_cutout
+from pipeline.synthesis.pose import Pose
 
 BOXES = ([0.05, 0.4, 0.45, 0.95], [0.55, 0.4, 0.95, 0.95])
 
@@ -41,7 +42,7 @@ def scores(cutouts=CUTOUTS, extra=(), spoil=lambda picture: picture) -> dict:
     """The scores of a picture with the cut-outs in BOXES and ``extra`` (cut-out, box), compared with CUTOUTS."""
     picture, matte = GRASS, np.zeros((256, 256), np.uint8)
     for cutout, box in [*zip(cutouts.values(), BOXES, strict=True), *extra]:
-        layer = place(cutout, box, 256, 4.0, True)
+        layer = place(cutout, box, 256, Pose(True, 4.0, 0.0, 0.0, 0.0, 0.0, (0.5, 1.0)))
         picture = paste(picture, layer)
         matte = np.maximum(matte, np.asarray(layer.getchannel("A")))
     files = {

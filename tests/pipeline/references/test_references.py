@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from data_schemas.tables import REFERENCES
-from pipeline.references import cutouts
 from pipeline.references.cutouts import ReferencesConfig, check_pool, list_pool, make_references
 from pipeline.references.packaged import load_backgrounds, package_file
 
@@ -99,7 +98,7 @@ def test_folder_names_and_categories(folder):
     ]  # fmt: skip
     assert [(s.category, s.name, s.subject_id) for s in sources if s.source in ("Leaf.WEBP", "toys/red_ball.png")] == [
         ("my pool", "Leaf", "my-pool/leaf"),
-        ("toys", "a shiny", "toys/a-shiny"),
+        ("toys", "shiny", "toys/shiny"),
     ]
     assert sources[1].name == "blue flower"
     assert sources[1].category == "house plants"

@@ -21,7 +21,15 @@ from pipeline.curate import curate, stage_inputs
 from pipeline.identity.compare import Identity
 from pipeline.jobs import PartJob, read_all
 from pipeline.report import calibration
-from pipeline.report.calibration import area_under_curve, measure, rule_figures, spread_evenly, wrong_sample, youden
+from pipeline.report.calibration import (
+    area_under_curve,
+    measure,
+    rule_figures,
+    separate,
+    spread_evenly,
+    wrong_sample,
+    youden,
+)
 from pipeline.report.calibration_page import calibrate
 
 LOW = Rule("similarity", "min", 0.5, "identity_low", "Too unlike.")
@@ -151,8 +159,10 @@ def test_right_references_stand_out_from_the_floor(small_run, found):
 def test_where_the_floor_says_nothing_there_is_no_suggestion(found):
     colours = figures_of(found["semantics"], "colour_extreme")
     assert colours.suggested is None
-    assert math.isnan(colours.auc)
-    assert "leave this score as it is" in colours.note
+    assert colours.auc < 0.7
+    assert "the floor cannot place it" in colours.note
+    same = pd.Series([0.1, 0.4], index=["a", "b"])
+    assert "leave this score as it is" in separate(same, same, HIGH)[2]
     copied = figures_of(found["identity"], "identity_copied")
     assert (copied.suggested, copied.at(1.0).alone) == (None, 12)
     assert copied.auc < 0.5
