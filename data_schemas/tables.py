@@ -12,7 +12,13 @@ from data_schemas.schema import Column, TableSchema
 STATUSES = ("ok", "error", "skipped")
 SPLITS = ("train", "test")
 DECISIONS = ("kept", "rejected", "undecided", "error")
-FAULTS = ("none", "missing", "swapped", "colour")
+FAULTS = (
+    "none", "missing", "swapped", "replaced", "hidden", "third", "duplicated", "hue", "inverted", "colour", "blurred",
+    "jpeg",
+)  # fmt: skip
+"""Faults of a target. One subject: missing, swapped (the other in its place), replaced (a third one in its place),
+hidden (four fifths of it), duplicated, hue (turned by 120 degrees), inverted, blurred. The picture: third (one subject
+more), colour (extreme), blurred, jpeg (quality 5)."""
 
 _text, _int, _float = pa.string(), pa.int32(), pa.float64()
 _box = pa.list_(pa.float64(), 4)
@@ -28,7 +34,7 @@ STATUS_COLUMNS = (
 
 REFERENCES = TableSchema(
     "references",
-    2,
+    3,
     (
         Column("reference_id", _text, "Content-derived name of the reference picture.", "id"),
         *STATUS_COLUMNS,
@@ -44,13 +50,14 @@ REFERENCES = TableSchema(
                low=0, high=1),
         Column("pixels_sha256", _text, "Digest of the decoded picture and its mask; null if it cannot be used.",
                "hex digits", nullable=True),
+        Column("mirror", pa.bool_(), "Whether a target may show it mirrored; not for letters and signs.", "yes or no"),
     ),
     key="reference_id",
 )  # fmt: skip
 
 PLAN = TableSchema(
     "plan",
-    1,
+    2,
     (
         SAMPLE_ID,
         Column("index", _int, "Position in the plan.", "count from 0", low=0),
@@ -68,6 +75,19 @@ PLAN = TableSchema(
         Column("layout", _text, "Layout class of the relation: where the boxes are.", "code"),
         Column("box_0", _box, "Where the first subject goes: left, top, right, bottom.", "fraction"),
         Column("box_1", _box, "Where the second subject goes: left, top, right, bottom.", "fraction"),
+        Column("turn_0", _float, "By how much the relation turns the first subject, counter-clockwise.", "degrees"),
+        Column("turn_1", _float, "By how much the relation turns the second subject, counter-clockwise.", "degrees"),
+        Column("mirror_0", pa.bool_(), "Whether the first subject may be shown mirrored.", "yes or no"),
+        Column("mirror_1", pa.bool_(), "Whether the second subject may be shown mirrored.", "yes or no"),
+        Column(
+            "front",
+            _int,
+            "The subject that lies in front (0 or 1); null where the relation leaves it open.",
+            "index",
+            nullable=True,
+            low=0,
+            high=1,
+        ),
         Column("prompt", _text, "Description of the picture to be made.", "text"),
     ),
     key="sample_id",
@@ -157,6 +177,30 @@ IDENTITY = (
            low=-1, high=1),
 )  # fmt: skip
 
+QUALITY = (
+    Column("found_0", _float, "How much of the first reference is found in its region, part by part.", "cosine",
+           low=-1, high=1),
+    Column("found_1", _float, "How much of the second reference is found in its region, part by part.", "cosine",
+           low=-1, high=1),
+    Column("found_min", _float, "The smaller of the two.", "cosine", low=-1, high=1),
+    Column("colour_difference_0", _float, "Mean difference of colour between the first reference's parts and their "
+           "like in its region; lightness counts half.", "CIELAB", low=0),
+    Column("colour_difference_1", _float, "Mean difference of colour between the second reference's parts and their "
+           "like in its region; lightness counts half.", "CIELAB", low=0),
+    Column("colour_difference_max", _float, "The larger of the two.", "CIELAB", low=0),
+    Column("likeness_outside", _float, "How much more some spot outside the boxes looks like a subject than like "
+           "background.", "cosine", low=-2, high=2),
+    Column("outside_share", _float, "Share of the foreground outside the planned boxes and a margin.", "fraction",
+           low=0, high=1),
+    Column("sharpness_0", _float, "How much finer the detail of the first region is than its reference's at the same "
+           "size; null if too small to tell.", "log ratio"),
+    Column("sharpness_1", _float, "How much finer the detail of the second region is than its reference's at the same "
+           "size; null if too small to tell.", "log ratio"),
+    Column("sharpness_min", _float, "The smaller of the two; 0 if neither can be told.", "log ratio"),
+    Column("blockiness", _float, "How much larger steps between pixels are on a grid of 8 pixels than beside it.",
+           "log ratio"),
+)  # fmt: skip
+
 DECIDE = TableSchema(
     "decide",
     2,
@@ -204,11 +248,11 @@ SHARD_INDEX = TableSchema(
 
 MANIFEST = TableSchema(
     "manifest",
-    2,
+    3,
     (
         *PLAN.columns,
         *DECIDE.columns[1:],
-        Column("shard", _text, "Shard that holds the sample; null if it was not kept.", "file name", nullable=True),
+        Column("shard", _text, "Shard that holds the sample; null if none does.", "file name", nullable=True),
     ),
     key="sample_id",
     open=True,  # the columns of all stages follow, each with its meaning and unit in the field's metadata

@@ -31,7 +31,8 @@ def curate_instructar(
 @flow(name="rerun-stage", log_prints=True)
 @reports_mistakes
 def rerun_stage(
-    stage: Literal["references", "plan", "synthesis", "matting", "semantics", "identity", "decide", "shards"] | str,
+    stage: Literal["references", "plan", "synthesis", "matting", "semantics", "identity", "quality", "decide", "shards"]
+    | str,
     config: CurationConfig = CurationConfig(),
     profile: str | None = None,
 ) -> dict:

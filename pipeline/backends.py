@@ -17,6 +17,7 @@ from pipeline.core.stage import Stage, StageConfig
 from pipeline.identity.compare import Identity, TimmIdentity
 from pipeline.matting.ben2 import Ben2
 from pipeline.matting.grabcut import GrabCut
+from pipeline.quality.stage import Quality
 from pipeline.semantics.imagenet import ImageNetJudge
 from pipeline.semantics.openai_api import ApiJudge
 from pipeline.semantics.transformers_vlm import TransformersJudge
@@ -25,12 +26,13 @@ from pipeline.synthesis.dreamrelation.stage import DreamRelation
 
 BACKENDS: tuple[type[Stage], ...] = (
     Collage, DreamRelation, GrabCut, Ben2, ImageNetJudge, TransformersJudge, ApiJudge, Identity, TimmIdentity,
+    Quality,
 )  # fmt: skip
 """The stages that a config can choose with ``backend``. Each is found by the class of its settings."""
 
 
 def build_stages(config: CurationConfig) -> list[Stage]:
-    """The per-sample stages in order: synthesis, matting, semantics, identity, then the user's filters.
+    """The per-sample stages in order: synthesis, matting, semantics, identity, quality, then the user's filters.
 
     Raises UserError for a user's stage that cannot be used.
     """

@@ -19,6 +19,7 @@ from pipeline.identity.compare import IdentityConfig, TimmIdentityConfig
 from pipeline.matting.ben2 import Ben2Config
 from pipeline.matting.grabcut import GrabCutConfig
 from pipeline.planning.planning import PlanningConfig
+from pipeline.quality.stage import QualityConfig
 from pipeline.references.cutouts import ReferencesConfig
 from pipeline.semantics.imagenet import ImageNetConfig
 from pipeline.semantics.openai_api import ApiConfig
@@ -59,6 +60,7 @@ Semantics = Annotated[
 Identity = Annotated[
     Annotated[IdentityConfig, Tag("efficientnet")] | Annotated[TimmIdentityConfig, Tag("timm")] | Own, *PICK
 ]
+Quality = Annotated[Annotated[QualityConfig, Tag("correspondence")] | Own, *PICK]
 
 
 class DecideConfig(StageConfig):
@@ -76,12 +78,17 @@ class DecideConfig(StageConfig):
 
 
 class ShardsConfig(StageConfig):
-    """How the kept samples are divided into shards."""
+    """How the kept samples are divided into shards.
+
+    Samples with a planted fault that no filter caught are left out, because they are known to be wrong. With
+    ``planted_faults`` they are included, as experiments on unfiltered data need.
+    """
 
     samples_per_shard: int = Field(64, ge=1, le=100_000)
+    planted_faults: bool = False
 
 
-STAGE_SECTIONS = ("synthesis", "matting", "semantics", "identity")
+STAGE_SECTIONS = ("synthesis", "matting", "semantics", "identity", "quality")
 """Sections of the config that choose a backend, in the order in which the stages run."""
 
 
@@ -104,6 +111,7 @@ class CurationConfig(Settings):
     matting: Matting = GrabCutConfig()
     semantics: Semantics = ImageNetConfig()
     identity: Identity = IdentityConfig()
+    quality: Quality = QualityConfig()
     filters: list[OwnStageConfig] = []
     decide: DecideConfig = DecideConfig()
     shards: ShardsConfig = ShardsConfig()

@@ -30,7 +30,7 @@ from pipeline.core.review import Reviews
 from pipeline.core.rules import decide, resolve_rules
 from pipeline.core.stage import Inputs
 from pipeline.dataset import publish
-from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, pool_rows
+from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, pool_rows, usable_references
 from pipeline.planning import planning
 from pipeline.references import cutouts, pools
 from pipeline.run import POOL_PART, Run, pool_sources
@@ -125,6 +125,7 @@ def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
         {name: job.run.store(name).pictures(job.part, part) for name, part in parts.items()},
         lambda reference_id: cutout_reader(job.run, job.shared)(reference_id, "cutout.png"),
         reviews,
+        lambda: usable_references(job.run, job.shared),
     )
 
 

@@ -80,3 +80,9 @@ def cutout_reader(run: Run, pool: str) -> Callable[[str, str], bytes]:
         pictures = store.pictures(part, need_part(run, "references", part))
         pictures_of |= dict.fromkeys(pictures.entries, pictures)
     return lambda reference_id, name: pictures_of[reference_id].read(reference_id, name)
+
+
+@lru_cache(maxsize=2)
+def usable_references(run: Run, pool: str) -> tuple[dict, ...]:
+    """The rows of the references that a sample can show, in the pool's order. ``pool`` is the digest of the pool."""
+    return tuple(row for row in pool_rows(run) if row["status"] == "ok")

@@ -18,9 +18,9 @@ from pipeline.planning import planning
 from pipeline.references import cutouts
 from pipeline.references.sources import Source
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 DECIDE_VERSION = 2
-SHARDS_VERSION = 1
+SHARDS_VERSION = 2
 POOL_PART = 64
 """Reference pictures in a part of the pool: about two seconds of work and a few megabytes."""
 

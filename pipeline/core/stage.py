@@ -93,6 +93,8 @@ class Sample:
     reference_file: Callable[[str], bytes]
     review: Mapping[str, Any] | None = None
     """The sample's row of the review table, if there is one and the stage is listed in review.STAGES."""
+    pool: Callable[[], Sequence[Mapping[str, Any]]] = tuple
+    """The rows of all usable references of the run."""
     saved: dict[str, bytes] = field(default_factory=dict)
     latency: float | None = None
     """Seconds from request to answer, set by stages that ask a model or server.
@@ -111,7 +113,10 @@ class Sample:
 
     def reference(self, index: int) -> Image.Image:
         """The cut-out of reference 0 or 1, RGBA."""
-        reference_id = self.plan[f"reference_{index}_id"]
+        return self.cutout(self.plan[f"reference_{index}_id"])
+
+    def cutout(self, reference_id: str) -> Image.Image:
+        """The cut-out of any reference of the pool, RGBA."""
         return pictures.decode(self.reference_file(reference_id), f"reference {reference_id}").convert("RGBA")
 
     def save(self, name: str, picture: Image.Image) -> None:
@@ -317,6 +322,7 @@ class Inputs:
     pictures: Mapping[str, PartPictures]
     reference_file: Callable[[str], bytes]
     reviews: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pool: Callable[[], Sequence[Mapping[str, Any]]] = tuple
 
     def samples(self) -> tuple[list[Sample], dict[str, str]]:
         """The samples in plan order, and those on which an earlier stage failed (sample id -> stage)."""
@@ -333,6 +339,6 @@ class Inputs:
                     failed.setdefault(sample_id, stage)
             own = {stage: rows[stage][sample_id] for stage in self.parts}
             samples.append(
-                Sample(sample_id, own, files_of(sample_id), self.reference_file, self.reviews.get(sample_id))
+                Sample(sample_id, own, files_of(sample_id), self.reference_file, self.reviews.get(sample_id), self.pool)
             )
         return samples, failed

@@ -38,11 +38,19 @@ from pipeline.run import Run
 
 
 def shard_plan(run: Run) -> dict[str, list[dict]]:
-    """Shard name -> plan rows of the kept samples that it holds."""
+    """Shard name -> plan rows of the samples that it holds: those that were kept and carry no planted fault."""
     plan = read_all(run, "plan").to_pylist()
     decisions = read_all(run, "decide")
     by_id = dict(zip(decisions["sample_id"].to_pylist(), decisions["decision"].to_pylist(), strict=True))
+    if not run.config.shards.planted_faults:
+        plan = [row for row, fault in zip(plan, _planted_faults(run), strict=True) if fault in (None, "none")]
     return assign(plan, by_id, run.config.shards.samples_per_shard)
+
+
+def _planted_faults(run: Run) -> list[str | None]:
+    """The planted fault of every sample in plan order. A user's own synthesis may know of none."""
+    table = read_all(run, "synthesis")
+    return table["planted_fault"].to_pylist() if "planted_fault" in table.column_names else [None] * len(table)
 
 
 def shard_inputs(run: Run, digests: Mapping[tuple[str, str], str], pool: str) -> dict[str, str]:

@@ -6,10 +6,11 @@ matte, trimmed, and centred on a padded white square.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,14 +73,35 @@ def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     model: Any = efficientnet()
     scaled = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with _one_thread(), torch.inference_mode():
+        features = model.forward_features(pixels)
+        pooled = model.forward_head(features, pre_logits=True)[0]
+        labels = model.forward_head(features)[0].softmax(0)
+        return torch.nn.functional.normalize(pooled, dim=0).numpy(), labels.numpy()
+
+
+def local_features(picture: Image.Image) -> np.ndarray:
+    """Features [H / 16, W / 16, 112] of an RGB picture, before they are pooled. Its sides are multiples of 16."""
+    import torch
+
+    model: Any = efficientnet()
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with _one_thread(), torch.inference_mode():
+        features = model.bn1(model.conv_stem(pixels))
+        for stage in model.blocks[:5]:
+            features = stage(features)
+        return features[0].permute(1, 2, 0).numpy()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of torch for each part, which is faster than several, and sums in a fixed order."""
+    import torch
+
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one thread per part is faster, and sums in a fixed order
+    torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
-            features = model.forward_features(pixels)
-            pooled = model.forward_head(features, pre_logits=True)[0]
-            labels = model.forward_head(features)[0].softmax(0)
-            return torch.nn.functional.normalize(pooled, dim=0).numpy(), labels.numpy()
+        yield
     finally:
         torch.set_num_threads(threads)
 

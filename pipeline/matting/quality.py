@@ -34,10 +34,15 @@ def matte_numbers(alpha: np.ndarray, boxes: Sequence[Sequence[float]], threshold
 
 def box_share(solid: np.ndarray, box: Sequence[float]) -> float:
     """The share of a box (left, top, right, bottom as fractions) that is foreground in the mask [H, W]."""
-    height, width = solid.shape
-    left, top, right, bottom = box
-    inside = solid[round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
+    inside = solid[rectangle(box, solid.shape)]
     return float(inside.mean()) if inside.size else 0.0
+
+
+def rectangle(box: Sequence[float], shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """The rows and columns of a box (fractions) in a picture of this shape (H, W); what lies outside it is left out."""
+    left, top, right, bottom = (min(1.0, max(0.0, edge)) for edge in box)
+    height, width = shape
+    return slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width))
 
 
 def count_large(solid: np.ndarray, share: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 from pydantic import Field
@@ -14,17 +14,21 @@ from data_schemas.errors import UserError
 from data_schemas.settings import suggest
 from pipeline.core.parts import fingerprint
 from pipeline.core.stage import StageConfig
-from pipeline.planning.relations import draw_boxes, height_of, relation_data
+from pipeline.planning.relations import draw_boxes, height_of, relation_data, suits
+from pipeline.planning.wording import sentence
 
 PLAN_STREAM = 2**31
 """Number of the random stream of the plan as a whole. Each row's stream is its index, which is smaller."""
+
+OFTEN = 2
+"""How many times as often as another a subject may be drawn for the sake of relations that few subjects suit."""
 
 
 class PlanningConfig(StageConfig):
     """Settings of the plan. ``jitter`` is the largest shift of a box's edge, as a fraction of the picture."""
 
     relations: list[str] | None = Field(
-        None, min_length=1, max_length=1000, description="Names of relations; without any, all are used"
+        None, min_length=1, max_length=1000, description="Names of relations; without any, all that fit the subjects"
     )
     test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples in the test split")
     jitter: float = Field(0.03, ge=0, le=0.1)
@@ -42,8 +46,8 @@ def chosen_relations(config: PlanningConfig) -> list[str]:
 def make_plan(references: Sequence[dict], config: PlanningConfig, samples: int, seed: int) -> list[dict]:
     """``samples`` rows of the plan table. The order of ``references`` does not matter; unusable ones are skipped.
 
-    A sample pairs subjects of different categories. Subjects, relations and roles are drawn evenly, and no subject of
-    the test split appears in train.
+    A sample pairs subjects of different categories, in a relation that makes sense between them if a chosen one does.
+    Relations and subjects are drawn as evenly as this allows. No subject of the test split appears in train.
     """
     relations = chosen_relations(config)
     subjects: dict[str, list[dict]] = {}
@@ -135,7 +139,7 @@ def check_split(plan: Sequence[dict]) -> None:
 
 
 class _Drawer:
-    """Draws pairs and relations of one split, always among those drawn least so far."""
+    """Draws relations and pairs of one split that suit each other, always among those drawn least so far."""
 
     def __init__(self, categories: dict[str, str], relations: Sequence[str]):
         self.subjects = list(categories)
@@ -144,16 +148,48 @@ class _Drawer:
         self.drawn = np.zeros(len(self.subjects), int)
         self.relations = list(relations)
         self.related = np.zeros(len(self.relations), int)
+        self.everyone = np.ones(len(self.subjects), bool)
+        needs = [relation_data()["relations"][name]["between"] for name in relations]
+        suited = {n: np.array([suits(c, n) for c in codes], bool)[self.category] for n in {*chain(*needs)}}
+        self.suited = [[suited[need] for need in pair] for pair in needs]
 
     def draw(self, rng: np.random.Generator) -> tuple[list[str], str]:
-        """The ids of two subjects of different categories, in random order, and a relation."""
-        first = _least(self.drawn, np.ones(len(self.drawn), bool), rng)
-        second = _least(self.drawn, self.category != self.category[first], rng)
-        relation = _least(self.related, np.ones(len(self.related), bool), rng)
-        self.drawn[[first, second]] += 1
+        """The ids of two subjects of different categories, the first of which does what the relation says, and it.
+
+        Subjects that have been drawn OFTEN times as often as another wait, and so do relations that suit no others. If
+        no relation suits any pair, the pair is drawn without regard to it: relations that were asked for are planned.
+        """
+        order = np.argsort(self.related + rng.random(len(self.related)))
+        rested = self.drawn <= OFTEN * self.drawn.min() + 1
+        everyone = self.everyone
+        for firsts, seconds in ((rested, rested), (rested, everyone), (everyone, rested), (everyone, everyone)):
+            for relation in order:
+                first, second = self.suited[relation]
+                pair = self._pair(first & firsts, second & seconds, rng)
+                if pair is not None:
+                    return self._take(pair, int(relation), rng)
+        pair = self._pair(everyone, everyone, rng)
+        assert pair is not None, "a split has two categories"
+        return self._take(pair, int(order[0]), rng)
+
+    def _pair(self, firsts: np.ndarray, seconds: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Two subjects of different categories, the first one of ``firsts`` [N], the other of ``seconds`` [N]."""
+        left = np.flatnonzero(np.bincount(self.category[seconds], minlength=1))
+        if len(left) == 1:
+            firsts = firsts & (self.category != left[0])
+        if not len(left) or not firsts.any():
+            return None
+        first = _least(self.drawn, firsts, rng)
+        return first, _least(self.drawn, seconds & (self.category != self.category[first]), rng)
+
+    def _take(self, pair: tuple[int, int], relation: int, rng: np.random.Generator) -> tuple[list[str], str]:
+        """Count a drawn pair and relation. Where either subject can do it, chance says which of them does."""
+        self.drawn[list(pair)] += 1
         self.related[relation] += 1
-        pair = [self.subjects[first], self.subjects[second]]
-        return (pair[::-1] if rng.random() < 0.5 else pair), self.relations[relation]
+        roles = self.suited[relation]
+        either = all(roles[k][pair[1 - k]] == roles[k][pair[k]] for k in (0, 1))
+        names = [self.subjects[k] for k in pair]
+        return (names[::-1] if either and rng.random() < 0.5 else names), self.relations[relation]
 
 
 def _least(counts: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> int:
@@ -166,11 +202,10 @@ def _plan_row(
     index: int, split: str, chosen: Sequence[dict], relation: str, jitter: float, rng: np.random.Generator
 ) -> dict:
     entry = relation_data()["relations"][relation]
-    order = [1, 0] if entry["swap"] else [0, 1]
-    boxes = draw_boxes(
-        entry["layout"],
-        [chosen[i]["width"] / chosen[i]["height"] for i in order],
-        [height_of(chosen[i]["category"]) for i in order],
+    boxes, turns = draw_boxes(
+        relation,
+        [reference["width"] / reference["height"] for reference in chosen],
+        [height_of(reference["category"]) for reference in chosen],
         jitter,
         rng,
     )
@@ -180,8 +215,12 @@ def _plan_row(
         row[f"reference_{i}_name"] = reference["name"]
         row[f"reference_{i}_category"] = reference["category"]
         row[f"subject_{i}_id"] = reference["subject_id"]
-        row[f"box_{i}"] = list(boxes[order[i]])
+        row[f"box_{i}"] = list(boxes[i])
+        row[f"turn_{i}"] = turns[i]
+        row[f"mirror_{i}"] = reference["mirror"]
     row["relation"] = relation
     row["layout"] = entry["layout"]
-    row["prompt"] = entry["template"].format(a=chosen[0]["name"], b=chosen[1]["name"])
+    row["front"] = entry.get("front")
+    template = entry["templates"][int(rng.integers(len(entry["templates"])))]
+    row["prompt"] = sentence(template, chosen[0]["name"], chosen[1]["name"])
     return {"sample_id": fingerprint(**row), **row}

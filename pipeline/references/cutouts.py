@@ -6,13 +6,12 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import cv2
 import numpy as np
 from PIL import Image
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
@@ -20,12 +19,13 @@ from data_schemas.io.text import one_line
 from pipeline.core.stage import SampleError, StageConfig, any_of, describe_error
 from pipeline.matting.grabcut import run_grabcut
 from pipeline.references import pools
+from pipeline.references.boxes import Box, in_pixels
 from pipeline.references.files import census
-from pipeline.references.packaged import package_file, packaged
+from pipeline.references.generated.subjects import Generated, draw
 from pipeline.references.pools import PoolConfig
-from pipeline.references.sources import Box, Reader, Source
+from pipeline.references.sources import Reader, Source
 
-VERSION = 3
+VERSION = 4
 WORKING_SIDE = 384
 """Longest side, in pixels, of the picture that GrabCut works on."""
 
@@ -58,13 +58,22 @@ class ReferencesConfig(StageConfig):
 
     pool: Annotated[OneName | SeveralPools, Discriminator(_kind)] = Field(
         "packaged",
-        description="'packaged', a folder, a preset such as relationbench, or a list of pools",
+        description="'packaged', 'generated', a folder, a preset such as relationbench, or a list of pools",
         json_schema_extra=any_of,
     )
+    count: int | None = Field(None, ge=1, le=10**6, description="Subjects, if the pool is 'generated'")
     size: int = Field(256, ge=32, le=2048, description="Longest side of a stored cut-out, in pixels")
+
+    @model_validator(mode="after")
+    def _count_needs_a_generated_pool(self) -> Self:
+        if self.count is not None and self.pool != "generated":
+            raise ValueError("count belongs to the pool 'generated'; in a list: {source: generated, count: ...}")
+        return self
 
     def pools(self) -> list[PoolConfig]:
         """The pools as a list, also if the config names a single one."""
+        if self.pool == "generated":
+            return [PoolConfig(source="generated", count=self.count)]
         return [PoolConfig.model_validate(self.pool)] if isinstance(self.pool, str) else self.pool
 
 
@@ -135,6 +144,10 @@ def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> 
 
     The cut-out is stored twice: "cutout.png" is RGBA and "white.png" is RGB on white.
     """
+    if isinstance(source.location, Generated):  # drawn at its size, so that its alpha stays exact
+        cutout = draw(source.location, config.size)
+        _check_subject(cutout, source, config.size)
+        return _stored(source, cutout, pixels_digest(cutout))
     picture = pictures.decode(reader.read(source.location, source.source), source.source)
     labels = None
     if source.mask is not None:
@@ -151,9 +164,13 @@ def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> 
     cutout = cutout.crop((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
     scale = config.size / max(cutout.size)
     width, height = (max(1, round(side * scale)) for side in cutout.size)
-    cutout = cutout.resize((width, height), Image.Resampling.LANCZOS)
+    return _stored(source, cutout.resize((width, height), Image.Resampling.LANCZOS), digest)
+
+
+def _stored(source: Source, cutout: Image.Image, digest: str) -> tuple[dict, dict[str, bytes]]:
+    """The row of a cut-out that has its final size, and its two files."""
     share = float(np.asarray(cutout.getchannel("A")).mean() / 255)
-    row = _row(source, "ok", width=width, height=height, area_share=share, pixels_sha256=digest)
+    row = _row(source, "ok", width=cutout.width, height=cutout.height, area_share=share, pixels_sha256=digest)
     flat = pictures.on_white(cutout)  # what models are shown; made here once instead of for every shard
     return row, {"cutout.png": pictures.encode_png(cutout), "white.png": pictures.encode_png(flat)}
 
@@ -225,6 +242,7 @@ def _row(source: Source, status: str, **values: object) -> dict:
         "height": None,
         "area_share": None,
         "pixels_sha256": None,
+        "mirror": source.mirror,
         **values,
     }
 
@@ -236,7 +254,7 @@ def cut_out(
 
     ``inside`` and ``outside`` are boxes that certainly are or are not the subject.
     """
-    area = _pixels(box or (0.0, 0.0, 1.0, 1.0), picture.size)
+    area = in_pixels(box or (0.0, 0.0, 1.0, 1.0), picture.size)
     if picture.mode == "RGBA":
         crop = picture.crop(area)
         # fewer transparent pixels are just rounded corners
@@ -246,7 +264,7 @@ def cut_out(
     if box is None:  # the outermost rows and columns count as background
         box, around = (0.02, 0.02, 0.98, 0.98), area
     else:  # the surroundings of the box are known to be background
-        around = _pixels((box[0] - 0.1, box[1] - 0.1, box[2] + 0.1, box[3] + 0.1), picture.size)
+        around = in_pixels((box[0] - 0.1, box[1] - 0.1, box[2] + 0.1, box[3] + 0.1), picture.size)
     scale = min(1.0, WORKING_SIDE / max(around[2] - around[0], around[3] - around[1]))
     size = [max(1, round((around[i + 2] - around[i]) * scale)) for i in range(2)]
     small = np.asarray(picture.crop(around).resize(size, Image.Resampling.BOX))
@@ -254,7 +272,7 @@ def cut_out(
     labels = np.full(small.shape[:2], cv2.GC_BGD, np.uint8)
     marks = [(box, cv2.GC_PR_FGD), *((b, cv2.GC_FGD) for b in inside), *((b, cv2.GC_BGD) for b in outside)]
     for part, label in marks:
-        edges = _pixels(part, picture.size)
+        edges = in_pixels(part, picture.size)
         left, top, right, bottom = (max(0, round((edges[i] - around[i % 2]) * scale)) for i in range(4))
         labels[top:bottom, left:right] = label
     matte = Image.fromarray(grabcut_matte(small, labels))
@@ -263,15 +281,6 @@ def cut_out(
     x, y = area[0] - around[0], area[1] - around[1]
     crop.putalpha(matte.crop((x, y, x + crop.width, y + crop.height)))
     return crop
-
-
-def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box of fractions in whole pixels of a picture of ``size``: at least one pixel, and none outside."""
-    width, height = size
-    left, right = (min(width, max(0, round(edge * width))) for edge in box[::2])
-    top, bottom = (min(height, max(0, round(edge * height))) for edge in box[1::2])
-    left, top = min(left, width - 1), min(top, height - 1)
-    return left, top, max(left + 1, right), max(top + 1, bottom)
 
 
 def grabcut_matte(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -317,14 +326,3 @@ def check_pool(rows: Sequence[dict]) -> None:
             f"reference pool: only one category, {categories[0]!r} ({summary}), but a sample pairs two; "
             "put pictures of another category into a sub-folder of their own"
         )
-
-
-@cache
-def load_backgrounds() -> tuple[tuple[str, Image.Image], ...]:
-    """(name, RGB picture) of each packaged background, photographs without a subject. Callers must not modify them."""
-    backgrounds = []
-    for entry in packaged()["backgrounds"]:
-        path = package_file(entry["package"], entry["file"])
-        picture = pictures.decode(path.read_bytes(), path.name).convert("RGB")
-        backgrounds.append((entry["name"], picture.crop(_pixels(entry["box"], picture.size))))
-    return tuple(backgrounds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from data_schemas.io.pictures import SUFFIXES
 
 SPLIT_NAMES = {"train", "training", "test", "validation", "valid", "val", "dev"}
 """Usual names of folders and files that hold one split of a data set."""
+LEADING_ARTICLE = re.compile(r"^(an?|the)\s+(?=\S)", re.IGNORECASE)
 ABOUT = ("readme", "license", "licence", "thumbs", "desktop")
 """Stems of files that describe a folder and are no references."""
 
@@ -69,13 +71,16 @@ def mask_file(path: Path) -> Path:
 
 
 def note(path: Path) -> str:
-    """The name in the .txt file beside a picture, or "" if there is none. Raises UserError if it cannot be read."""
+    """The name in the .txt file beside a picture, or "" if there is none. Raises UserError if it cannot be read.
+
+    It is the first line without an article at its beginning, because prompts add their own.
+    """
     beside = path.with_suffix(".txt")
     if not os.path.lexists(beside):
         return ""
     try:
         with check_file(beside, "write the name into a plain file").open("rb") as file:
-            return text.label(text.decoded(file.read(text.CUT)))
+            return LEADING_ARTICLE.sub("", text.label(text.decoded(file.read(text.CUT))))
     except OSError as error:
         raise UserError(f"{beside}: cannot be read ({error.strerror}); change its permissions") from error
 

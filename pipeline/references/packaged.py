@@ -8,8 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 from data_schemas.errors import UserError
+from data_schemas.io import pictures
+from pipeline.references.boxes import in_pixels
 
 
 @cache
@@ -29,3 +32,14 @@ def package_file(package: str, file: str) -> Path:
         if (path := Path(folder, file)).is_file():
             return path
     raise UserError(f"packaged picture {package}/{file} is not there; install the project's requirements again")
+
+
+@cache
+def load_backgrounds() -> tuple[tuple[str, Image.Image], ...]:
+    """(name, RGB picture) of each packaged background, photographs without a subject. Callers must not modify them."""
+    backgrounds = []
+    for entry in packaged()["backgrounds"]:
+        path = package_file(entry["package"], entry["file"])
+        picture = pictures.decode(path.read_bytes(), path.name).convert("RGB")
+        backgrounds.append((entry["name"], picture.crop(in_pixels(entry["box"], picture.size))))
+    return tuple(backgrounds)

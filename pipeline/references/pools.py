@@ -1,4 +1,4 @@
-"""Pools of reference pictures: installed packages, folders, Parquet files and data sets of the Hugging Face hub.
+"""Pools of reference pictures: installed packages, generated subjects, folders, Parquet files and data sets of the hub.
 
 ``list_pool`` lists a pool before any picture is decoded. The id of a picture is made from its content, so it is the
 same in a folder and in a Parquet file. The paper's pools are presets in pools.yaml.
@@ -27,9 +27,16 @@ from data_schemas.io.pictures import SUFFIXES
 from data_schemas.io.text import from_path, label, one_line
 from data_schemas.settings import Settings, suggest
 from pipeline.references.files import SPLIT_NAMES, census, descend, mask_file, note, other_kinds, walk
+from pipeline.references.generated.subjects import Generated, recipe
 from pipeline.references.packaged import package_file, packaged
 from pipeline.references.parquet import column_names, find_columns, list_rows
 from pipeline.references.sources import PictureLocation, Source
+
+BUILT_IN = ("packaged", "generated")
+"""Pools that come with the program."""
+
+GENERATED = 2000
+"""Subjects of a generated pool that states no count."""
 
 
 class PoolConfig(Settings):
@@ -37,10 +44,11 @@ class PoolConfig(Settings):
 
     ``preset`` names an entry of pools.yaml, whose values apply unless they are set here.
 
-    ``source`` is ``packaged``, a folder of pictures or of Parquet files, one Parquet file, or ``hf:owner/name`` for a
-    data set of the Hugging Face hub that is on this machine. A folder that contains Parquet files is read as those. Any
-    other folder is read as pictures, with one sub-folder for each category; outer folders that hold nothing else, and
-    the split's folder, are skipped.
+    ``source`` is ``packaged``, ``generated``, a folder of pictures or of Parquet files, one Parquet file, or
+    ``hf:owner/name`` for a data set of the Hugging Face hub that is on this machine. A generated pool has ``count``
+    subjects (GENERATED without it) that follow from ``seed`` and their numbers. A folder that contains Parquet files is
+    read as those. Any other folder is read as pictures, with one sub-folder for each category; outer folders that hold
+    nothing else, and the split's folder, are skipped.
 
     ``image`` and ``mask`` are columns of Parquet files, or sub-folders with files of the same names. Without ``image``,
     it is the first column of pictures or the whole folder. A mask is a label map: ``subject_labels``, or all labels but
@@ -64,6 +72,9 @@ class PoolConfig(Settings):
     name: str | None = Field(None, min_length=1, description="Name of every subject in prompts")
     name_column: str | None = Field(None, min_length=1)
     subject: Literal["name", "category", "picture"] = "name"
+    count: int | None = Field(None, ge=1, le=10**6, description="Subjects of a generated pool")
+    seed: int | None = Field(None, ge=0, lt=2**31, description="Seed of a generated pool")
+    mirror: bool = Field(True, description="Whether subjects may be shown mirrored; false for letters and signs")
     limit: int | None = Field(None, ge=1, le=10**9)
 
     @model_validator(mode="before")
@@ -84,6 +95,12 @@ class PoolConfig(Settings):
             raise ValueError("subject_labels says which labels of a mask are the subject; name the mask too")
         return self
 
+    @model_validator(mode="after")
+    def _count_and_seed_need_a_generated_pool(self) -> Self:
+        if self.source != "generated" and (self.count, self.seed) != (None, None):
+            raise ValueError(f"count and seed belong to the pool 'generated', not to {self.source!r}; leave them out")
+        return self
+
     @property
     def hub_id(self) -> str | None:
         """owner/name of a data set on the hub; None for any other source."""
@@ -99,7 +116,9 @@ def presets() -> dict[str, dict]:
 def list_pool(pool: PoolConfig) -> list[Source]:
     """All pictures of the pool in a fixed order. Reads the files to compute their digests, but decodes none."""
     if pool.source == "packaged":
-        return [_packaged_source(entry) for entry in packaged()["subjects"]]
+        return [_packaged_source(entry, pool.mirror and entry.get("mirror", True)) for entry in packaged()["subjects"]]
+    if pool.source == "generated":
+        return [_generated_source(Generated(pool.seed or 0, k), pool.mirror) for k in range(pool.count or GENERATED)]
     root = pool_folder(pool)
     prefix = f"{pool.hub_id}/" if pool.hub_id else ""
     if root.is_file():
@@ -113,7 +132,7 @@ def skipped(pool: PoolConfig) -> Counter[str]:
 
     In a folder with Parquet files these are all other files. Notes, masks, licences and hidden files do not count.
     """
-    if pool.source == "packaged" or (root := pool_folder(pool)).is_file():
+    if pool.source in BUILT_IN or (root := pool_folder(pool)).is_file():
         return Counter()
     if walk(root, (".parquet",)):
         return other_kinds(root, (".parquet", ".json"))
@@ -142,7 +161,7 @@ def pool_folder(pool: PoolConfig) -> Path:
             what = one_line(error.strerror if isinstance(error, OSError) else error)
         raise UserError(
             f"references.pool {pool.source}: {what}; give a folder of pictures or of Parquet files, a Parquet file, "
-            f"hf:owner/name, 'packaged' or one of: {', '.join(presets())}"
+            f"hf:owner/name, 'packaged', 'generated' or one of: {', '.join(presets())}"
         )
     try:
         wanted = ["*.parquet", *(f"*{suffix}" for suffix in SUFFIXES), "*.txt"]
@@ -159,14 +178,14 @@ def pool_folder(pool: PoolConfig) -> Path:
 
 def require(pool: PoolConfig) -> None:
     """Raise UserError if the pool is not on this machine. Reads none of its pictures."""
-    if pool.source == "packaged":
-        for entry in packaged()["subjects"]:
+    if pool.source in BUILT_IN:
+        for entry in packaged()["subjects" if pool.source == "packaged" else "backgrounds"]:
             package_file(entry["package"], entry["file"])
     else:
         pool_folder(pool)
 
 
-def _packaged_source(entry: dict) -> Source:
+def _packaged_source(entry: dict, mirror: bool) -> Source:
     path = package_file(entry["package"], entry["file"])
     source, name, category = f"{entry['package']}/{entry['file']}", entry["name"], entry["category"]
     box, digest = tuple(entry["box"]), _digest(path)
@@ -174,7 +193,16 @@ def _packaged_source(entry: dict) -> Source:
     # the id includes the file and the box, because several entries may be cut from one photograph
     reference_id = _id(source, box, inside, outside, name, category, digest)
     subject_id = f"{_slug(category)}/{_slug(name)}"
-    return Source(reference_id, subject_id, name, category, source, digest, PictureLocation(path), box, inside, outside)
+    return Source(
+        reference_id, subject_id, name, category, source, digest, PictureLocation(path), box, inside, outside,
+        mirror=mirror,
+    )  # fmt: skip
+
+
+def _generated_source(subject: Generated, mirror: bool) -> Source:
+    made, digest = recipe(subject), subject.digest
+    reference_id = _id(subject.source, made.name, made.kind, digest)
+    return Source(reference_id, subject.source, made.name, made.kind, subject.source, digest, subject, mirror=mirror)
 
 
 def _of_split(root: Path, paths: list[Path], pool: PoolConfig) -> list[Path]:
@@ -269,7 +297,7 @@ def _source(
     reference_id = _id(name, category, subject_id, digest or source, mask_digest, labels)
     return Source(
         reference_id, subject_id, name, category, source, digest, location,
-        mask=mask, mask_sha256=mask_digest, labels=labels,
+        mask=mask, mask_sha256=mask_digest, labels=labels, mirror=pool.mirror,
     )  # fmt: skip
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.files import read_file
+from pipeline.references.boxes import Box
+from pipeline.references.generated.subjects import Generated
 from pipeline.references.parquet import PictureColumn
-
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edge, as fractions of the picture's width and height."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,10 @@ class Source:
     """One reference picture before it is decoded.
 
     ``source`` is its file (and row) relative to the pool. ``sha256`` is that of its bytes, or empty if they cannot be
-    read. ``box`` is the part of the picture that shows the subject; None for all of it. ``inside`` and ``outside`` are
-    parts that certainly are or are not the subject. ``mask`` is a label map, in which ``labels`` (None: all but 0) mark
-    the subject.
+    read; for a generated subject, that of what it is made from. ``box`` is the part of the picture that shows the
+    subject; None for all of it. ``inside`` and ``outside`` are parts that certainly are or are not the subject.
+    ``mask`` is a label map, in which ``labels`` (None: all but 0) mark the subject. ``mirror`` says
+    whether a picture may show it mirrored.
     """
 
     reference_id: str
@@ -39,13 +39,14 @@ class Source:
     category: str
     source: str
     sha256: str
-    location: PictureLocation
+    location: PictureLocation | Generated
     box: Box | None = None
     inside: tuple[Box, ...] = ()
     outside: tuple[Box, ...] = ()
     mask: PictureLocation | None = None
     mask_sha256: str = ""
     labels: tuple[int, ...] | None = None
+    mirror: bool = True
 
 
 class Reader:

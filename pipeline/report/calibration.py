@@ -31,6 +31,7 @@ from pipeline.run import Run
 QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 CANDIDATES = (1, 5, 10, 25, 50, 75, 90)
 """QUANTILES are shown, in percent; CANDIDATES are tried as thresholds (for an upper bound, 100 minus these)."""
+TELLS = 0.7  # least AUC at which the floor of wrong references says where a threshold belongs
 
 WRONG = [f"{kind}_{i}_{what}" for i in range(2) for kind, what in
          (("reference", "id"), ("reference", "name"), ("reference", "category"), ("subject", "id"))]  # fmt: skip
@@ -278,8 +279,8 @@ def separate(scores: pd.Series, floor: pd.Series, rule: Rule) -> tuple[float, fl
     if np.array_equal(scores.reindex(floor.index).to_numpy(), floor.to_numpy()):
         return math.nan, None, "Wrong references leave this score as it is, so the floor says nothing about it."
     auc = area_under_curve(scores.to_numpy(), floor.to_numpy(), rule.bound)
-    if auc <= 0.5:
-        return auc, None, "Wrong references pass this rule at least as well as right ones: the floor cannot place it."
+    if auc < TELLS:
+        return auc, None, "Wrong references pass this rule about as well as right ones: the floor cannot place it."
     best = youden(scores.to_numpy(), floor.to_numpy(), rule.bound)
     return auc, best, "The suggestion is where samples and floor are furthest apart (Youden's J)."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.report.calibration import (
 from pipeline.report.charts import bound_text, contrast
 from pipeline.report.sample_cards import data_uri
 from pipeline.report.text import count_text, number_text, share_text
+from pipeline.run import Run
 
 SHOWN = 48
 """Samples shown for each rule."""
@@ -77,6 +78,7 @@ def render(found: Calibration, picture: Callable[[str, str], Image.Image | None]
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(count=count_text, number=number_text, share=share_text)
+    faults = planted_faults(found.run)
     medians = found.table.groupby("kind")[list(found.separation())].median()
     return environment.from_string(source).render(
         run=found.run.config.name,
@@ -87,7 +89,8 @@ def render(found: Calibration, picture: Callable[[str, str], Image.Image | None]
         floor=found.floor_samples,
         kept=found.figures[0].at(found.figures[0].rule.threshold).together,
         judged_by=", ".join(found.judged_by),
-        rules=[rule_view(figures, found.samples, uri) for figures in found.figures],
+        rules=[rule_view(figures, found.samples, uri, faults) for figures in found.figures],
+        planted=sum(sample_id in faults for sample_id in found.table[found.table.kind == "run"].sample_id),
         separation=[
             {"column": column, "auc": auc, **{kind: medians[column].get(kind, np.nan) for kind in ("run", "floor")}}
             for column, auc in found.separation().items()
@@ -96,8 +99,15 @@ def render(found: Calibration, picture: Callable[[str, str], Image.Image | None]
     )
 
 
-def rule_view(figures: RuleFigures, samples: int, uri: Uri) -> dict[str, Any]:
-    """The chart, numbers, tables and samples of one rule, for the template."""
+def planted_faults(run: Run) -> dict[str, str]:
+    """Sample id -> planted fault, of the samples that have one, in the parts that exist."""
+    parts = [part for name in run.parts() if (part := run.store("synthesis").read(name)) is not None]
+    rows = [row for part in parts for row in part.rows()]
+    return {row["sample_id"]: row["planted_fault"] for row in rows if row.get("planted_fault") not in (None, "none")}
+
+
+def rule_view(figures: RuleFigures, samples: int, uri: Uri, faults: Mapping[str, str]) -> dict[str, Any]:
+    """The chart, numbers, tables and samples of one rule, for the template. ``faults`` are the planted ones."""
     rule = figures.rule
     bounds = [(rule.bound, rule.threshold, f"now {bound_text(rule.bound, rule.threshold)}")]
     if figures.suggested is not None and figures.suggested != rule.threshold:
@@ -128,11 +138,11 @@ def rule_view(figures: RuleFigures, samples: int, uri: Uri) -> dict[str, Any]:
         "suggested": next((row for row in rows if row["suggested"]), None),
         "rows": rows,
         "quantiles": figures.quantiles(),
-        "board": board(figures, uri),
+        "board": board(figures, uri, faults),
     }
 
 
-def board(figures: RuleFigures, uri: Uri) -> list[dict[str, Any]]:
+def board(figures: RuleFigures, uri: Uri, faults: Mapping[str, str]) -> list[dict[str, Any]]:
     """Samples from the lowest to the highest score, evenly spaced by rank."""
     ordered = figures.scores.sort_values(kind="stable")
     rule = figures.rule
@@ -140,6 +150,7 @@ def board(figures: RuleFigures, uri: Uri) -> list[dict[str, Any]]:
         {
             "sample_id": sample_id,
             "score": f"{score:.3f}",
+            "fault": faults.get(sample_id),
             "passes": score >= rule.threshold if rule.bound == "min" else score <= rule.threshold,
             "target": uri(sample_id, "target", TARGET_SIDE),
             "references": [uri(sample_id, f"reference_{i}", REFERENCE_SIDE) for i in range(2)],

@@ -179,14 +179,17 @@ def _limits(metrics: Mapping[str, Any], config: Mapping[str, Any], pools: Sequen
     limits = ["Samples were judged by models and thresholds; what these cannot see is still in it."]
     if _backend(config.get("synthesis")) == "collage":
         limits.append(
-            "Targets are collages of the references on photographs: a relation shows in where the subjects stand, "
-            "not in how they hold themselves."
+            "Targets are collages of the references on photographs: a relation shows in where the subjects stand and "
+            "how they are turned, not in what their limbs do."
         )
     planted = metrics.get("planted")
     if planted and planted["planted"] > planted["caught"]:
+        where = (
+            "are in the shards" if (config.get("shards") or {}).get("planted_faults") else "were left out of the shards"
+        )
         limits.append(
-            f"{planted['planted'] - planted['caught']} samples with a planted fault passed the filters and are in the "
-            "shards; `planted_fault` in the manifest names them."
+            f"{planted['planted'] - planted['caught']} samples with a planted fault passed the filters and {where}; "
+            "`planted_fault` in the manifest names them."
         )
     if metrics["funnel"]["undecided"]:
         limits.append(f"{metrics['funnel']['undecided']} samples were left undecided and are not in the shards.")
@@ -206,6 +209,8 @@ def _backend(settings: object) -> str:
 def _title(pool: PoolConfig) -> str:
     if pool.source == "packaged":
         return "packaged photographs"
+    if pool.source == "generated":
+        return "generated subjects"
     return pool.hub_id or Path(pool.source).expanduser().resolve().name
 
 
@@ -219,6 +224,9 @@ def _preset_of(pool: PoolConfig) -> dict[str, Any]:
 def _licences(pool: PoolConfig, preset: Mapping[str, Any], used: Sequence[str]) -> tuple[Licence, ...]:
     if pool.source == "packaged":
         return _packaged_licences(used)
+    if pool.source == "generated":
+        textures = [f"{e['package']}/{e['file']}" for e in packaged()["backgrounds"] if "texture" in e]
+        return (Licence("MIT", "drawings by this program"), *_packaged_licences(textures))
     return (Licence(_stated_licence(pool_folder(pool)) or preset.get("licence", "unknown"), "all pictures"),)
 
 

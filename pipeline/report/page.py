@@ -20,7 +20,7 @@ from data_schemas.io.storage import url_to_fs, write_file
 from pipeline.report.charts import histogram, training_curve
 from pipeline.report.data import ReportData, View, decided, records, rules_by_column
 from pipeline.report.sample_cards import generated_card, kept_cards, rejected_cards
-from pipeline.report.text import as_float, as_text, count_text, number_text, share_text, yaml_text
+from pipeline.report.text import as_float, as_text, count_text, interval_text, number_text, share_text, yaml_text
 
 FUNNEL = ("planned", "made", "kept", "rejected", "undecided", "errors")
 GENERATED_SHOWN, ERRORS_SHOWN = 24, 50
@@ -39,12 +39,13 @@ def render(data: ReportData) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(count=count_text, number=number_text, share=share_text)
+    environment.filters.update(count=count_text, number=number_text, share=share_text, interval=interval_text)
     return environment.from_string(source).render(
         name=data.name,
         funnel=funnel_view(data),
         splits=data.metrics.get("splits") or {},
         planted=data.metrics.get("planted"),
+        planted_in_shards=bool((data.config.get("shards") or {}).get("planted_faults")),
         histograms=histogram_views(data),
         kept=kept_cards(data),
         rejected=rejected_cards(data),

@@ -26,6 +26,7 @@ from pipeline.jobs import pool_digest, pool_rows
 from pipeline.report.card import dataset_card, pool_facts
 from pipeline.report.data import ReportData, RuleLine, Training
 from pipeline.report.page import write_report
+from pipeline.report.planted import planted
 from pipeline.report.sample_cards import data_uri
 from pipeline.run import Run
 from pipeline.synthesis.collage import CollageConfig
@@ -42,7 +43,7 @@ def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]
     return {
         "name": result.run.config.name,
         "funnel": funnel(manifest, result.run),
-        "splits": {s: int(n) for s, n in manifest[manifest.decision == "kept"].split.value_counts().items()},
+        "splits": {s: int(n) for s, n in manifest[manifest.shard.notna()].split.value_counts().items()},
         "planted": planted(manifest),
         "matting_true_iou": _mean(manifest[manifest.planted_fault == "none"].true_iou),
         "stages": {
@@ -77,31 +78,6 @@ def funnel(manifest: pd.DataFrame, run: Run) -> dict[str, Any]:
 
 def _reference_errors(run: Run) -> int:
     return sum(row["status"] == "error" for row in pool_rows(run))
-
-
-def planted(manifest: pd.DataFrame) -> dict[str, Any] | None:
-    """How well the filters find planted faults; a fault is caught if its sample is not kept.
-
-    None without planted faults.
-    """
-    made = manifest[manifest.planted_fault.notna()]
-    faulty, clean = made[made.planted_fault != "none"], made[made.planted_fault == "none"]
-    if faulty.empty:
-        return None
-    lost = made[made.decision != "kept"]
-    caught = faulty[faulty.decision != "kept"]
-    return {
-        "planted": len(faulty),
-        "caught": len(caught),
-        "recall": round(len(caught) / len(faulty), 4),
-        "precision": round(len(caught) / len(lost), 4) if len(lost) else None,
-        "clean": len(clean),
-        "clean_kept_share": round(float((clean.decision == "kept").mean()), 4) if len(clean) else None,
-        "by_fault": {
-            str(fault): {"planted": len(rows), "caught": int((rows.decision != "kept").sum())}
-            for fault, rows in faulty.groupby("planted_fault")
-        },
-    }
 
 
 def write_results(result: CurationResult) -> dict[str, str]:

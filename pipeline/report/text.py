@@ -33,6 +33,13 @@ def share_text(value: object) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def interval_text(value: object) -> str:
+    """The interval of a share as " (68 % to 94 %)"; nothing if there is none."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return ""
+    return f" ({share_text(value[0])} to {share_text(value[1])})"
+
+
 def as_float(value: object) -> float:
     """The value as a number; NaN for None, text and other values that are not numbers."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,12 @@ from pydantic import Field
 from data_schemas.tables import SEMANTICS
 from pipeline.core.stage import Rule, Sample, Stage, StageConfig
 from pipeline.identity import encoders
+
+NATURAL = ((0.35, 0.9), (0.15, 0.7), (0.45, 0.85))
+"""Where each of ``colour_measures`` becomes rare in photographs, and where it is extreme."""
+SLACK = 0.1
+"""How much more than its references' a measure may be before it counts."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class ImageNetConfig(StageConfig):
@@ -24,11 +31,11 @@ class ImageNetJudge(Stage):
     """A subject counts as present if its region gets similar ImageNet labels as its reference."""
 
     name = "semantics"
-    version = 1
+    version = 2
     columns = SEMANTICS
     rules = (
-        Rule("present_min", "min", 0.3, "subject_missing", "A subject is not where it was planned."),
-        Rule("colour_extremity", "max", 0.75, "colour_extreme", "The colours are not those of a photograph."),
+        Rule("present_min", "min", 0.15, "subject_missing", "A subject is not where it was planned."),
+        Rule("colour_extremity", "max", 0.6, "colour_extreme", "The colours are not those of a photograph."),
     )
     model = encoders.MODEL
     Config = ImageNetConfig
@@ -48,8 +55,14 @@ class ImageNetJudge(Stage):
             scores[f"subject_{i}_present"] = round(agreement(labels, references[i]), 6)
             scores[f"subject_{i}_label"] = encoders.label_names()[int(labels.argmax())]
         scores["present_min"] = min(scores["subject_0_present"], scores["subject_1_present"])
-        scores["colour_extremity"] = round(colour_extremity(target), 6)
+        shown = shown_pixels(target, alpha, [sample.plan["box_0"], sample.plan["box_1"]])
+        scores["colour_extremity"] = round(colour_extremity(shown, self._usual_pixels(sample)), 6)
         return scores
+
+    def _usual_pixels(self, sample: Sample) -> np.ndarray:
+        """The colours [N, 3] of both references."""
+        references = [sample.reference(i) for i in range(2)]
+        return np.concatenate([shown_pixels(r, r.getchannel("A"), [WHOLE]) for r in references])
 
 
 def agreement(p: np.ndarray, q: np.ndarray) -> float:
@@ -57,20 +70,43 @@ def agreement(p: np.ndarray, q: np.ndarray) -> float:
     return float(np.clip(np.sqrt(p * q).sum(), 0, 1))
 
 
-def colour_extremity(picture: Image.Image) -> float:
-    """0 for natural colours, 1 for extreme ones: the worst of saturation, burnt channels and a colour cast.
+def shown_pixels(picture: Image.Image, alpha: Image.Image, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+    """The colours [N, 3] of a picture's foreground inside the boxes; of all that is in them if there is no foreground.
 
-    Each measure counts from where photographs become rare: three quarters of the pixels more saturated than 0.35, more
-    than 15 % of the channel values at either end of their range, one channel with more than 45 % of the light. Inverted
-    and coarsely posterised pictures pass, because their statistics are those of photographs.
+    Boxes are fractions of the picture.
     """
-    pixels = np.asarray(picture.convert("RGB"), np.float64) / 255
-    saturation = np.asarray(picture.convert("HSV"), np.float64)[..., 1] / 255
-    loud = np.quantile(saturation, 0.25)
-    burnt = ((pixels < 0.004) | (pixels > 0.996)).mean()
-    means = pixels.mean((0, 1)) + 1e-3
-    cast = means.max() / means.sum()
-    return float(max(ramp(loud, 0.35, 0.9), ramp(burnt, 0.15, 0.7), ramp(cast, 0.45, 0.85)))
+    width, height = picture.size
+    inside = np.zeros((height, width), bool)
+    for left, top, right, bottom in boxes:
+        inside[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+    solid = inside & (np.asarray(alpha) > 127)
+    return np.asarray(picture.convert("RGB"))[solid if solid.any() else inside]
+
+
+def colour_extremity(pixels: np.ndarray, usual: np.ndarray) -> float:
+    """0 for colours [N, 3] that are natural for their subjects, 1 for extreme ones.
+
+    It is the worst of saturation, burnt channels and a colour cast. Each counts from where photographs become rare
+    (three quarters of the pixels more saturated than 0.35, more than 15 % of the channel values at either end of their
+    range, one channel with more than 45 % of the light), or from its value in the references' own colours ``usual``
+    [M, 3], so a red subject may be red. Inverted and coarsely posterised pictures pass, because their statistics are
+    those of photographs.
+    """
+    scores = []
+    for value, own, (low, high) in zip(colour_measures(pixels), colour_measures(usual), NATURAL, strict=True):
+        start = max(low, own + SLACK)
+        scores.append(ramp(value, start, max(start + SLACK, min(start + high - low, 1.0))))
+    return max(scores)
+
+
+def colour_measures(pixels: np.ndarray) -> tuple[float, float, float]:
+    """Of colours [N, 3]: lower quartile of the saturation, share of burnt channel values, share of the main channel."""
+    light = pixels / 255.0
+    brightest, darkest = light.max(1), light.min(1)
+    loud = np.quantile((brightest - darkest) / np.maximum(brightest, 1e-9), 0.25)
+    burnt = ((light < 0.004) | (light > 0.996)).mean()
+    means = light.mean(0) + 1e-3
+    return float(loud), float(burnt), float(means.max() / means.sum())
 
 
 def ramp(value: float, low: float, high: float) -> float:

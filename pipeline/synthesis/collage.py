@@ -11,30 +11,48 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 from pydantic import Field
 
-from data_schemas.tables import FAULTS, SYNTHESIS
+from data_schemas.tables import SYNTHESIS
 from pipeline.core.stage import Sample, Stage, StageConfig
-from pipeline.references.cutouts import load_backgrounds
+from pipeline.references.packaged import load_backgrounds
+from pipeline.synthesis.faults import (
+    KINDS,
+    NEED_ANOTHER,
+    Fault,
+    choose_fault,
+    covering_box,
+    free_box,
+    hide,
+    spoil_cutout,
+    spoil_picture,
+    visible_fault,
+)  # fmt: skip
+from pipeline.synthesis.pose import Pose, draw_pose, posed
 
-KINDS = FAULTS[1:]
-"""The faults that can be planted: all codes of the table but "none"."""
+UPRIGHT = Pose(False, 0.0, 0.0, 0.0, 0.0, 0.0, (0.5, 1.0))
+"""The pose of a subject too many."""
 
 
 class CollageConfig(StageConfig):
     """Settings of the collage.
 
     ``fault_share`` of the samples get a known fault, so that the precision and recall of the filters can be measured.
+    ``faults`` are the kinds to plant, all equally likely.
     """
 
     backend: Literal["collage"] = "collage"
     size: int = Field(256, ge=64, le=1024, description="Side of the picture in pixels")
     fault_share: float = Field(0.2, ge=0, le=1)
+    pose: float = Field(
+        0.5, ge=0, le=1, description="How far poses differ from the reference's: turn, shear, perspective"
+    )
+    faults: list[Fault] = Field(list(KINDS), min_length=1)
 
 
 class Collage(Stage):
     """Saves ``target`` (RGB) and ``alpha_true`` (L), the exact matte of the pasted subjects."""
 
     name = "synthesis"
-    version = 1
+    version = 3
     reads = ("references", "plan")
     columns = SYNTHESIS
     saves_pictures = True
@@ -43,44 +61,73 @@ class Collage(Stage):
 
     def process(self, sample: Sample) -> dict:
         seed = sample.plan["seed"]
-        scene, faults = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-        fault, subject = choose_fault(sample.plan["index"], faults, self.config.fault_share)
-        size = self.config.size
+        scene, spoiling = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+        fault, subject = choose_fault(sample.plan["index"], spoiling, self.config.fault_share, self.config.faults)
+        cutouts = [sample.reference(i) for i in range(2)]
+        another = another_subject(sample, spoiling) if fault in NEED_ANOTHER else None
+        fault, subject = visible_fault(fault, subject, cutouts, another is not None)
+        one = -1 if subject is None else subject  # the subject that the fault hits
+        by_other = fault == "hidden" and spoiling.random() < 0.5
+        size, boxes = self.config.size, [sample.plan["box_0"], sample.plan["box_1"]]
         picture = draw_background(scene, size)
+        order = drawing_order(sample.plan["front"], scene)
+        if by_other:
+            order.sort(key=lambda i: i != one)  # the one that hides it is pasted later
+            boxes[1 - one] = covering_box(boxes[one])
+        layers: dict[int, Image.Image] = {}
+        for i in order:
+            cutout = relight(cutouts[i], scene)
+            pose = draw_pose(sample.plan, i, self.config.pose, scene)
+            if i == one:
+                cutout = {"swapped": cutouts[1 - i], "replaced": another}.get(fault) or cutout
+                cutout = spoil_cutout(cutout, fault)
+            layers[i] = place(cutout, boxes[i], size, pose)
+        if fault == "missing":
+            del layers[one]
+        if fault == "hidden":
+            cover = layers[1 - one].getchannel("A") if by_other else None
+            layers[one] = hide(layers[one], cover, spoiling)
         matte = np.zeros((size, size), np.float32)
-        for i in scene.permutation(2):
-            cutout = relight(sample.reference(int(i)), scene)
-            other = sample.reference(1 - int(i))
-            angle, mirrored = scene.uniform(-7, 7), scene.random() < 0.5
-            if fault == "missing" and i == subject:
-                continue
-            if fault == "swapped" and i == subject:
-                cutout = other
-            layer = place(cutout, sample.plan[f"box_{i}"], size, angle, mirrored)
-            picture = paste(picture, layer)
-            matte = np.maximum(matte, np.asarray(layer.getchannel("A"), np.float32) / 255)
-        if fault == "colour":
-            picture = extreme_colours(picture, faults)
+        for layer in layers.values():
+            picture, matte = paste(picture, layer), np.maximum(matte, alpha_of(layer))
+        if fault in ("third", "duplicated"):
+            extra = relight(another if fault == "third" and another else cutouts[one], spoiling)
+            layer = place(extra, free_box(matte, spoiling), size, UPRIGHT)
+            picture, matte = paste(picture, layer), np.maximum(matte, alpha_of(layer))
+        if subject is None:
+            picture = spoil_picture(picture, fault, spoiling)
         sample.save("target", picture)
         sample.save("alpha_true", Image.fromarray((matte * 255).round().astype(np.uint8)))
         return {"planted_fault": fault, "planted_subject": subject}
 
 
-def choose_fault(index: int, rng: np.random.Generator, share: float) -> tuple[str, int | None]:
-    """(fault, subject) of a sample, so that exactly ``share`` of a plan gets a fault.
+def another_subject(sample: Sample, rng: np.random.Generator) -> Image.Image | None:
+    """The cut-out (RGBA) of a random subject of the pool that is not in the sample; None if there is none."""
+    own = {sample.plan["subject_0_id"], sample.plan["subject_1_id"]}
+    others = [row["reference_id"] for row in sample.pool() if row["subject_id"] not in own]
+    return sample.cutout(others[int(rng.integers(len(others)))]) if others else None
 
-    The subject is None if there is no fault or it affects the whole picture.
-    """
-    kind, subject = KINDS[rng.integers(3)], int(rng.integers(2))
-    if int((index + 1) * share) == int(index * share):
-        return "none", None
-    return kind, None if kind == "colour" else subject
+
+def alpha_of(layer: Image.Image) -> np.ndarray:
+    """The alpha [H, W] of a layer (RGBA), in 0..1."""
+    return np.asarray(layer.getchannel("A"), np.float32) / 255
+
+
+def drawing_order(front: int | None, rng: np.random.Generator) -> list[int]:
+    """Both subjects, the one that comes to lie in front last. Without a ``front`` it is left to chance."""
+    order = [int(i) for i in rng.permutation(2)]
+    return order if front is None else [1 - front, front]
+
+
+def pick_background(rng: np.random.Generator) -> tuple[str, Image.Image]:
+    """(name, RGB picture) of a random photograph without a subject. It is the first that a scene's generator draws."""
+    backgrounds = load_backgrounds()
+    return backgrounds[rng.integers(len(backgrounds))]
 
 
 def draw_background(rng: np.random.Generator, size: int) -> Image.Image:
     """A random square crop of a random photograph, RGB, ``size`` x ``size`` pixels."""
-    backgrounds = load_backgrounds()
-    photo = backgrounds[rng.integers(len(backgrounds))][1]
+    _, photo = pick_background(rng)
     side = int(min(photo.size) * rng.uniform(0.7, 1.0))
     left = int(rng.integers(photo.width - side + 1))
     top = int(rng.integers(photo.height - side + 1))
@@ -99,10 +146,9 @@ def relight(cutout: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(lit.round().astype(np.uint8), "RGBA")
 
 
-def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirrored: bool) -> Image.Image:
-    """A transparent ``size`` x ``size`` layer with the cut-out as large as its box allows, standing at its bottom."""
-    cutout = ImageOps.mirror(cutout) if mirrored else cutout
-    cutout = cutout.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+def place(cutout: Image.Image, box: list[float], size: int, pose: Pose) -> Image.Image:
+    """A transparent ``size`` x ``size`` layer with the cut-out in its pose, as large as its box allows."""
+    cutout = posed(cutout, pose)
     bounds = cutout.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
     cutout = cutout.crop(bounds)
     left, top, right, bottom = (v * size for v in box)
@@ -111,7 +157,8 @@ def place(cutout: Image.Image, box: list[float], size: int, angle: float, mirror
     # premultiplied alpha keeps colours under transparent pixels from bleeding into the edge
     cutout = cutout.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     layer = Image.new("RGBA", (size, size), (0, 0, 0, 0))
-    layer.paste(cutout, (round((left + right - width) / 2), round(bottom - height)))
+    x, y = pose.anchor
+    layer.paste(cutout, (round(left + x * (right - left - width)), round(top + y * (bottom - top - height))))
     return layer
 
 
@@ -124,21 +171,3 @@ def paste(picture: Image.Image, layer: Image.Image) -> Image.Image:
     shadow = shadow.filter(ImageFilter.GaussianBlur(size * 0.02)).point(lambda a: round(a * 0.4))
     shaded = Image.composite(Image.new("RGB", picture.size, "black"), picture, shadow)
     return Image.alpha_composite(shaded.convert("RGBA"), layer).convert("RGB")
-
-
-def extreme_colours(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The picture in colours that no photograph has: a heavy cast, extreme saturation or burnt contrast."""
-    kind = rng.integers(3)
-    if kind == 0:
-        pixels = np.asarray(picture, np.float32)
-        cast = np.full(3, 0.12)
-        cast[rng.integers(3)] = 1.7
-        return Image.fromarray((pixels * cast).clip(0, 255).astype(np.uint8))
-    if kind == 1:
-        hue, saturation, value = (np.asarray(c, np.int32) for c in picture.convert("HSV").split())
-        turned = (hue + rng.integers(64, 192)) % 256
-        loud = (saturation * 4 + 200).clip(0, 255)
-        merged = np.dstack([turned, loud, (value * 1.2).clip(0, 255)]).astype(np.uint8)
-        return Image.fromarray(merged, "HSV").convert("RGB")
-    pixels = np.asarray(picture, np.float32)
-    return Image.fromarray(((pixels - pixels.mean((0, 1))) * 12 + 128).clip(0, 255).astype(np.uint8))

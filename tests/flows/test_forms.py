@@ -14,6 +14,7 @@ BACKENDS = {
     "matting": ["grabcut", "ben2", "own stage"],
     "semantics": ["imagenet", "transformers", "openai", "own stage"],
     "identity": ["efficientnet", "timm", "own stage"],
+    "quality": ["correspondence", "own stage"],
 }
 
 

@@ -22,7 +22,7 @@ from pipeline.jobs import pool_rows
 from pipeline.references import cutouts, pools
 from pipeline.report.results import report_run
 
-SCORED = ["synthesis", "matting", "semantics", "identity"]
+SCORED = ["synthesis", "matting", "semantics", "identity", "quality"]
 EVERY = ["references", "plan", *SCORED, "decide", "shards"]
 
 
@@ -51,7 +51,7 @@ def test_the_manifest_has_a_row_for_every_planned_sample(small_run):
     assert len(manifest) == SMALL["samples"]
     assert set(manifest.split) == {"train", "test"}
     kept = manifest[manifest.decision == "kept"]
-    assert kept.shard.notna().all()
+    assert (kept.shard.notna() == (kept.planted_fault == "none")).all(), "no planted fault gets into a shard"
     assert manifest[manifest.decision != "kept"].shard.isna().all()
     assert (manifest[manifest.decision == "rejected"].reasons.str.len() > 0).all()
     for column in ("area_share", "present_min", "colour_extremity", "similarity_min", "swap_margin"):
@@ -60,7 +60,7 @@ def test_the_manifest_has_a_row_for_every_planned_sample(small_run):
     assert not subjects["train"] & subjects["test"]
 
 
-def test_the_shards_hold_exactly_the_kept_samples(small_run):
+def test_the_shards_hold_exactly_the_kept_samples_without_a_planted_fault(small_run):
     result, places = small_run
     manifest = pd.read_parquet(places["manifest"]).set_index("sample_id")
     seen = {}
@@ -72,7 +72,18 @@ def test_the_shards_hold_exactly_the_kept_samples(small_run):
             assert sample.info["split"] == row.split
             assert len(sample.references) == 2
             assert sample.target.size == sample.background.size == sample.alpha.size == (256, 256)
-    assert seen == manifest[manifest.decision == "kept"].shard.to_dict()
+    assert seen == manifest[(manifest.decision == "kept") & (manifest.planted_fault == "none")].shard.to_dict()
+
+
+def test_planted_faults_that_pass_are_in_the_shards_where_they_are_asked_for(copied):
+    lenient = {"thresholds": {"subject_incomplete": -1, "subject_extra": 2, "colours_differ": 1000}}
+    left_out, taken = (
+        pd.read_parquet(curate(small_config(copied, decide=lenient, shards={"planted_faults": asked})).manifest_url)
+        for asked in (False, True)
+    )
+    planted = (left_out.planted_fault != "none") & (left_out.decision == "kept")
+    assert left_out[planted].shard.isna().all()
+    assert taken[planted].shard.notna().all()
 
 
 def test_the_shards_open_with_webdataset_and_datasets(small_run):

@@ -11,8 +11,9 @@ from pipeline.identity.compare import Identity
 from pipeline.matting.grabcut import GrabCut
 from pipeline.planning import planning
 from pipeline.references import cutouts
-from pipeline.semantics.imagenet import ImageNetJudge, agreement, colour_extremity
-from pipeline.synthesis.collage import Collage, CollageConfig, choose_fault, extreme_colours
+from pipeline.semantics.imagenet import ImageNetJudge, agreement, colour_extremity, shown_pixels
+from pipeline.synthesis.collage import Collage, CollageConfig
+from pipeline.synthesis.faults import KINDS, choose_fault, extreme_colours
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +55,33 @@ def test_exactly_the_asked_share_of_a_plan_gets_a_fault():
 
 
 def test_a_scene_is_the_same_with_and_without_its_fault(plan, pool):
-    """Only the fault differs: where no subject is swapped or missing, the picture is the same."""
-    for row in plan[:8]:
-        clean, faulty = (run_stage(Collage(CollageConfig(fault_share=s)), row, pool) for s in (0.0, 1.0))
-        assert clean[0]["planted_fault"] == "none"
-        a, b = (pictures.decode(x[1]["synthesis"]["target.png"], "target") for x in (clean, faulty))
-        if faulty[0]["planted_fault"] == "missing":
-            gone = np.abs(np.asarray(a, int) - np.asarray(b, int)).max(2) > 0
+    """Only the fault differs: away from the spoiled subject and its shadow, the picture is the same."""
+    for kind in ("missing", "replaced", "hue", "inverted"):
+        spoiled = CollageConfig(fault_share=1.0, faults=[kind])
+        for row in plan[:3]:
+            clean, faulty = (run_stage(Collage(c), row, pool) for c in (CollageConfig(fault_share=0.0), spoiled))
+            assert clean[0]["planted_fault"] == "none"
+            a, b = (pictures.decode(x[1]["synthesis"]["target.png"], "target") for x in (clean, faulty))
+            changed = np.abs(np.asarray(a, int) - np.asarray(b, int)).max(2) > 0
             left, top, right, bottom = (round(v * 256) for v in row[f"box_{faulty[0]['planted_subject']}"])
-            outside = gone.copy()
+            outside = changed.copy()
             outside[max(0, top - 24) : bottom + 24, max(0, left - 24) : right + 24] = False
-            assert gone.any()
-            assert not outside.any(), "a missing subject changes nothing away from its box and shadow"
+            assert changed.any()
+            assert not outside.any(), f"{kind} changes nothing away from its box and shadow"
+
+
+def test_every_kind_of_fault_can_be_planted_and_is_what_the_table_says(plan, pool):
+    usable = [row for row in pool[0] if row["status"] == "ok"]
+    for kind, row in zip(KINDS, plan, strict=False):
+        sample = Sample(
+            row["sample_id"], {"plan": row}, {}.__getitem__, lambda i: pool[1][i]["cutout.png"], pool=lambda: usable
+        )
+        rows, files, _ = Collage(CollageConfig(fault_share=1.0, faults=[kind])).run([sample], {})
+        planted = rows[0]["planted_fault"]
+        assert planted == kind or (kind, planted) == ("hue", "inverted"), "two grey subjects have no hue to turn"
+        clean, _, _ = Collage(CollageConfig(fault_share=0.0)).run([sample], {})
+        assert clean[0]["planted_subject"] is None
+        assert set(files[row["sample_id"]]) == {"target.png", "alpha_true.png"}
 
 
 @pytest.mark.slow
@@ -147,9 +163,23 @@ def test_photographs_have_natural_colours_and_planted_extremes_do_not():
     rng = np.random.default_rng(0)
     for name in ("astronaut", "chelsea", "rocket", "grass"):
         photo = Image.fromarray(getattr(photos, name)()).convert("RGB")
-        assert colour_extremity(photo) < 0.75, name
+        usual = np.asarray(photo).reshape(-1, 3)
+        assert colour_extremity(usual, usual) == 0, name
         for _ in range(6):
-            assert colour_extremity(extreme_colours(photo, rng)) > 0.75, name
+            extreme = np.asarray(extreme_colours(photo, rng)).reshape(-1, 3)
+            assert colour_extremity(extreme, usual) > 0.6, name
+
+
+def test_neither_a_red_subject_nor_its_background_is_a_fault_of_colour():
+    red, grey = (np.tile(np.array([colour], np.uint8), (500, 1)) for colour in ((200, 20, 20), (120, 120, 110)))
+    assert colour_extremity(red, red) == 0
+    assert colour_extremity(red, grey) > 0.99
+    scene = Image.new("RGB", (64, 64), (0, 40, 0))
+    scene.paste((120, 120, 110), (20, 20, 40, 40))
+    alpha = Image.new("L", (64, 64))
+    alpha.paste(255, (20, 20, 40, 40))
+    assert (shown_pixels(scene, alpha, [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]) == (120, 120, 110)).all()
+    assert len(shown_pixels(scene, Image.new("L", (64, 64)), [(0.0, 0.0, 0.5, 0.5)])) == 32 * 32
 
 
 def test_the_encoder_knows_a_tabby_cat():

@@ -25,7 +25,7 @@ def in_shards(result) -> set[str]:
 
 def kept(result) -> set[str]:
     manifest = pd.read_parquet(result.manifest_url)
-    return set(manifest[manifest.decision == "kept"].sample_id)
+    return set(manifest[(manifest.decision == "kept") & (manifest.planted_fault == "none")].sample_id)
 
 
 def reject(root, sample_ids):

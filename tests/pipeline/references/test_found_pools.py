@@ -38,7 +38,7 @@ def test_a_note_gives_the_name(tmp_path):
     files = {f"c/{name}.png": FILES["cat/chelsea.png"] for name in notes}
     root = folder(tmp_path / "pool", files | {f"c/{name}.txt": note for name, note in notes.items()})
     assert {Path(s.source).stem: s.name for s in listed(root)} == {
-        "plain": "a shiny ball", "bom": "tabby cat", "utf16": "tabby cat", "latin": "café", "long": "x" * 80,
+        "plain": "shiny ball", "bom": "tabby cat", "utf16": "tabby cat", "latin": "café", "long": "x" * 80,
         "lines": "Kiwifruit", "marks": "tabby [31mcat", "empty": "empty", "stop": "stop",
     }  # fmt: skip
     assert set(skipped(PoolConfig(source=str(root)))) == set()

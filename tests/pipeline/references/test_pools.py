@@ -302,7 +302,7 @@ def test_a_preset_is_where_a_pool_starts_from():
     config = ReferencesConfig(pool=["relationbench", "/photos"])
     assert ReferencesConfig.model_validate(config.model_dump(mode="json")) == config
     assert [p.source for p in config.pools()] == ["hf:QingyuShi/RelationBench", "/photos"]
-    assert ReferencesConfig().model_dump(mode="json") == {"pool": "packaged", "size": 256}
+    assert ReferencesConfig().model_dump(mode="json") == {"pool": "packaged", "count": None, "size": 256}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from data_schemas.tables import REFERENCES
-from pipeline.references import cutouts
-from pipeline.references.cutouts import ReferencesConfig, check_pool, list_pool, load_backgrounds, make_references
+from pipeline.references.cutouts import ReferencesConfig, check_pool, list_pool, make_references
+from pipeline.references.packaged import load_backgrounds, package_file
 
 
 def disc(colour: str, box: tuple[int, int, int, int], size: int = 120, mode: str = "RGB") -> Image.Image:
@@ -98,7 +98,7 @@ def test_folder_names_and_categories(folder):
     ]  # fmt: skip
     assert [(s.category, s.name, s.subject_id) for s in sources if s.source in ("Leaf.WEBP", "toys/red_ball.png")] == [
         ("my pool", "Leaf", "my-pool/leaf"),
-        ("toys", "a shiny", "toys/a-shiny"),
+        ("toys", "shiny", "toys/shiny"),
     ]
     assert sources[1].name == "blue flower"
     assert sources[1].category == "house plants"
@@ -168,7 +168,7 @@ def test_pools_that_cannot_be_listed(tmp_path, monkeypatch):
 
 def test_a_package_that_is_not_installed():
     with pytest.raises(UserError, match=r"no_such_package/x\.png is not there"):
-        cutouts.package_file("no_such_package", "x.png")
+        package_file("no_such_package", "x.png")
 
 
 def test_a_reference_id_follows_what_it_is_made_from(folder):

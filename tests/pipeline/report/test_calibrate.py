@@ -21,7 +21,15 @@ from pipeline.curate import curate, stage_inputs
 from pipeline.identity.compare import Identity
 from pipeline.jobs import PartJob, read_all
 from pipeline.report import calibration
-from pipeline.report.calibration import area_under_curve, measure, rule_figures, spread_evenly, wrong_sample, youden
+from pipeline.report.calibration import (
+    area_under_curve,
+    measure,
+    rule_figures,
+    separate,
+    spread_evenly,
+    wrong_sample,
+    youden,
+)
 from pipeline.report.calibration_page import calibrate
 
 LOW = Rule("similarity", "min", 0.5, "identity_low", "Too unlike.")
@@ -151,8 +159,10 @@ def test_right_references_stand_out_from_the_floor(small_run, found):
 def test_where_the_floor_says_nothing_there_is_no_suggestion(found):
     colours = figures_of(found["semantics"], "colour_extreme")
     assert colours.suggested is None
-    assert math.isnan(colours.auc)
-    assert "leave this score as it is" in colours.note
+    assert colours.auc < 0.7
+    assert "the floor cannot place it" in colours.note
+    same = pd.Series([0.1, 0.4], index=["a", "b"])
+    assert "leave this score as it is" in separate(same, same, HIGH)[2]
     copied = figures_of(found["identity"], "identity_copied")
     assert (copied.suggested, copied.at(1.0).alone) == (None, 12)
     assert copied.auc < 0.5
@@ -165,7 +175,7 @@ def test_quantiles_and_counts_are_those_of_the_run(small_run, found):
     manifest = pd.read_parquet(small_run[1]["manifest"])
     for stage in found.values():
         assert (stage.samples, stage.judged_by[0]) == (12, stage.stage.name)
-        assert set(stage.judged_by) == {"matting", "semantics", "identity"}
+        assert set(stage.judged_by) == {"matting", "semantics", "identity", "quality"}
         for figures in stage.figures:
             scores = manifest[figures.rule.column]
             for level, value in figures.quantiles().items():
@@ -213,18 +223,22 @@ def test_decisions_follow_the_thresholds_file(copied):
     assert set(pd.read_parquet(result.manifest_url).decision) == {"rejected"}
 
 
-def test_the_page_is_whole_in_itself(places, found):
+def test_the_page_is_whole_in_itself_and_names_planted_faults(small_run, places, found):
+    manifest = pd.read_parquet(small_run[1]["manifest"])
+    faults = manifest[manifest.planted_fault != "none"].planted_fault
     for stage, written in places[1].items():
         with open(written["calibration"]) as file:
             page = file.read()
         assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,|#)[^"]*"', page)
         assert "<script" not in page
         assert page.count("<svg") == len(found[stage].figures)
+        for fault in faults.unique():
+            assert page.count(f"planted: {fault}<") == (faults == fault).sum() * len(found[stage].figures)
         assert page.count("<figure") == 12 * len(found[stage].figures), "every sample is on each board"
         for figures in found[stage].figures:
             assert f'id="{figures.rule.reason}"' in page
         first = page[page.index('class="board"') :]
-        shown = [float(text) for text in re.findall(r"<figcaption>([-\d.]+)<", first[: first.index("</section>")])]
+        shown = [float(text) for text in re.findall(r"<figcaption>([-\d.]+)[ <]", first[: first.index("</section>")])]
         assert shown == [round(s, 3) for s in sorted(found[stage].figures[0].scores)]
 
 
@@ -258,7 +272,7 @@ def test_a_run_that_is_not_finished_is_measured_as_far_as_it_is(copied):
     found = measure(small_config(copied), "identity", floor_samples=4)
     assert (found.samples, found.floor_samples) == (8, 4)
     semantics = measure(small_config(copied), "semantics", floor_samples=0)
-    assert (semantics.samples, semantics.judged_by) == (12, ["semantics", "matting"])
+    assert (semantics.samples, semantics.judged_by) == (12, ["semantics", "matting", "quality"])
     assert semantics.figures[0].note == "There is no floor to compare with."
     assert semantics.figures[0].suggested is None
 

@@ -89,7 +89,11 @@ METRICS: dict[str, Any] = {
         "precision": 0.6667,
         "clean": 57,
         "clean_kept_share": 0.947,
-        "by_fault": {"swapped": {"planted": 5, "caught": 5}, "missing": {"planted": 3, "caught": 1}},
+        "recall_interval": [0.4093, 0.9285],
+        "by_fault": {
+            "swapped": {"planted": 5, "caught": 5},
+            "missing": {"planted": 3, "caught": 1, "recall_interval": [0.0615, 0.7923], "reasons": {"identity_low": 1}},
+        },
     },
     "stages": {
         "matting": {"seconds": 211.7, "parts": 5, "cached_parts": 2},
@@ -184,7 +188,7 @@ def test_the_funnel_shows_its_numbers_and_every_reason_with_its_meaning(page: st
 
 def test_the_filters_section_shows_recall_by_fault(page: str) -> None:
     filters = Page(page).sections["filters"]
-    for text in ("75 %", "67 %", "95 %", "swapped", "100 %", "missing", "33 %"):
+    for text in ("75 %", "(41 % to 93 %)", "67 %", "95 %", "swapped", "100 %", "missing", "33 %", "(6 % to 79 %)"):
         assert text in filters
 
 
