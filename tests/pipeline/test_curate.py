@@ -137,7 +137,7 @@ def test_a_judges_config_re_runs_semantics_and_what_follows(copied, monkeypatch)
 @pytest.mark.slow
 def test_a_stage_asked_for_again_is_made_again_with_what_follows(copied):
     before = contents(copied)
-    assert made(curate(small_config(copied), again="identity")) == {"identity", "decide", "shards"}
+    assert made(curate(small_config(copied), again="identity")) == {"identity", "quality", "decide", "shards"}
     assert contents(copied) == before
 
 

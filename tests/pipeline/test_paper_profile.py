@@ -56,7 +56,9 @@ def settings(published, folder, judge):
         "semantics": judge,
         "identity": {"encoder": ENCODER, "source": str(published / "encoder"), "device": "cpu"},
         "decide": {"thresholds": {"identity_low": -1, "identity_swapped": -2, "identity_copied": 1,
-                                  "matte_soft": 1, "matte_holes": 1, "matte_uncertain": 0, "matte_full": 1}},
+                                  "matte_soft": 1, "matte_holes": 1, "matte_uncertain": 0, "matte_full": 1,
+                                  "subject_incomplete": -1, "colours_differ": 60, "subject_extra": 2,
+                                  "foreground_outside": 1, "subject_blurred": -9}},
     }  # fmt: skip
     (folder / "mine.yaml").write_text(json.dumps(small))
     return CurationConfig.load("paper", str(folder / "mine.yaml"))
