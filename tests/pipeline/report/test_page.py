@@ -216,7 +216,7 @@ def test_the_kept_gallery_shows_sixteen_with_pictures_and_scores(page: str) -> N
 
 
 def test_a_score_is_coloured_by_all_thresholds_of_its_column(page: str) -> None:
-    card = re.search(r"foreground_large</span>.*?</ul>", page, re.DOTALL)
+    card = re.search(r"foreground_large</span>.*?</article>", page, re.DOTALL)
     assert card is not None
     assert re.search(r'<li class="fail"[^>]*>foreground_share <b>0.900', card[0])
     assert re.search(r'<li class="fail"[^>]*>matte_confidence <b>0.300', card[0])
