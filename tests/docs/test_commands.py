@@ -26,6 +26,7 @@ NOT_HERE = {
     "PYTHONPATH=. instructar": "tests/pipeline/test_add_a_stage.py runs them with the page's files",
     "make carry": "downloads wheels; tests/benchmarks/test_accelerator.py holds that they are all that is imported",
     "build/carry": "needs those wheels",
+    "benchmarks/filters.py": "takes ten minutes; its parts are those of every curation",
     "--profile paper": "needs the paper's weights",
     "instructar models fetch": "needs a network",
     "hf download": "needs a network",
