@@ -22,6 +22,7 @@ from data_schemas.errors import UserError
 from tokenar.config import TrainConfig
 from tokenar.data.samples import Batch
 from tokenar.device import strictly_repeatable
+from tokenar.model.copying import Pointers
 from tokenar.model.linear import product
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
@@ -46,13 +47,17 @@ _ATTENTION = {
 # The loss
 
 
-def token_losses(hidden: Tensor, head: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def token_losses(
+    hidden: Tensor, head: Tensor, wanted: Tensor, pointers: Pointers | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross entropy of the scored tokens in nats, as (sum over all tokens, loss of each token [B, E N]), float32.
 
-    hidden [B, E N, D], head [V, D], wanted [B, E N] int64. Only the sum carries a gradient. More than ``CHUNK_LOGITS``
-    logits are computed in chunks and computed again in the backward pass, because all logits together would be the
-    largest tensor of the step.
+    hidden [B, E N, D], head [V, D], wanted [B, E N] int64, pointers: what the copy head says, if there is one. Only
+    the sum carries a gradient. More than ``CHUNK_LOGITS`` logits are computed in chunks and computed again in the
+    backward pass, because all logits together would be the largest tensor of the step.
     """
+    if pointers is not None:
+        return _copy_losses(hidden, head, wanted, pointers)
     rows, tokens = hidden.flatten(0, 1), wanted.flatten()
     size = max(1, CHUNK_LOGITS // len(head))
     if len(rows) <= size:
@@ -72,6 +77,23 @@ def _chunk_losses(rows: Tensor, head: Tensor, tokens: Tensor) -> tuple[Tensor, T
     log_probabilities = F.log_softmax(product(rows, head).float(), dim=-1)
     total = F.nll_loss(log_probabilities, tokens, reduction="sum")
     return total, F.nll_loss(log_probabilities.detach(), tokens, reduction="none")
+
+
+def _copy_losses(hidden: Tensor, head: Tensor, wanted: Tensor, pointers: Pointers) -> tuple[Tensor, Tensor]:
+    """``token_losses`` for a model with a copy head, in chunks of positions: each sample has sources of its own."""
+    size = max(1, CHUNK_LOGITS // (len(hidden) * (len(head) + pointers.codes.shape[1])))
+
+    def chunk(rows: Tensor, tokens: Tensor, own: Pointers) -> Tensor:
+        return own.losses(product(rows, head).float(), tokens)
+
+    parts = zip(hidden.split(size, 1), wanted.split(size, 1), pointers.split(size), strict=True)
+    if size >= hidden.shape[1]:
+        each = chunk(hidden, wanted, pointers)
+    else:
+        each = torch.cat(
+            [checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in parts], dim=1
+        )
+    return each.sum(), each.detach()
 
 
 @dataclass
