@@ -44,6 +44,9 @@ class TrainConfig(Settings):
     distill_weight: float = Field(
         default=0.5, ge=0, le=1000, description="weight of the teacher's loss; the cross entropy has weight 1"
     )
+    copies_weight: float = Field(
+        default=1.0, ge=0, le=1000, description="weight of a reference copy's token in the loss; a picture's has 1"
+    )
     variations: int = Field(
         default=0, ge=0, le=1000, description="augmented copies of every training sample; from raw shards only"
     )

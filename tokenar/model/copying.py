@@ -56,8 +56,8 @@ class Pointers:
     copied: Tensor
     written: Tensor
 
-    def split(self, size: int) -> list[Pointers]:
-        """The same in parts of at most ``size`` positions."""
+    def split(self, size: int | list[int]) -> list[Pointers]:
+        """The same in parts of at most ``size`` positions, or of these sizes."""
         parts = zip(*(each.split(size, dim=1) for each in (self.queries, self.copied, self.written)), strict=True)
         return [Pointers(queries, self.keys, self.codes, copied, written) for queries, copied, written in parts]
 
