@@ -37,7 +37,7 @@ def neighbour_numbers(numbers: Tensor, grid: int, directions: tuple[tuple[int, i
     for down, right in directions:
         below, beside = row + down, column + right
         inside = (below >= 0) & (below < grid) & (beside >= 0) & (beside < grid)
-        found.append(torch.where(inside, numbers + down * grid + right, outside))
+        found.append((numbers + down * grid + right).masked_fill(~inside, outside))
     return torch.stack(found, dim=1)
 
 

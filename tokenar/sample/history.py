@@ -71,7 +71,7 @@ class History:
         if self.backgrounds is None:
             return x
         places = numbers - self.layout.reference_copies * self.layout.image_tokens
-        places = torch.where(places < 0, self.layout.image_tokens, places)
+        places = places.masked_fill(places < 0, self.layout.image_tokens)
         return x + self.backgrounds.index_select(2, places)[:, :, None]
 
     def logits(self, hidden: Tensor) -> Tensor:
