@@ -13,6 +13,7 @@ from tokenar.encoders.config import (
     MAX_BATCH,
     MAX_VOCABULARY,
     Folder,
+    PatchVqConfig,
     T5Config,
     TeacherConfig,
     TextConfig,
@@ -36,12 +37,15 @@ class TrainConfig(Settings):
     out: Folder = Field(default="runs/train", description="folder of the run")
     start_from: str | None = Field(default=None, description="published checkpoint to start from")
     model: ModelConfig
-    tokenizer: TokenizerConfig | VqConfig = TokenizerConfig()
+    tokenizer: PatchVqConfig | TokenizerConfig | VqConfig = TokenizerConfig()
     tokenizer_weights: str | None = Field(default=None, description="file of the VQ tokenizer's weights")
     text: TextConfig | T5Config = TextConfig()
     teacher: TeacherConfig | None = Field(default=None, description="network whose features model.distill learns")
     distill_weight: float = Field(
         default=0.5, ge=0, le=1000, description="weight of the teacher's loss; the cross entropy has weight 1"
+    )
+    copies_weight: float = Field(
+        default=1.0, ge=0, le=1000, description="weight of a reference copy's token in the loss; a picture's has 1"
     )
     variations: int = Field(
         default=0, ge=0, le=1000, description="augmented copies of every training sample; from raw shards only"
@@ -101,7 +105,7 @@ class TrainConfig(Settings):
             if model.grid * tokenizer.patch != tokenizer.image_size:
                 raise ValueError(f"model.grid {model.grid} must be image_size / patch")
             if self.tokenizer_weights:
-                raise ValueError("tokenizer_weights are those of a VQ tokenizer; a patch codebook is fitted")
+                raise ValueError("tokenizer_weights are those of a VQ tokenizer; this tokenizer is fitted")
         if model.vocabulary != vocabulary:
             raise ValueError("model.vocabulary and the tokenizer's must be the same")
         if model.text_tokens != text.tokens or (isinstance(text, TextConfig) and model.text_width != text.width):

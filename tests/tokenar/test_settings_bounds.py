@@ -6,7 +6,7 @@ from small.run import in_process
 from data_schemas.errors import UserError
 from data_schemas.settings import MAX_SEED
 from tokenar.config import PRESETS, SampleConfig, cpu_small, with_changes
-from tokenar.encoders.config import EncodeConfig, TokenizerConfig, VqConfig
+from tokenar.encoders.config import EncodeConfig, PatchVqConfig, TokenizerConfig, VqConfig
 from tokenar.evaluate.config import EvalConfig
 from tokenar.model.config import SIZES, released, tokenar_xl
 
@@ -50,6 +50,8 @@ def test_training_refuses(changes, told):
         (SampleConfig, {"batch": 10**9}), (SampleConfig, {"top_k": 10**12}),
         (EvalConfig, {"swap_margin": float("nan")}), (EvalConfig, {"edge_tolerance": float("inf")}),
         (EvalConfig, {"kid_subsets": 10**9}), (TokenizerConfig, {"image_size": 10**9, "patch": 1}),
+        (PatchVqConfig, {"latents": 10**6}), (PatchVqConfig, {"latents": 8, "width": 33}), (PatchVqConfig, {}),
+        (PatchVqConfig, {"latents": 8, "steps": 10**9}),
         (VqConfig, {"ch_mult": (1,) * 99}), (VqConfig, {"ch_mult": (1, 99)}),
         (VqConfig, {"ch_mult": (1,), "codebook_size": 2**20, "codebook_embed_dim": 4096}),
         (EncodeConfig, {"shards": "a", "out": "b", "vq": "c", "batch": 10**9}),

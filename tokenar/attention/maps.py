@@ -27,7 +27,7 @@ from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
 from tokenar.data.samples import Batch
 from tokenar.model.layers import Attention
-from tokenar.model.positions import Layout, apply_rotary
+from tokenar.model.positions import Layout
 from tokenar.model.transformer import TokenAR
 
 CHUNK = 64
@@ -45,10 +45,9 @@ def attention_rows(
     Yields (the next c of ``rows``, their weights [B, H, c, T] float32). ``x`` [B, T, D], ``rotary`` and ``mask`` are
     the inputs of ``attention``; without a mask attention is causal. Masked positions have weight exactly 0.
     """
-    heads = attention.wqkv(x).unflatten(-1, (-1, attention.head_width)).transpose(1, 2)
-    q, k, _ = heads.split([attention.heads, attention.kv_heads, attention.kv_heads], dim=1)
-    q = apply_rotary(q[:, :, rows], rotary[..., rows, :, :]).float() / math.sqrt(attention.head_width)
-    k = apply_rotary(k, rotary).float().repeat_interleave(attention.heads // attention.kv_heads, dim=1)
+    q, k, _ = attention.project(x, rotary)
+    q = q[:, :, rows].float() / math.sqrt(attention.head_width)
+    k = k.float().repeat_interleave(attention.heads // attention.kv_heads, dim=1)
     position = torch.arange(x.shape[1], device=x.device)
     for chunk_rows, queries in zip(rows.split(chunk), q.split(chunk, dim=2), strict=True):
         visible = position <= chunk_rows[:, None] if mask is None else mask[..., chunk_rows, :]
@@ -174,8 +173,7 @@ def measure(
     """
     layout = net.layout_of(batch.sources)
     target = net.target_tokens(batch.sources, batch.picture)[:, :-1]
-    embedded = [net.embed_prefix(batch.sources, batch.text, index=index), net.embed_target(target, layout, 0, index)]
-    x = torch.cat(embedded, dim=1)
+    x = net.embed(net.embed_prefix(batch.sources, batch.text, index=index), target, layout, index)
     # TokenAR.whole would move masked padding to the end, so that it needs no mask. Here every token must stay in place.
     mask = net.mask(layout, x.shape[1], batch.text_mask, None)
     regions, segments = target_regions(layout, boxes), source_segments(layout)

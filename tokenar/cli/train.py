@@ -90,8 +90,7 @@ def _start(preset: str, config: str | None) -> TrainConfig:
 
 
 def _last_line(summary: dict[str, Any]) -> str:
+    from tokenar.train.validate import validation_line  # slow to import
+
     line = f"model: {summary['model']}"
-    if "val_loss" in summary:
-        line += f"  validation loss {summary['val_loss']:.3f}"
-        line += f", guessing by token frequency {summary['val_unigram_cross_entropy']:.3f}"
-    return line
+    return f"{line}  {validation_line(summary)}" if "val_loss" in summary else line

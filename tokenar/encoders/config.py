@@ -46,6 +46,17 @@ class TokenizerConfig(Settings):
         return self
 
 
+class PatchVqConfig(TokenizerConfig):
+    """The VQ tokenizer for small patches (see patch_vq.py). ``latents`` has no default: it is what tells these settings
+    from those of the patch codebook."""
+
+    latents: int = Field(ge=1, le=256, description="numbers that describe a patch")
+    width: int = Field(default=192, ge=2, le=4096, multiple_of=2, description="channels of the networks")
+    steps: int = Field(
+        default=200, ge=1, le=10**6, description="steps of the fit, of 32 crops each; about 0.4 s on a processor core"
+    )
+
+
 class VqConfig(Settings):
     """Sizes of a VQ tokenizer's network. A level has ``base_channels`` times its factor in ``ch_mult`` channels; levels
     are ordered from the finest resolution to the coarsest."""

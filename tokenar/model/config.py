@@ -22,6 +22,8 @@ class ModelConfig(Settings):
     Each of the three parts of the method can be switched off: ``index_embedding``, ``instruct_tokens`` (0 is off) and
     ``identity_disentanglement``. Where the released program differs from the paper or from itself, a field offers both
     behaviours; docs/differences.md explains them, and ``released`` and ``tokenar_xl`` are the two sets of choices.
+    Five more fields are neither the paper's nor the release's, and off by default: with them a small model learns in
+    minutes to look its tokens up in the references (docs/differences.md, "Looking up tokens").
     """
 
     layers: int = Field(ge=1, le=1024)
@@ -71,6 +73,21 @@ class ModelConfig(Settings):
     tied_output: bool = Field(
         default=False, description="the token table is the output head too; not in published weights"
     )
+    copy_head: bool = Field(
+        default=False, description="mix the tokens that one attention finds in the source images into the output"
+    )
+    neighbours: bool = Field(
+        default=False,
+        description="a target position stands where the token is that it predicts and reads that token's four earlier "
+        "neighbours in the image; source tokens read all eight neighbours",
+    )
+    background_in_place: bool = Field(
+        default=False, description="add the background's token at the same place to the picture's positions"
+    )
+    qk_norm: bool = Field(default=False, description="give queries and keys a fixed length and a learned gain")
+    mimetic_start: bool = Field(
+        default=False, description="first weights with which attention looks for equal tokens and copies them"
+    )
     distill: Literal["dinov2", "clip"] | None = Field(default=None, description="teacher whose features are predicted")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on the attention and the feed-forward output")
     text_dropout: float = Field(default=0.1, ge=0, lt=1, description="on the projected text")
@@ -81,6 +98,12 @@ class ModelConfig(Settings):
             raise ValueError(f"width {self.width} must split into {self.heads} heads of a multiple of 4")
         if self.heads % self.key_value_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _background_is_there(self) -> ModelConfig:
+        if self.background_in_place and not self.background:
+            raise ValueError("background_in_place needs background true")
         return self
 
     @model_validator(mode="after")

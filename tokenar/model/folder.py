@@ -2,7 +2,7 @@
 
     model/    model.safetensors, config.json, tokenizer.safetensors
 
-The tokenizer file holds a fitted patch codebook or a VQ network; the network's settings are in config.json. A T5 text
+The tokenizer file holds a fitted tokenizer or a VQ network; the VQ network's settings are in config.json. A T5 text
 encoder is too large to be copied into the folder, so config.json has its name only.
 
 Every file is written under a temporary name and then renamed, so that a file that exists is complete.
@@ -32,7 +32,7 @@ from data_schemas.io.text import one_line
 from data_schemas.settings import first_mistake
 from tokenar.device import own_device
 from tokenar.encoders.config import T5Config, TextConfig, VqConfig
-from tokenar.encoders.patches import PatchCodebook
+from tokenar.encoders.fitted import FittedTokenizer, load_fitted
 from tokenar.encoders.text import HashedWords, T5Encoder
 from tokenar.encoders.vq import VqTokenizer, load_network
 from tokenar.model.config import ModelConfig
@@ -49,7 +49,7 @@ class Model:
     """A trained network with its image tokenizer and text encoder, and the folder that it was read from."""
 
     net: TokenAR
-    tokenizer: PatchCodebook | VqTokenizer
+    tokenizer: FittedTokenizer | VqTokenizer
     text: HashedWords | T5Encoder
     folder: Path
 
@@ -79,7 +79,7 @@ def model_fingerprint(folder: Path) -> str:
 def save_model(
     folder: Path,
     net: TokenAR,
-    tokenizer: PatchCodebook | VqTokenizer | None,
+    tokenizer: FittedTokenizer | VqTokenizer | None,
     text: TextConfig | T5Config,
     *,
     ema: Mapping[str, Tensor] | None = None,
@@ -103,7 +103,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path))
-    if isinstance(tokenizer, PatchCodebook):
+    if isinstance(tokenizer, FittedTokenizer):
         write_atomically(folder / "tokenizer.safetensors", tokenizer.save)
     elif isinstance(tokenizer, VqTokenizer):
         network = {name: tensor.cpu().contiguous() for name, tensor in tokenizer.network.state_dict().items()}
@@ -176,9 +176,9 @@ def _network(path: Path, config: ModelConfig) -> TokenAR:
 
 def _tokenizer(
     path: Path, config: VqConfig | None, image_size: int, device: torch.device
-) -> PatchCodebook | VqTokenizer:
+) -> FittedTokenizer | VqTokenizer:
     if config is not None:
         return VqTokenizer(load_network(path, config), image_size, device)
     if not path.is_file():
         raise UserError(f"{path}: not there; copy the model again, or train it with tokenizer_weights set")
-    return PatchCodebook.load(path)
+    return load_fitted(path)

@@ -19,6 +19,11 @@ from tokenar.model.linear import Linear
 from tokenar.model.positions import apply_rotary
 
 TEACHER_WIDTH = 768
+FIRST_SCORE = 11.0
+"""The largest score that attention can give at first with ``qk_norm``. With ten times as much it was too sharp to
+learn."""
+MIMETIC_SHARE = 0.8
+"""Correlation of query and key weights in ``start_mimetic``."""
 
 
 class RMSNorm(nn.Module):
@@ -51,6 +56,23 @@ class Attention(nn.Module):
         self.wqkv = Linear(config.width, projected, bias=False)
         self.wo = Linear(config.width, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
+        # One dimension, so that it does not decay.
+        gain = torch.full((config.width,), FIRST_SCORE / math.sqrt(self.head_width))
+        self.query_gain = nn.Parameter(gain) if config.qk_norm else None
+
+    def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, D] -> rotated queries [B, H, T, D/H], rotated keys and values [B, K, T, D/H].
+
+        With ``qk_norm`` queries and keys are divided by their root mean square, and queries multiplied by a learned
+        gain for each head and channel (Henry et al. 2020, arXiv 2010.04245).
+        """
+        heads = self.wqkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [B, H + K or K, T, D/H]
+        if self.query_gain is not None:
+            gain = F.pad(self.query_gain.view(self.heads, 1, -1), (0, 0, 0, 0, 0, self.kv_heads), value=1.0)
+            qk = (F.rms_norm(qk.float(), (self.head_width,)) * gain).type_as(qk)
+        q, k = apply_rotary(qk, rotary).split([self.heads, self.kv_heads], dim=1)
+        return q, k, v
 
     def forward(
         self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None, last: int | None
@@ -60,9 +82,7 @@ class Attention(nn.Module):
         With a cache, ``x`` holds the positions that follow the cached ones; ``layer`` is this layer's number in the
         cache. ``mask`` is as positions.attention_mask returns it; None means causal.
         """
-        heads = self.wqkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [B, H + K or K, T, D/H]
-        q, k = apply_rotary(qk, rotary).split([self.heads, self.kv_heads], dim=1)
+        q, k, v = self.project(x, rotary)
         if last is not None:
             q, mask = q[:, :, -last:], None if mask is None else mask[..., -last:, :]
         mixed = causal_attention(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
@@ -101,6 +121,29 @@ class Block(nn.Module):
         mixed = self.attention(self.attention_norm(x), rotary, cache, layer, mask, last)
         x = x[:, -mixed.shape[1] :] + mixed
         return x + self.feed_forward(self.ffn_norm(x))
+
+
+@torch.no_grad()
+def start_mimetic(blocks: nn.ModuleList) -> None:
+    """Draw the blocks' weights anew, so that attention begins as a look-up (Trockman and Kolter 2023,
+    arXiv 2305.09828).
+
+    Key weights resemble query weights, so that a position attends to positions like itself. The output weights of the
+    first block resemble the transpose of its value weights, so that what is attended to is copied.
+    """
+    for number, block in enumerate(blocks):
+        assert isinstance(block, Block)
+        attention, feed = block.attention, block.feed_forward
+        for linear in (attention.wqkv, attention.wo, feed.w1, feed.w3, feed.w2):
+            nn.init.normal_(linear.weight, std=attention.wo.in_features**-0.5)
+        for linear in (attention.wo, feed.w2):  # what a block adds begins small beside what it reads
+            linear.weight.mul_(0.5)
+        heads, groups = attention.heads, attention.kv_heads
+        weights = attention.wqkv.weight.unflatten(0, (-1, attention.head_width))
+        q, k, v = weights.split([heads, groups, groups])
+        k.mul_(math.sqrt(1 - MIMETIC_SHARE**2)).add_(q[:: heads // groups], alpha=MIMETIC_SHARE)
+        if number == 0:
+            attention.wo.weight.add_(v.repeat_interleave(heads // groups, 0).flatten(0, 1).T, alpha=groups / heads)
 
 
 class TextProjection(nn.Module):

@@ -174,10 +174,13 @@ def rotary_table(coordinates: torch.Tensor, head_width: int, base: float, text_r
 
 
 def layout_rotary(layout: Layout) -> torch.Tensor:
-    """The rotary table of a layout, [T, head_width / 2, 2] float32."""
+    """The rotary table of a layout, [T, head_width / 2, 2] float32; [T - 1, ...] with ``neighbours``."""
     config = layout.config
-    coordinates = grid_coordinates if config.rotary_layout == "grid" else canvas_coordinates
-    return rotary_table(coordinates(layout), config.head_width, config.rotary_base, config.text_rotary)
+    coordinates = (grid_coordinates if config.rotary_layout == "grid" else canvas_coordinates)(layout)
+    if config.neighbours:
+        # A position stands where the token is that it predicts. The target's last token predicts none.
+        coordinates = torch.cat([coordinates[: layout.prefix - 1], coordinates[layout.prefix :]])
+    return rotary_table(coordinates, config.head_width, config.rotary_base, config.text_rotary)
 
 
 def attention_mask(layout: Layout, length: int, text_mask: torch.Tensor | None, first: int = 0) -> torch.Tensor:

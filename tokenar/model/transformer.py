@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 from tokenar.model.cache import KeyValueCache
 from tokenar.model.config import DropConfig, ModelConfig
-from tokenar.model.layers import Alignment, Block, RMSNorm, TextEmbedding, add_null_table
-from tokenar.model.linear import product, stored_bytes
+from tokenar.model.copying import CopyHead, CopySources, Pointers
+from tokenar.model.layers import Alignment, Block, RMSNorm, TextEmbedding, add_null_table, start_mimetic
+from tokenar.model.linear import Linear, product, stored_bytes
+from tokenar.model.neighbours import Neighbours, with_border
 from tokenar.model.positions import (
     Layout,
     attention_mask,
@@ -30,9 +32,9 @@ from tokenar.model.positions import (
 )
 from tokenar.model.published import PublishedModel
 
-Scorer = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A function of the hidden states [B, E N, D] that predict the target, the output head [V, D] and the target tokens
-[B, E N]. TokenAR.forward returns its result in place of the logits."""
+Scorer = Callable[[Tensor, Tensor, Tensor, Pointers | None], Tensor]
+"""A function of the hidden states [B, E N, D] that predict the target, the output head [V, D], the target tokens
+[B, E N] and, if the model has a copy head, what it says. TokenAR.forward returns its result in place of the logits."""
 
 
 def drop_decisions(draws: Tensor, drops: DropConfig) -> tuple[Tensor, Tensor]:
@@ -71,6 +73,10 @@ class TokenAR(nn.Module, PublishedModel):
         self.norm = RMSNorm(d, config.norm_eps)
         self.output = None if config.tied_output else nn.Linear(d, config.vocabulary, bias=False)
         self.alignment = Alignment(config) if config.distill else None
+        # What is not in published weights comes last, so that it does not move the others' draws.
+        self.neighbours = Neighbours(config) if config.neighbours else None
+        self.background_in_place = Linear(d, d, bias=False) if config.background_in_place else None
+        self.copy_head = CopyHead(config) if config.copy_head else None
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
         self.reset_parameters()
 
@@ -81,6 +87,13 @@ class TokenAR(nn.Module, PublishedModel):
                 nn.init.normal_(module.weight, std=0.02)
         if self.output is not None:
             nn.init.zeros_(self.output.weight)
+        for part in (self.neighbours, self.copy_head):
+            if part is not None:
+                part.reset_parameters()
+        if self.background_in_place is not None:
+            nn.init.eye_(self.background_in_place.weight)
+        if self.config.mimetic_start:
+            start_mimetic(self.layers)
 
     def layout(self, references: int) -> Layout:
         """The sequence layout of samples with ``references`` references."""
@@ -135,6 +148,8 @@ class TokenAR(nn.Module, PublishedModel):
         """
         _, ids, rows = self.tables(self.layout_of(sources))
         source = self.tok_embeddings(sources.flatten(1))
+        if self.neighbours is not None:
+            source = source + self.neighbours.of_sources(sources.flatten(1), self.tok_embeddings)
         if self.ref_index_embeddings is not None and index:
             source = source + self.ref_index_embeddings(ids)
         if image_dropped is not None:
@@ -153,10 +168,38 @@ class TokenAR(nn.Module, PublishedModel):
             raise ValueError("instruct_mode is special: the number of each sample's instruct tokens is needed")
         return self.instruct_token_embeddings(sets).unflatten(1, (self.config.instruct_tokens, -1))
 
-    def embed_target(self, tokens: Tensor, layout: Layout, start: int = 0, index: bool = True) -> Tensor:
-        """Embeddings [B, t, D] of the target's tokens number ``start`` to ``start + t - 1``, given as codes [B, t]."""
-        x, index_rows = self.tok_embeddings(tokens), self.target_index(layout, index)
-        return x if index_rows is None else x + index_rows[start : start + tokens.shape[1]]
+    def embed_target(self, tokens: Tensor, layout: Layout, index: bool = True) -> Tensor:
+        """Embeddings [B, t, D] of the positions of the target's first t tokens, given as codes [B, t]."""
+        numbers = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        return self.embed_next(with_border(tokens, self.config.vocabulary), numbers, self.target_index(layout, index))
+
+    def embed_next(self, history: Tensor, numbers: Tensor, index_rows: Tensor | None) -> Tensor:
+        """Embeddings [B, m, D] of the positions that predict the target's tokens ``numbers`` [m], each at least 1.
+
+        ``history`` [B, L + 1] has the target's tokens as ``with_border`` makes it, of which only earlier ones are read.
+        A position has the embedding of the token before, or with ``neighbours`` of those around the predicted one.
+        ``index_rows`` is the result of ``target_index``.
+        """
+        if self.neighbours is None:
+            numbers = numbers - 1
+            x = self.tok_embeddings(history.index_select(1, numbers))
+        else:
+            x = self.neighbours.of_targets(history, numbers, self.tok_embeddings)
+        return x if index_rows is None else x + index_rows.index_select(0, numbers)
+
+    def embed(self, prefix: Tensor, tokens: Tensor, layout: Layout, index: bool = True) -> Tensor:
+        """A sequence [B, prefix + t, D] of what embed_prefix returned and the target's first t tokens [B, t]."""
+        x = torch.cat([prefix, self.embed_target(tokens, layout, index)], dim=1)
+        first = layout.prefix + layout.reference_copies * layout.image_tokens - 1  # predicts the picture's first token
+        if self.background_in_place is None or x.shape[1] <= first:
+            return x
+        background = self.backgrounds(prefix, layout)[:, : x.shape[1] - first]
+        return torch.cat([x[:, :first], x[:, first:] + background], dim=1)
+
+    def backgrounds(self, prefix: Tensor, layout: Layout) -> Tensor:
+        """What ``background_in_place`` adds to the positions that predict the picture, [B, N, D]."""
+        assert self.background_in_place is not None
+        return self.background_in_place(prefix[:, layout.source_tokens - layout.image_tokens : layout.source_tokens])
 
     def target_index(self, layout: Layout, index: bool = True) -> Tensor | None:
         """The index embedding of every target token, [E N, D]; None if the target gets none.
@@ -211,9 +254,23 @@ class TokenAR(nn.Module, PublishedModel):
         """Weight of the output head, [V, D]."""
         return self.tok_embeddings.weight if self.output is None else self.output.weight
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> logits [..., V] float32."""
-        return product(hidden, self.head).float()
+    def logits(self, hidden: Tensor, sources: CopySources | None = None) -> Tensor:
+        """Hidden states [..., D] -> logits [..., V] float32.
+
+        A model with a copy head needs ``sources`` and hidden states [B, t, D]. Its logits are logarithms of
+        probabilities.
+        """
+        logits = product(hidden, self.head).float()
+        if self.copy_head is None:
+            return logits
+        assert sources is not None
+        return self.copy_head(hidden, sources).log_probabilities(logits)
+
+    def copy_sources(self, hidden: Tensor, sources: Tensor, dropped: Tensor | None = None) -> CopySources | None:
+        """What the copy head reads of source codes [B, R+1, N], from hidden states [B, T, D] that begin with theirs;
+        None without a copy head. Samples for which ``dropped`` [B] bool is True have no images."""
+        codes = sources.flatten(1)
+        return self.copy_head.sources(hidden[:, : codes.shape[1]], codes, dropped) if self.copy_head else None
 
     def reference_copies(self, sources: Tensor) -> Tensor:
         """The part of the target before the picture, [B, R N] codes: the references with identity disentanglement,
@@ -258,10 +315,14 @@ class TokenAR(nn.Module, PublishedModel):
             image_dropped, text_dropped = drop_decisions(draws, drops or DropConfig())
         prefix = self.embed_prefix(sources, text, image_dropped, text_dropped, instruct)
         target_tokens = self.target_tokens(sources, picture)
-        target = self.embed_target(target_tokens[:, :-1], layout)
-        hidden = self.whole(torch.cat([prefix, target], dim=1), layout, text_mask, text_dropped)
+        hidden = self.whole(self.embed(prefix, target_tokens[:, :-1], layout), layout, text_mask, text_dropped)
         predicting = hidden[:, layout.prefix - 1 :]
-        logits = self.logits(predicting) if score is None else score(predicting, self.head, target_tokens)
+        copies = self.copy_sources(hidden, sources, image_dropped)
+        if score is None:
+            logits = self.logits(predicting, copies)
+        else:
+            pointers = self.copy_head(predicting, copies) if self.copy_head else None
+            logits = score(predicting, self.head, target_tokens, pointers)
         if not with_features:
             return logits
         if self.alignment is None:

@@ -29,6 +29,7 @@ from tokenar.model.cache import POSITION_CHUNK, KeyValueCache, Segment, round_up
 from tokenar.model.positions import attention_mask
 from tokenar.model.transformer import TokenAR
 from tokenar.sample.compiled import compiled_step, recording_stream, varying
+from tokenar.sample.history import History
 from tokenar.sample.logits import combine, pick, streams
 
 PREFIX_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -97,7 +98,7 @@ class Decoder:
         if config.guided_from == "picture":
             numbers -= self.count - layout.image_tokens
         self.guided = numbers < (self.count if config.guided_tokens is None else config.guided_tokens)
-        self.index = net.target_index(layout, net.config.index_at_inference)
+        self.history = History(net, layout, inputs, len(self.streams), seeds)
         self.rotary = net.tables(layout)[0]
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
         self.replays = device.type == "cuda"
@@ -171,15 +172,18 @@ class Decoder:
             per_stream(sources), per_stream(text.to(net.norm.weight.dtype)), image_dropped, dropped[:, 1],
             None if instruct is None else per_stream(instruct), index,
         )  # fmt: skip
-        given_copies = per_stream(net.reference_copies(sources))[:, : self.start]
-        x = torch.cat([x, net.embed_target(given_copies, layout, 0, index)], dim=1)
+        given_copies = net.reference_copies(sources)[:, : self.start]
+        self.history.begin(given_copies, x)
+        x = net.embed(x, per_stream(given_copies), layout, index)
         for segment in self.segments:
             segment.filled = 0
         self.cache.offset, self.cache.segments = None, [self.source_segment]
         self.text_mask = None  # so that _read ignores it for the source images
         shared = x[:: len(x) // self.source_segment.groups, : layout.source_tokens]
         block = net.config.source_attention == "block"
-        self._read(shared, attention_mask(layout, layout.source_tokens, None).to(x.device) if block else None, last=1)
+        mask = attention_mask(layout, layout.source_tokens, None).to(x.device) if block else None
+        hidden = self._read(shared, mask, last=None if net.copy_head else 1)
+        self.history.copy_from(hidden, sources, image_dropped)
         if net.config.text_padding == "masked":
             if text_mask is None:
                 raise ValueError("text_padding is masked: text_mask is needed")
@@ -224,24 +228,24 @@ class Decoder:
         differs from the draft, because up to there the pass has read valid tokens. All rows keep as many tokens as the
         row with the earliest difference.
         """
-        last, done, chunk, length = self.token.clone(), 1, FIRST_CHUNK, draft.shape[1]
+        done, chunk, length = 1, FIRST_CHUNK, draft.shape[1]
         while done < length:
             end = min(done + chunk, length)
-            given = torch.cat([last[:, None], draft[:, done : end - 1]], dim=1)
-            x = self.net.tok_embeddings(given)
-            if self.index is not None:
-                x = x + self.index[done - 1 : end - 1]
-            hidden = self._read(self._each_stream(x).flatten(0, 2))
-            logits = self._guided(
-                self.net.logits(hidden).unflatten(0, (-1, len(self.streams), self.seeds)), self.guided[done:end, None]
-            ).flatten(0, 1)
-            drawn = pick(logits.flatten(0, 1), self.uniform[:, done:end].flatten(), self.config).view(given.shape)
+            numbers = torch.arange(done, end, device=draft.device)
+            self.history.write(numbers, draft[:, done:end])
+            x = self.history.embed(numbers)
+            hidden = self._read(x.flatten(0, 2)).reshape(len(x), -1, x.shape[-1])
+            logits = self.history.logits(hidden).unflatten(1, x.shape[1:4])
+            logits = self._guided(logits, self.guided[done:end, None]).flatten(0, 1)
+            drawn = pick(logits.flatten(0, 1), self.uniform[:, done:end].flatten(), self.config)
+            drawn = drawn.view(len(draft), -1)
             agreed = int((drawn == draft[:, done:end]).all(0).cumprod(0).sum())  # leading tokens, equal in all rows
             taken = min(agreed + 1, end - done)
             for number in range(taken):
                 yield drawn[:, number], logits[:, number]
             chunk = min(2 * chunk, LARGEST_CHUNK) if agreed == end - done else max(agreed, SMALLEST_CHUNK)
-            last, done = drawn[:, taken - 1], done + taken
+            self.history.write(numbers[:taken], drawn[:, :taken])
+            done += taken
             self.drawn_segment.filled = self.base + done - 1  # discards the keys and values of rejected tokens
 
     def read_length(self, number: int) -> int:
@@ -280,28 +284,21 @@ class Decoder:
         earlier = sum(segment.capacity for segment in self.segments[:-1])
         self.cache.bias.index_fill_(3, earlier + self.offset, 0.0)
         number = self.offset - self.base
-        x = self.net.tok_embeddings(self.token)
-        if self.index is not None:
-            x = x + self.index.index_select(0, self.start + number)
+        x = self.history.embed(self.start + number + 1).flatten(1, 3)
         rotary = self.rotary.index_select(0, self.layout.prefix + self.start + number)
-        x = self._each_stream(x).flatten(1, 2)
         self._choose(self.net.hidden(x, rotary, self.cache), number + 1)
         self.offset += 1
-
-    def _each_stream(self, x: Tensor) -> Tensor:
-        """Repeat x for each stream: [B n, ...] -> [B, S, n, ...]."""
-        x = x.unflatten(0, (-1, 1, self.seeds))
-        return x.expand(-1, len(self.streams), *x.shape[2:])
 
     def _choose(self, hidden: Tensor, number: Tensor) -> None:
         """Draw token ``number`` [1] into ``self.token``, from the hidden states [B, S n, D] that predict it.
 
         ``hidden`` may also be [B, S, D] if all seeds share it. ``self.logits`` gets the guided logits.
         """
-        logits = self.net.logits(hidden).unflatten(1, (len(self.streams), -1))
+        logits = self.history.logits(hidden).unflatten(1, (len(self.streams), -1))
         logits = self._guided(logits, self.guided.index_select(0, number)).expand(-1, self.seeds, -1)
         self.logits.copy_(logits.flatten(0, 1))
         self.token.copy_(pick(self.logits, self.uniform.index_select(1, number)[:, 0], self.config))
+        self.history.write(self.start + number, self.token[:, None])
 
     def _guided(self, logits: Tensor, guided: Tensor) -> Tensor:
         """[B, S, ..., V] -> [B, ..., V]: combined logits where ``guided`` is True, else the first stream's.

@@ -20,7 +20,8 @@ from tokenar.data.encoded_shards import EncodedShards, pad_text
 from tokenar.data.samples import Encoded, InMemory, Resized, Samples, as_float, encode_resized, read_resized, variations
 from tokenar.data.shard_index import Source, is_encoded
 from tokenar.encoders.config import T5Config, VqConfig
-from tokenar.encoders.patches import ImageTokenizer, PatchCodebook
+from tokenar.encoders.fitted import FittedTokenizer, fit_tokenizer, load_fitted
+from tokenar.encoders.patches import ImageTokenizer
 from tokenar.encoders.teacher import Teacher
 from tokenar.encoders.text import HashedWords, T5Encoder, TextEncoder
 from tokenar.encoders.vq import VqTokenizer, load_network
@@ -40,7 +41,7 @@ class Inputs:
 
     train: Samples
     val: Samples | None
-    tokenizer: PatchCodebook | VqTokenizer | None
+    tokenizer: FittedTokenizer | VqTokenizer | None
     digest: str
     encoders: dict[str, str | None]
     sources: list[Source]
@@ -63,7 +64,7 @@ class FromShards:
 def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
     """Read or open the shards that the settings name.
 
-    ``fitted`` is the file for a patch codebook, which is fitted on the training pictures unless the run is resumed.
+    ``fitted`` is the file for a fitted tokenizer, which is fitted on the training pictures unless the run is resumed.
     UserError for shards that do not go with the settings or with each other.
     """
     patterns = [config.shards, *([config.val_shards] if config.val_shards else [])]
@@ -75,7 +76,7 @@ def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool
     elif isinstance(config.tokenizer, VqConfig):
         inputs = _encode_all(config, group)
     else:
-        inputs = _encode_with_codebook(config, group, fitted, resumed)
+        inputs = _encode_with_fitted(config, group, fitted, resumed)
     most = config.model.max_references
     for samples in (inputs.train, inputs.val):
         if samples and max(samples.references) > most:
@@ -98,8 +99,8 @@ def _digest(*sets: list[Resized]) -> str:
     return digest.hexdigest()
 
 
-def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
-    """Raw shards and a patch codebook: all samples in memory. The first rank fits the codebook for all ranks."""
+def _encode_with_fitted(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
+    """Raw shards and a fitted tokenizer: all samples in memory. The first rank fits the tokenizer for all ranks."""
     assert not isinstance(config.tokenizer, VqConfig)
     train_set, val_set = _read_raw(config, group)
     copied = f" and {config.variations} varied copies of each" if config.variations else ""
@@ -108,9 +109,9 @@ def _encode_with_codebook(config: TrainConfig, group: Workers, fitted: Path, res
     if group.first and not resumed:
         pixels = torch.cat([sample.pixels for copy in varied[:2] for sample in copy])
         tell(f"fitting a codebook of {config.tokenizer.vocabulary} patches to {len(pixels)} pictures")
-        write_atomically(fitted, PatchCodebook.fit(config.tokenizer, as_float(pixels)).save)
+        write_atomically(fitted, fit_tokenizer(config.tokenizer, as_float(pixels)).save)
     group.wait()
-    tokenizer = PatchCodebook.load(fitted)
+    tokenizer = load_fitted(fitted)
     text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)

@@ -35,7 +35,7 @@ from tokenar.train.inputs import load_inputs
 from tokenar.train.log import Log, Speed, profiler, wandb_module
 from tokenar.train.signals import StopSignal, stop_signals
 from tokenar.train.step import Step
-from tokenar.train.validate import draw_samples, unigram_losses, validate
+from tokenar.train.validate import draw_samples, unigram_losses, validate, validation_line
 
 RUN_FILES = (
     "checkpoints", "tensorboard", "model", "pictures", "profile", "wandb", "wandb-id.txt", "metrics.jsonl",
@@ -214,7 +214,7 @@ class _Trainer:
             if self.steps_done % config.log_every == 0 or self.steps_done == config.steps:
                 self._log_row(batches, rate, stream.waited)
             row = self.last_row
-            bar.advance(f"loss {row['loss']:.3f}  {row['samples_per_s']:.1f} samples/s" if row else "")
+            bar.advance(f"loss {row['loss_target']:.3f}  {row['samples_per_s']:.1f} samples/s" if row else "")
             begun = time.monotonic()
             self._evaluate_and_save(bar)
             self.speed.begun += time.monotonic() - begun  # the logged speed is that of training alone
@@ -251,9 +251,7 @@ class _Trainer:
         self.best_loss = loss if best else self.best_loss
         if self.log:
             self.log.record({"step": self.steps_done, **self.validation})
-            baseline = self.baseline["val_unigram_cross_entropy"]
-            text = f"validation loss {loss:.3f}  (guessing by token frequency {baseline:.3f})"
-            bar.line(f"step {self.steps_done}  {text}")
+            bar.line(f"step {self.steps_done}  {validation_line(self.validation | self.baseline)}")
         return best
 
     def _measure_validation(self) -> float:

@@ -22,6 +22,7 @@ from data_schemas.errors import UserError
 from tokenar.config import TrainConfig
 from tokenar.data.samples import Batch
 from tokenar.device import strictly_repeatable
+from tokenar.model.copying import Pointers
 from tokenar.model.linear import product
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
@@ -46,13 +47,17 @@ _ATTENTION = {
 # The loss
 
 
-def token_losses(hidden: Tensor, head: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def token_losses(
+    hidden: Tensor, head: Tensor, wanted: Tensor, pointers: Pointers | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross entropy of the scored tokens in nats, as (sum over all tokens, loss of each token [B, E N]), float32.
 
-    hidden [B, E N, D], head [V, D], wanted [B, E N] int64. Only the sum carries a gradient. More than ``CHUNK_LOGITS``
-    logits are computed in chunks and computed again in the backward pass, because all logits together would be the
-    largest tensor of the step.
+    hidden [B, E N, D], head [V, D], wanted [B, E N] int64, pointers: what the copy head says, if there is one. Only
+    the sum carries a gradient. More than ``CHUNK_LOGITS`` logits are computed in chunks and computed again in the
+    backward pass, because all logits together would be the largest tensor of the step.
     """
+    if pointers is not None:
+        return _copy_losses(hidden, head, wanted, pointers)
     rows, tokens = hidden.flatten(0, 1), wanted.flatten()
     size = max(1, CHUNK_LOGITS // len(head))
     if len(rows) <= size:
@@ -74,12 +79,43 @@ def _chunk_losses(rows: Tensor, head: Tensor, tokens: Tensor) -> tuple[Tensor, T
     return total, F.nll_loss(log_probabilities.detach(), tokens, reduction="none")
 
 
+def _copy_losses(hidden: Tensor, head: Tensor, wanted: Tensor, pointers: Pointers) -> tuple[Tensor, Tensor]:
+    """``token_losses`` for a model with a copy head, in chunks of positions: each sample has sources of its own."""
+    size = max(1, CHUNK_LOGITS // (len(hidden) * (len(head) + pointers.codes.shape[1])))
+
+    def chunk(rows: Tensor, tokens: Tensor, own: Pointers) -> Tensor:
+        return own.losses(product(rows, head).float(), tokens)
+
+    parts = zip(hidden.split(size, 1), wanted.split(size, 1), pointers.split(size), strict=True)
+    if size >= hidden.shape[1]:
+        each = chunk(hidden, wanted, pointers)
+    else:
+        each = torch.cat(
+            [checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in parts], dim=1
+        )
+    return each.sum(), each.detach()
+
+
+def weighted_losses(
+    copies_weight: float, picture: int, hidden: Tensor, head: Tensor, wanted: Tensor, pointers: Pointers | None
+) -> tuple[Tensor, Tensor]:
+    """``token_losses`` with weight ``copies_weight`` for all tokens but the last ``picture``: the reference copies."""
+    sizes = [wanted.shape[1] - picture, picture]
+    if copies_weight == 1 or not sizes[0]:
+        return token_losses(hidden, head, wanted, pointers)
+    pointed = [None, None] if pointers is None else pointers.split(sizes)
+    parts = zip(hidden.split(sizes, 1), wanted.split(sizes, 1), pointed, strict=True)
+    (of_copies, copied), (of_picture, drawn) = (token_losses(rows, head, own, said) for rows, own, said in parts)
+    return copies_weight * of_copies + of_picture, torch.cat([copied, drawn], dim=1)
+
+
 @dataclass
 class Losses:
     """The losses of one micro-batch, on the device.
 
-    ``total`` is the summed cross entropy of the scored tokens, ``tokens`` [B, E N] the loss of each of them without a
-    gradient, ``teacher`` the mean squared error to the teacher's features, summed over the samples.
+    ``total`` is the summed cross entropy of the scored tokens, weighted as the settings say, ``tokens`` [B, E N] the
+    loss of each of them without weight or gradient, ``teacher`` the mean squared error to the teacher's features,
+    summed over the samples.
     """
 
     total: Tensor
@@ -92,10 +128,11 @@ def losses(
 ) -> Losses:
     """Run ``net`` on a batch and compute its losses. ``draws`` [B] in [0, 1) decides the guidance drops; None: none."""
     enabled = config.precision == "bfloat16"
+    score = functools.partial(weighted_losses, config.copies_weight, batch.picture.shape[1])
     with torch.autocast(batch.sources.device.type, torch.bfloat16, enabled=enabled):
         output = net(
             batch.sources, batch.text, batch.picture, draws, config.drops, text_mask=batch.text_mask,
-            with_features=distill, score=token_losses,
+            with_features=distill, score=score,
         )  # fmt: skip
     (total, tokens), features = output if distill else (output, None)
     teacher = torch.zeros((), device=tokens.device)
@@ -176,8 +213,9 @@ class Step:
         self.module = parallelise(net, config.parallel, group, dtype)
         self.optimizer = make_optimizer(net, config)
         self.average = Average(net, config.ema) if config.ema else None
-        # This rank's contribution to the last step's mean losses: all scored tokens, the picture's, the teacher's.
-        self.sums = torch.zeros(3, device=group.device)
+        # This rank's contribution to the last step's mean losses: what is trained on, the picture's, the reference
+        # copies', the teacher's.
+        self.sums = torch.zeros(4, device=group.device)
         self.norm = torch.zeros((), device=group.device)
         # The first step (counted from 1) whose gradients were not finite, or 0.
         self._bad_step = torch.zeros((), dtype=torch.int64, device=group.device)
@@ -186,8 +224,9 @@ class Step:
     def update(self, batches: StepBatches) -> float:
         """Run one optimiser step and return its learning rate. Dropout depends on (seed, step, rank) only.
 
-        The gradient is that of the mean loss over all scored tokens of the whole batch, however the batch is cut into
-        micro-batches and ranks. A step whose gradients are not finite leaves weights and optimiser unchanged.
+        The gradient is that of the mean loss over all scored tokens of the whole batch, with the weights that the
+        settings give them, however the batch is cut into micro-batches and ranks. A step whose gradients are not finite
+        leaves weights and optimiser unchanged.
         """
         config, group, module = self.config, self.group, self.module
         torch.manual_seed((config.seed * 1_000_003 + batches.step) * group.world + group.rank)
@@ -216,18 +255,25 @@ class Step:
         batch, draws = micro_batch.batch.to(device), micro_batch.draws.to(device, non_blocking=True)
         result = losses(self.module, batch, config, draws, distill=config.teacher is not None)
         total, teacher = result.total * micro_batch.counted, result.teacher * micro_batch.counted
-        loss = total / batches.scored_tokens
+        counted = self._weighted_tokens(batches)
+        loss = total / counted
         if config.teacher is not None:
             loss = loss + config.distill_weight * teacher / batches.samples
         # DDP and FSDP average gradients over the ranks. The losses here add up over the ranks, hence the factor.
         (loss * self.group.world).backward()
-        pictures = result.tokens[:, -self.net.config.image_tokens :].sum() * micro_batch.counted
+        n, pictures = self.net.config.image_tokens, batches.picture_tokens(self.net)
         means = (
-            total.detach() / batches.scored_tokens,
-            pictures / batches.picture_tokens(self.net),
+            total.detach() / counted,
+            result.tokens[:, -n:].sum() * micro_batch.counted / pictures,
+            result.tokens[:, :-n].sum() * micro_batch.counted / max(1, batches.scored_tokens - pictures),
             teacher / batches.samples,
         )
         self.sums += torch.stack([mean.detach() for mean in means])
+
+    def _weighted_tokens(self, batches: StepBatches) -> float:
+        """The sum of the weights of the scored tokens of a whole batch."""
+        pictures = batches.picture_tokens(self.net)
+        return pictures + self.config.copies_weight * (batches.scored_tokens - pictures)
 
     @property
     def averages(self) -> dict[str, Tensor] | None:
@@ -237,15 +283,15 @@ class Step:
     def read(self, batches: StepBatches) -> dict[str, float]:
         """The last step's mean losses over all ranks, and the norm of its gradients. All ranks must call it together.
 
-        Cross entropies are in nats a token: "loss" over all scored tokens, "loss_target" over the target pictures,
-        "loss_references" over the reference copies. "loss_teacher" is the mean squared error to the teacher, without
-        its weight.
+        Cross entropies are in nats a token: "loss_target" over the target pictures, "loss_references" over the
+        reference copies, "loss" over both with the weights that they are trained with. "loss_teacher" is the mean
+        squared error to the teacher, without its weight.
         """
-        loss, target, teacher = self.group.total(self.sums.clone()).tolist()
-        values = {"loss": loss, "grad_norm": float(self.norm), "loss_target": target}
-        picture_tokens = batches.picture_tokens(self.net)
-        if copy_tokens := batches.scored_tokens - picture_tokens:
-            values["loss_references"] = (loss * batches.scored_tokens - target * picture_tokens) / copy_tokens
+        loss, target, copies, teacher = self.group.total(self.sums.clone()).tolist()
+        values = {"loss_target": target}
+        if batches.scored_tokens > batches.picture_tokens(self.net):
+            values["loss_references"] = copies
+        values |= {"loss": loss, "grad_norm": float(self.norm)}
         if self.config.teacher is not None:
             values["loss_teacher"] = teacher
         return values

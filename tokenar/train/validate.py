@@ -5,7 +5,7 @@ Also draws pictures for some of the validation samples. Shape legend: R referenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,14 +68,18 @@ def unigram_losses(net: TokenAR, train: Samples, val: Samples | None) -> dict[st
 
 @torch.no_grad()
 def validate(net: TokenAR, samples: Samples, config: TrainConfig, group: Workers) -> dict[str, float]:
-    """Mean cross entropy in nats a token: of all scored tokens, of the pictures', and of the reference copies'.
+    """Mean cross entropy in nats a token: of the pictures' tokens, of those of them that differ from the background's
+    token at the same place, of the reference copies', and of all scored tokens.
+
+    The second, ``val_loss_subjects``, shows whether subjects are looked up in the references. The pictures' mean falls
+    as soon as the background is copied, which is most of a picture.
 
     Every rank takes a share of the samples, so all ranks must call it together.
     """
     net.eval()
     numbers = fixed_subset(len(samples.references), config.val_samples)
-    # Rows: all scored tokens, the pictures', the reference copies'. Columns: sum of their losses, number of tokens.
-    sums = torch.zeros(3, 2, dtype=torch.float64)
+    names = ("val_loss_target", "val_loss_subjects", "val_loss_references", "val_loss")
+    sums = torch.zeros(len(names), 2, dtype=torch.float64)  # columns: sum of the losses, number of tokens
     batch_size = -(-config.batch // config.accumulation)
     for chosen in epoch_batches([samples.references[i] for i in numbers], batch_size, 0, 0):
         for places in rank_parts(len(chosen), batch_size, group.rank, group.world, 1):
@@ -83,11 +87,18 @@ def validate(net: TokenAR, samples: Samples, config: TrainConfig, group: Workers
             tokens = losses(net, batch, config).tokens
             if places:  # without samples the pass only keeps this rank in step with the others
                 n = net.config.image_tokens
-                groups = (tokens, tokens[:, -n:], tokens[:, :-n])
+                pictures, subjects = tokens[:, -n:], batch.picture != batch.sources[:, -1]
+                groups = (pictures, pictures[subjects], tokens[:, :-n], tokens)
                 sums += torch.tensor([[some.sum().item(), some.numel()] for some in groups], dtype=torch.float64)
     sums = group.total(sums.to(group.device)).cpu()
-    names = ("val_loss", "val_loss_target", "val_loss_references")
     return {name: (total / count).item() for name, (total, count) in zip(names, sums, strict=True) if count}
+
+
+def validation_line(losses: Mapping[str, Any]) -> str:
+    """The losses that matter, in words: those of the pictures, beside that of guessing."""
+    subjects = f", on subjects {losses['val_loss_subjects']:.3f}" if "val_loss_subjects" in losses else ""
+    guessing = f"guessing by token frequency {losses['val_unigram_cross_entropy_target']:.3f}"
+    return f"validation loss of the pictures {losses['val_loss_target']:.3f}{subjects}, {guessing}"
 
 
 @torch.no_grad()

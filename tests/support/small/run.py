@@ -124,6 +124,12 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
+LOOK_UP = {
+    "copy_head": True, "neighbours": True, "background_in_place": True, "qk_norm": True, "mimetic_start": True,
+}  # fmt: skip
+"""All that helps a model to look tokens up in its sources."""
+
+
 def random_net(config: ModelConfig = SMALL, seed: int = 0) -> TokenAR:
     """Every weight drawn, also the head that starts at zero."""
     torch.manual_seed(seed)

@@ -11,6 +11,7 @@ from data_schemas.errors import UserError
 from tokenar.config import with_changes
 from tokenar.model.config import released, tokenar_xl
 from tokenar.model.layers import Alignment
+from tokenar.model.neighbours import with_border
 from tokenar.model.positions import attention_mask, canvas_coordinates, layout_rotary, make_layout, source_ids
 from tokenar.model.transformer import TokenAR
 from tokenar.train.optimizer import parameter_groups
@@ -108,7 +109,8 @@ def test_the_index_on_targets_changes_only_the_copies():
     assert torch.equal(indexed[:, :N], plain[:, :N] + rows[0])
     assert torch.equal(indexed[:, N : 2 * N], plain[:, N : 2 * N] + rows[1])
     assert torch.equal(indexed[:, 2 * N :], plain[:, 2 * N :])
-    one_by_one = [twin.embed_target(tokens[:, k : k + 1], layout, k) for k in range(3 * N)]
+    index, history = twin.target_index(layout), with_border(tokens, SMALL.vocabulary)
+    one_by_one = [twin.embed_next(history, torch.tensor([k]), index) for k in range(1, 3 * N + 1)]
     assert torch.equal(torch.cat(one_by_one, dim=1), indexed)
     assert torch.equal(twin.embed_target(tokens, layout, index=False), plain)
 

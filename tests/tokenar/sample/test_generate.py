@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small.run import SMALL, changed, inputs, random_net
+from small.run import LOOK_UP, SMALL, changed, inputs, random_net
 
 from tokenar.config import SampleConfig
 from tokenar.model.cache import KeyValueCache, Segment
@@ -28,6 +28,13 @@ VARIANTS = {
     "index on targets": {"index_on_targets": True},
     "canvas": {"rotary_layout": "canvas", "max_references": 1, "identity_disentanglement": False},
     "special": {"instruct_mode": "special"},
+    "copy head": {"copy_head": True},
+    "neighbours": {"neighbours": True, "index_on_targets": True},
+    "background in place": {"background_in_place": True, "identity_disentanglement": False},
+    "qk norm": {"qk_norm": True, "kv_heads": 1},
+    "look-up": LOOK_UP,
+    "look-up, joint": LOOK_UP | {"identity_disentanglement": False, "instruct_tokens": 0},
+    "look-up, masked block": LOOK_UP | {"text_padding": "masked", "source_attention": "block"},
 }
 
 
@@ -76,7 +83,9 @@ VERIFIED = {
 
 
 @pytest.mark.parametrize("settings", VERIFIED)
-@pytest.mark.parametrize("changes", [{}, {"index_on_targets": True}, {"text_padding": "masked"}, {"kv_heads": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"index_on_targets": True}, {"text_padding": "masked"}, {"kv_heads": 1}, LOOK_UP]
+)
 def test_verified_is_free_running_token_for_token(settings, changes):
     """With four codes, a draft is right here and there, so passes end anywhere."""
     config = changed(vocabulary=4, grid=4, **changes)
@@ -140,9 +149,10 @@ def test_without_the_index_at_inference_it_is_as_if_the_table_were_zero():
     assert torch.equal(next(decode(net, sources, text, [0, 1], GREEDY))[1], unheard)
 
 
+@pytest.mark.parametrize("changes", [{}, LOOK_UP])
 @torch.no_grad()
-def test_without_images_the_null_table_stands_in():
-    net = random_net()
+def test_without_images_the_null_table_stands_in(changes):
+    net = random_net(changed(**changes))
     sources, text, _ = inputs()
     without = torch.tensor([True, False])
     other = (sources + 1) % SMALL.vocabulary
@@ -177,7 +187,9 @@ def test_a_picture_depends_on_its_own_seed_only():
     assert not torch.equal(generate(net, sources, text, [8, 9, 10], config), together)
 
 
-@pytest.mark.parametrize("changes", [{}, {"kv_heads": 1}, {"text_padding": "masked", "source_attention": "block"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"kv_heads": 1}, {"text_padding": "masked", "source_attention": "block"}, LOOK_UP]
+)
 @torch.no_grad()
 def test_in_whatever_company_the_same_bits(changes):
     config = changed(grid=6, width=64, **changes)
@@ -193,9 +205,10 @@ def test_in_whatever_company_the_same_bits(changes):
             assert torch.equal(logits[batch], alone)
 
 
+@pytest.mark.parametrize("changes", [{}, LOOK_UP])
 @pytest.mark.parametrize("copies", ["given", "drawn", "verified"])
-def test_several_seeds_from_one_prefix(copies):
-    net = random_net()
+def test_several_seeds_from_one_prefix(copies, changes):
+    net = random_net(changed(**changes))
     sources, text, _ = inputs(batch=2)
     settings = SampleConfig(guidance=2.0, temperature=1.0, copies=copies)
     together = generate(net, sources, text, [1, 2, 3, 4, 5, 6], settings)
@@ -203,9 +216,10 @@ def test_several_seeds_from_one_prefix(copies):
     assert torch.equal(together.unflatten(0, (2, 3)), torch.stack(apart, dim=1))
 
 
+@pytest.mark.parametrize("changes", [{}, LOOK_UP])
 @torch.no_grad()
-def test_image_guidance_leads_away_from_no_pictures():
-    net = random_net(changed(grid=3))
+def test_image_guidance_leads_away_from_no_pictures(changes):
+    net = random_net(changed(grid=3, **changes))
     sources, text, _ = inputs(changed(grid=3), batch=2)
     for guidance, images in ((1.0, 2.0), (3.0, 2.0)):
         settings = SampleConfig(temperature=0.0, guidance=guidance, image_guidance=images)
@@ -225,9 +239,9 @@ def test_image_guidance_leads_away_from_no_pictures():
 def without_pictures(net, sources, text, picture):
     """Logits of the picture's tokens with the null-image table in place of the sources."""
     layout, dropped = net.layout_of(sources), torch.ones(len(sources), dtype=torch.bool)
-    target = net.embed_target(net.target_tokens(sources, picture)[:, :-1], layout)
-    x = torch.cat([net.embed_prefix(sources, text, dropped), target], dim=1)
-    return net.logits(net.whole(x, layout, None, None)[:, -picture.shape[1] :])
+    x = net.embed(net.embed_prefix(sources, text, dropped), net.target_tokens(sources, picture)[:, :-1], layout)
+    hidden = net.whole(x, layout, None, None)
+    return net.logits(hidden[:, -picture.shape[1] :], net.copy_sources(hidden, sources, dropped))
 
 
 def test_guidance_by_hand():
@@ -260,9 +274,10 @@ def test_draws_follow_the_probabilities():
 
 
 @pytest.mark.slow
-def test_a_step_compiles_whole_and_draws_the_same():
+@pytest.mark.parametrize("changes", [{}, LOOK_UP])
+def test_a_step_compiles_whole_and_draws_the_same(changes):
     """What a GPU replays, but for the kernels: one graph without breaks, also where the cache reads further."""
-    config = changed(grid=12, index_on_targets=True, kv_heads=1)
+    config = changed(grid=12, index_on_targets=True, kv_heads=1, **changes)
     net = random_net(config)
     sources, text, _ = inputs(config)
     settings = SampleConfig(guidance=2.0, temperature=1.0, top_k=5, top_p=0.9)

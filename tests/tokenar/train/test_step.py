@@ -79,6 +79,26 @@ def test_segments_make_up_the_loss():
     assert row["loss_target"] != pytest.approx(row["loss_references"], abs=1e-3)
 
 
+@pytest.mark.parametrize("copy_head", [False, True])
+def test_copies_with_less_weight_count_less(copy_head):
+    """The gradient is that of the weighted mean, and the reported losses of the segments have no weight."""
+    model, found = changed(copy_head=copy_head), {}
+    for weight in (1.0, 0.25, 0.0):
+        trained = Step(random_net(model), config_for(model, copies_weight=weight), ALONE)
+        work = work_of(trained.net, 0, batch_of(SMALL, 4), parts=2)
+        trained.update(work)
+        row = trained.read(work)
+        parts = row["loss_target"], row["loss_references"]
+        assert row["loss"] == pytest.approx((parts[0] + 2 * weight * parts[1]) / (1 + 2 * weight), abs=1e-6)
+        found[weight] = (parts, gradients(trained.net)["norm.weight"])
+    for parts, gradient in found.values():
+        assert parts == pytest.approx(found[1.0][0], abs=1e-6)
+        assert gradient.abs().max() > 0
+    # 3 g(1) = p + 2 c and g(0) = p, so 1.5 g(1/4) = p + c / 2.
+    mixed = (found[0.0][1] + 0.5 * (3 * found[1.0][1] - found[0.0][1]) / 2) / 1.5
+    torch.testing.assert_close(found[0.25][1], mixed, atol=1e-6, rtol=1e-4)
+
+
 # Padding
 
 

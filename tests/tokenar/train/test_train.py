@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small.run import in_process, make_sample, rows, tiny_config, weights, write_config, write_shard
+from small.run import LOOK_UP, in_process, make_sample, photo, rows, tiny_config, weights, write_config, write_shard
 
 from data_schemas.errors import UserError
 from tokenar.config import PRESETS, TrainConfig, cpu_small
 from tokenar.encoders.config import TextConfig, TokenizerConfig
+from tokenar.encoders.patch_vq import PatchVq
 from tokenar.model.folder import load_model
+from tokenar.sample.sampler import Sampler
 from tokenar.train import checkpoint
 from tokenar.train.loop import train_model
 from tokenar.train.validate import unigram
@@ -149,3 +151,19 @@ def test_unigram_by_hand():
     entropy, cross = unigram(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2]), 3)
     assert entropy == pytest.approx(math.log(2))
     assert cross == pytest.approx(-(math.log(3 / 7) + math.log(1 / 7)) / 2)
+
+
+def test_a_model_that_looks_up_is_trained_and_drawn_from_with_a_tokenizer_of_small_patches(shards, tmp_path):
+    tokenizer = {"image_size": 32, "patch": 4, "vocabulary": 64, "latents": 8, "width": 16, "steps": 12}
+    changes = {f"model__{name}": value for name, value in LOOK_UP.items()}
+    config = tiny_config(
+        shards, tmp_path / "run", tokenizer=tokenizer, model__grid=8, model__vocabulary=64, copies_weight=0.5,
+        pictures_every=3, pictures=1, **changes,
+    )  # fmt: skip
+    summary = train_model(config)
+    assert summary["finished"]
+    assert summary["val_loss_target"] < math.log(64) * 1.5
+    model = load_model(tmp_path / "run" / "model")
+    assert isinstance(model.tokenizer, PatchVq)
+    picture = Sampler(model).draw([photo("chelsea"), photo("flower")], photo("china"), "a cat beside a flower", seed=1)
+    assert picture.size == (32, 32)

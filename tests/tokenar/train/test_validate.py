@@ -28,9 +28,17 @@ def test_validation_is_the_mean_over_tokens_of_each_segment():
     tokens = losses(net, batch, config_for()).tokens
     n = SMALL.image_tokens
     expected = {"val_loss": tokens, "val_loss_target": tokens[:, -n:], "val_loss_references": tokens[:, :-n]}
+    expected["val_loss_subjects"] = tokens[:, -n:][batch.picture != batch.sources[:, 2]]
+    assert next(iter(found)) == "val_loss_target", "the loss that matters comes first"
     assert found == pytest.approx({name: part.mean().item() for name, part in expected.items()}, abs=1e-5)
     some = validate.validate(net, Fixed(batch), config_for(batch=2, val_samples=2), ALONE)
     assert some["val_loss"] == pytest.approx(tokens[[0, 2]].mean().item(), abs=1e-5)
+
+
+def test_a_picture_without_subjects_has_no_loss_on_them():
+    batch = batch_of(SMALL, 2)
+    batch.picture = batch.sources[:, 2]
+    assert "val_loss_subjects" not in validate.validate(random_net(), Fixed(batch), config_for(batch=2), ALONE)
 
 
 def test_the_subset_is_spread_and_fixed():
