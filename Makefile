@@ -8,7 +8,7 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) $(if $(PIP
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup quickstart quick test lint accelerator carry fuzz clean
+.PHONY: setup quickstart quick test long lint accelerator carry fuzz clean
 
 setup: .venv/.done
 
@@ -32,13 +32,16 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# a thread each: the threads of several workers would wait for each other. Three workers on
-# two cores, as tests also wait; files in the order of their names, as some files of few tests take long
+# a thread each: two workers' threads would wait for each other on two cores
 quick: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not long'
+
+# the few tests that take longest: all Prefect deployments in a row, a server that never comes
+long: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m long
 
 # everything that needs a GPU, measured and proven; without one a dry run at tiny size
 accelerator: setup

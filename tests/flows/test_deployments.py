@@ -105,6 +105,7 @@ def requested(env, path, body):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_of_the_pages_work_right_after_the_quickstart(server):
     """As printed and in their order; the runs' states say what a user's mistake was."""
     project = Path(server["PWD"])

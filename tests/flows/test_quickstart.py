@@ -24,6 +24,7 @@ def run_quickstart(root, *, samples=16, **environment):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_never_comes_costs_one_line(tmp_path):
     done = run_quickstart(tmp_path, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="1")
     assert done.returncode == 0, done.stderr
