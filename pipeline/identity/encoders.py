@@ -72,9 +72,8 @@ def encode(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 
     model: Any = efficientnet()
     scaled = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with _one_thread(), torch.inference_mode():
-        features = model.forward_features(pixels)
+        features = model.forward_features(_pixels(scaled))
         pooled = model.forward_head(features, pre_logits=True)[0]
         labels = model.forward_head(features)[0].softmax(0)
         return torch.nn.functional.normalize(pooled, dim=0).numpy(), labels.numpy()
@@ -85,12 +84,18 @@ def local_features(picture: Image.Image) -> np.ndarray:
     import torch
 
     model: Any = efficientnet()
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with _one_thread(), torch.inference_mode():
-        features = model.bn1(model.conv_stem(pixels))
+        features = model.bn1(model.conv_stem(_pixels(picture)))
         for stage in model.blocks[:5]:
             features = stage(features)
         return features[0].permute(1, 2, 0).numpy()
+
+
+def _pixels(picture: Image.Image) -> torch.Tensor:
+    """An RGB picture as the network takes it, [1, 3, H, W] float in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 @contextlib.contextmanager

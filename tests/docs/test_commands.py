@@ -34,6 +34,7 @@ NOT_HERE = {
     "tokenar-encode": "needs the weights of VQ-16 and T5; tests/tokenar/data/test_encode.py has small ones",
     "--preset tokenar_xl": "needs a GPU and encoded shards",
     "torchrun": "needs eight GPUs; tests/tokenar/train/test_parallel.py runs two processes",
+    "model.copy_head": "takes a quarter of an hour; tests/tokenar/train/test_train.py trains a small one",
     "--sweep": "takes 25 minutes; tests/tokenar/test_ablation.py runs a small one",
 }
 ENDS_WITH = {"instructar models check": 1}

@@ -25,6 +25,7 @@ from data_schemas.io.documents import parse_json
 from data_schemas.io.files import check_file
 from data_schemas.io.text import one_line
 from tokenar.encoders.config import PatchVqConfig
+from tokenar.encoders.patches import patches_of
 from tokenar.weight_files import check_finite
 
 METADATA = "patch_vq"
@@ -142,8 +143,3 @@ class PatchVq:
             raise UserError(f"{path}: not a whole tokenizer file ({one_line(error, 200)}); {advice}") from error
         check_finite(weights, path, advice)
         return cls(config, network)
-
-
-def patches_of(pictures: Tensor, side: int) -> Tensor:
-    """Images [B, 3, S, S] -> their patches [B, N, P] in raster order."""
-    return F.unfold(pictures, side, stride=side).transpose(1, 2)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_schemas.errors import UserError
 from tokenar.device import own_random_numbers
 from tokenar.encoders.config import PatchVqConfig
-from tokenar.encoders.patch_vq import PatchNetwork, PatchVq, patches_of
+from tokenar.encoders.patch_vq import PatchNetwork, PatchVq
+from tokenar.encoders.patches import different_patches, patches_of
 
 CROPS = 32
 """Crops a step."""
@@ -44,12 +44,7 @@ def fit_patch_vq(config: PatchVqConfig, pictures: Tensor) -> PatchVq:
     with own_random_numbers(torch.device("cpu")):
         torch.manual_seed(config.seed)
         network = PatchNetwork(config)
-        patches = torch.unique(patches_of(pictures, config.patch).flatten(0, 1), dim=0)
-        if len(patches) < config.vocabulary:
-            raise UserError(
-                f"the pictures hold {len(patches)} different patches, fewer than the vocabulary of "
-                f"{config.vocabulary}; give more pictures or set tokenizer.vocabulary lower"
-            )
+        patches = different_patches(config, pictures)
         some = patches[torch.randperm(len(patches))[:MOST_PATCHES]]
         found = torch.linalg.svd(some, full_matrices=False).Vh[: config.latents]
         network.components[: len(found)] = found

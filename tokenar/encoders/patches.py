@@ -77,13 +77,7 @@ class PatchCodebook:
 
         UserError if there are fewer different patches than codes.
         """
-        patches = _patches(pictures, config.patch).flatten(0, 1).numpy()
-        patches = np.unique(patches, axis=0)  # else the many plain white and black patches would dominate
-        if len(patches) < config.vocabulary:
-            raise UserError(
-                f"the pictures hold {len(patches)} different patches, fewer than the vocabulary of "
-                f"{config.vocabulary}; give more pictures or set tokenizer.vocabulary lower"
-            )
+        patches = different_patches(config, pictures).numpy()
         if len(patches) > MAX_FIT_PATCHES:
             chosen = np.random.default_rng(config.seed).choice(len(patches), MAX_FIT_PATCHES, replace=False)
             patches = patches[np.sort(chosen)]
@@ -101,7 +95,7 @@ class PatchCodebook:
         """Images [B, 3, S, S] -> codes [B, N] int64."""
         half = (self.codes**2).sum(1) / 2
         return torch.cat(
-            [(half - _patches(part, self.config.patch) @ self.codes.T).argmin(-1) for part in pictures.split(64)]
+            [(half - patches_of(part, self.config.patch) @ self.codes.T).argmin(-1) for part in pictures.split(64)]
         )
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -132,6 +126,21 @@ class PatchCodebook:
         return cls(config, codes)
 
 
-def _patches(pictures: Tensor, side: int) -> Tensor:
+def patches_of(pictures: Tensor, side: int) -> Tensor:
     """Images [B, 3, S, S] -> their patches [B, N, 3 * side * side] in raster order."""
     return torch.nn.functional.unfold(pictures, side, stride=side).transpose(1, 2)
+
+
+def different_patches(config: TokenizerConfig, pictures: Tensor) -> Tensor:
+    """Every patch of images [B, 3, S, S] once, [M, 3 * patch * patch], sorted.
+
+    Tokenizers are fitted to these, because else the many plain white and black patches would dominate. UserError if
+    there are fewer than codes.
+    """
+    patches = torch.unique(patches_of(pictures, config.patch).flatten(0, 1), dim=0)
+    if len(patches) < config.vocabulary:
+        raise UserError(
+            f"the pictures hold {len(patches)} different patches, fewer than the vocabulary of "
+            f"{config.vocabulary}; give more pictures or set tokenizer.vocabulary lower"
+        )
+    return patches

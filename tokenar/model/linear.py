@@ -34,12 +34,12 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     if not plain or x.device.type != "cpu":
         return F.linear(x, weight)
     if torch.is_grad_enabled():
-        return onednn_product(x, weight) if _for_onednn(x, weight) else F.linear(x, weight)
+        return _whole(x, weight)
     if x.dim() != 3:
         return F.linear(x, weight)
     if x.shape[1] <= FEW_ROWS:
         return few_rows(x, weight.expand(len(x), -1, -1))
-    products = [_many_rows(sample, weight) for sample in x.split(1)]
+    products = [_whole(sample, weight) for sample in x.split(1)]
     return products[0] if len(products) == 1 else torch.cat(products)
 
 
@@ -57,15 +57,10 @@ def few_rows(x: Tensor, matrix: Tensor) -> Tensor:
     return (matrix @ x.contiguous().mT).mT[..., :rows, :]
 
 
-def _many_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """x [1, T, n] -> [1, T, m]."""
-    return onednn_product(x, weight) if _for_onednn(x, weight) else F.linear(x, weight)
-
-
-def _for_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is a float32 product and this build of torch has oneDNN."""
-    both = x.dtype is weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-    return both and x.numel() > 0 and HAS_ONEDNN
+def _whole(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., n] -> [..., m] in one product: with oneDNN in float32 if this build of torch has it."""
+    exact = x.dtype is weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+    return onednn_product(x, weight) if exact and x.numel() > 0 and HAS_ONEDNN else F.linear(x, weight)
 
 
 @torch.library.custom_op("tokenar::onednn_product", mutates_args=())

@@ -8,8 +8,8 @@ from data_schemas.errors import UserError
 from tokenar.config import TrainConfig, with_changes
 from tokenar.encoders.config import PatchVqConfig, TextConfig, TokenizerConfig
 from tokenar.encoders.fitted import fit_tokenizer, load_fitted
-from tokenar.encoders.patch_vq import PatchNetwork, PatchVq, patches_of
-from tokenar.encoders.patches import PatchCodebook, picture_tensor
+from tokenar.encoders.patch_vq import PatchNetwork, PatchVq
+from tokenar.encoders.patches import PatchCodebook, patches_of, picture_tensor
 from tokenar.model.config import ModelConfig
 from tokenar.model.folder import load_model, save_model
 
