@@ -20,6 +20,8 @@ SHOWN = 80
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _PASSWORD = re.compile(r"(://)[^\s'\"]*@")
 _QUERY = re.compile(r"([?&][^=&\s'\"]*(?:key|token|secret|passw|sig)[^=&\s'\"]*=)[^&\s'\"]+", re.IGNORECASE)
+_CHECKED = re.compile(r"(?:function-\w+\[\w+\(\), )+(\w+)\]+")
+"""How pydantic names a union's member whose class has validators of its own; the group is the class."""
 _SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
@@ -116,7 +118,9 @@ def _step(kind: Any, part: str | int) -> tuple[bool, Any]:
         return True, members[0]
     if get_origin(kind) is dict:
         return True, members[-1]
-    named = next((member for member in members if part in _names(member)), None)
+    checked = _CHECKED.fullmatch(part) if isinstance(part, str) else None
+    name = checked[1] if checked else part
+    named = next((member for member in members if name in _names(member)), None)
     return (True, None) if named is None else (False, named)
 
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from data_schemas.errors import UserError
 from data_schemas.settings import Settings, redacted, suggest
@@ -21,6 +21,22 @@ class Large(Settings):
     api_key_env: str = Field("KEY", pattern="^[A-Z_]+$")
 
 
+class Checked(Settings):
+    side: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _is_even(self) -> "Checked":
+        if self.side % 2:
+            raise ValueError("side must be even")
+        return self
+
+
+class CheckedTwice(Checked):
+    @model_validator(mode="after")
+    def _is_small(self) -> "CheckedTwice":
+        return self
+
+
 def _kind(value: object) -> str:
     return value["backend"] if isinstance(value, dict) else getattr(value, "backend", "")
 
@@ -31,6 +47,8 @@ class Whole(Settings):
     part: Annotated[Annotated[Small, Tag("small")] | Annotated[Large, Tag("large")], Discriminator(_kind)] = Small()
     other: Small | None = None
     either: Small | Large = Small()
+    checked: Checked | Small = Small()
+    twice: CheckedTwice | Small = Small()
     several: list[Small] = []
     pair: tuple[float, float] = (0.0, 0.0)
 
@@ -52,6 +70,8 @@ class Whole(Settings):
         ({"part": {"backend": "large", "names": {"a": "\ud800"}}}, "part.names: holds control characters"),
         ({"part": {"backend": "large", "base_url": "http://me:hunter2@x"}}, "part.base_url: String should match"),
         ({"part": {"backend": "large", "api_key_env": "sk-hunter2"}}, "(given: not shown)"),
+        ({"checked": {"side": 0}}, "test: checked.side: Input should be greater than or equal to 1 (given: 0)"),
+        ({"twice": {"side": 0}}, "test: twice.side: Input should be greater than or equal to 1 (given: 0)"),
         ([], "test: Input should be a valid dictionary"),
     ],
 )
