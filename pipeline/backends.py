@@ -17,6 +17,7 @@ from pipeline.core.stage import Stage, StageConfig
 from pipeline.identity.compare import Identity, TimmIdentity
 from pipeline.matting.ben2 import Ben2
 from pipeline.matting.grabcut import GrabCut
+from pipeline.matting.pasted import Pasted
 from pipeline.quality.stage import Quality
 from pipeline.semantics.imagenet import ImageNetJudge
 from pipeline.semantics.openai_api import ApiJudge
@@ -25,20 +26,23 @@ from pipeline.synthesis.collage import Collage
 from pipeline.synthesis.dreamrelation.stage import DreamRelation
 
 BACKENDS: tuple[type[Stage], ...] = (
-    Collage, DreamRelation, GrabCut, Ben2, ImageNetJudge, TransformersJudge, ApiJudge, Identity, TimmIdentity,
-    Quality,
+    Collage, DreamRelation, GrabCut, Ben2, Pasted, ImageNetJudge, TransformersJudge, ApiJudge, Identity,
+    TimmIdentity, Quality,
 )  # fmt: skip
 """The stages that a config can choose with ``backend``. Each is found by the class of its settings."""
 
 
 def build_stages(config: CurationConfig) -> list[Stage]:
-    """The per-sample stages in order: synthesis, matting, semantics, identity, quality, then the user's filters.
+    """The per-sample stages in order: synthesis, matting, semantics, identity, quality, then the user's filters. Of the
+    three that judge, those that the config sets to null are left out.
 
     Raises UserError for a user's stage that cannot be used.
     """
     stages: list[Stage] = []
     for section in STAGE_SECTIONS:
         settings = getattr(config, section)
+        if settings is None:
+            continue
         if isinstance(settings, OwnStageConfig):
             stage = _own_stage(section, settings, ["references", "plan", *(s.name for s in stages)])
             if stage.name != section:

@@ -18,6 +18,7 @@ from pipeline.core.stage import StageConfig, any_of
 from pipeline.identity.compare import IdentityConfig, TimmIdentityConfig
 from pipeline.matting.ben2 import Ben2Config
 from pipeline.matting.grabcut import GrabCutConfig
+from pipeline.matting.pasted import PastedConfig
 from pipeline.planning.planning import PlanningConfig
 from pipeline.quality.stage import QualityConfig
 from pipeline.references.cutouts import ReferencesConfig
@@ -49,7 +50,13 @@ Own = Annotated[OwnStageConfig, Tag("use")]
 Synthesis = Annotated[
     Annotated[CollageConfig, Tag("collage")] | Annotated[DreamRelationConfig, Tag("dreamrelation")] | Own, *PICK
 ]
-Matting = Annotated[Annotated[GrabCutConfig, Tag("grabcut")] | Annotated[Ben2Config, Tag("ben2")] | Own, *PICK]
+Matting = Annotated[
+    Annotated[GrabCutConfig, Tag("grabcut")]
+    | Annotated[Ben2Config, Tag("ben2")]
+    | Annotated[PastedConfig, Tag("pasted")]
+    | Own,
+    *PICK,
+]
 Semantics = Annotated[
     Annotated[ImageNetConfig, Tag("imagenet")]
     | Annotated[TransformersConfig, Tag("transformers")]
@@ -109,9 +116,9 @@ class CurationConfig(Settings):
     planning: PlanningConfig = PlanningConfig()
     synthesis: Synthesis = CollageConfig()
     matting: Matting = GrabCutConfig()
-    semantics: Semantics = ImageNetConfig()
-    identity: Identity = IdentityConfig()
-    quality: Quality = QualityConfig()
+    semantics: Semantics | None = ImageNetConfig()
+    identity: Identity | None = IdentityConfig()
+    quality: Quality | None = QualityConfig()
     filters: list[OwnStageConfig] = []
     decide: DecideConfig = DecideConfig()
     shards: ShardsConfig = ShardsConfig()

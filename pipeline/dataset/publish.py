@@ -105,7 +105,7 @@ def _members(data: _SharedData, plan: dict) -> dict[str, bytes]:
         sample_info(plan, scores),
         data.pictures.files("synthesis", sample_id),
         data.pictures.files("matting", sample_id),
-        lambda i, name: data.pictures.reference(plan[f"reference_{i}_id"], name),
+        lambda i, name: data.pictures.shown(sample_id, i, name),
     )
 
 
@@ -248,10 +248,19 @@ class PictureReader:
         """The bytes of a picture of a reference: "cutout.png", or "white.png", the cut-out on white."""
         return cutout_reader(self.run, self.pool)(reference_id, name)
 
+    def shown(self, sample_id: str, index: int, name: str) -> bytes:
+        """The same of a sample's reference 0 or 1 as its shard shows it: as pasted, if the synthesis saved that."""
+        pasted = self.files("synthesis", sample_id).get(f"reference_{index}.png")
+        if pasted is None:
+            return self.reference(self.plan[sample_id][f"reference_{index}_id"], name)
+        if name == "cutout.png":
+            return pasted
+        return pictures.encode_png(pictures.on_white(pictures.decode(pasted, f"reference_{index} of {sample_id}")))
+
     def picture(self, sample_id: str, name: str) -> Image.Image | None:
         """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if it was never made."""
         if name.startswith("reference_"):
-            data: bytes | None = self.reference(self.plan[sample_id][f"{name}_id"], "cutout.png")
+            data: bytes | None = self.shown(sample_id, int(name[-1]), "cutout.png")
         else:
             data = self.files("synthesis" if name == "target" else "matting", sample_id).get(f"{name}.png")
         return None if data is None else pictures.decode(data, name)

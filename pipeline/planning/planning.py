@@ -32,6 +32,7 @@ class PlanningConfig(StageConfig):
     )
     test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples in the test split")
     jitter: float = Field(0.03, ge=0, le=0.1)
+    close: bool = Field(False, description="Both subjects together fill the picture")
 
 
 def chosen_relations(config: PlanningConfig) -> list[str]:
@@ -74,7 +75,7 @@ def make_plan(references: Sequence[dict], config: PlanningConfig, samples: int, 
         row_rng = np.random.default_rng([seed, index])
         pair, relation = drawers[split].draw(row_rng)
         chosen = [subjects[s][int(row_rng.integers(len(subjects[s])))] for s in pair]
-        plan.append(_plan_row(index, split, chosen, relation, config.jitter, row_rng))
+        plan.append(_plan_row(index, split, chosen, relation, config, row_rng))
     check_split(plan)
     return plan
 
@@ -199,15 +200,16 @@ def _least(counts: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) ->
 
 
 def _plan_row(
-    index: int, split: str, chosen: Sequence[dict], relation: str, jitter: float, rng: np.random.Generator
+    index: int, split: str, chosen: Sequence[dict], relation: str, config: PlanningConfig, rng: np.random.Generator
 ) -> dict:
     entry = relation_data()["relations"][relation]
     boxes, turns = draw_boxes(
         relation,
         [reference["width"] / reference["height"] for reference in chosen],
         [height_of(reference["category"]) for reference in chosen],
-        jitter,
+        config.jitter,
         rng,
+        config.close,
     )
     row: dict = {"index": index, "split": split, "seed": int(rng.integers(2**31))}
     for i, reference in enumerate(chosen):

@@ -60,12 +60,18 @@ def _contains(category: str, name: str) -> bool:
 
 
 def draw_boxes(
-    relation: str, aspects: Sequence[float], heights: Sequence[float], jitter: float, rng: np.random.Generator
+    relation: str,
+    aspects: Sequence[float],
+    heights: Sequence[float],
+    jitter: float,
+    rng: np.random.Generator,
+    close: bool = False,
 ) -> tuple[tuple[Box, Box], tuple[float, float]]:
     """The boxes of the first and the second subject on the grid, and by how many degrees each is turned.
 
     Degrees count counter-clockwise. ``aspects`` are width / height of the cut-outs, ``heights`` fractions of the slots'
-    heights. Boxes that are too small or overlap too much are drawn again; after ATTEMPTS the slots themselves are used.
+    heights. With ``close`` both boxes are enlarged together until they fill the picture. Boxes that are too small or
+    overlap too much are drawn again; after ATTEMPTS the slots themselves are used.
     """
     entry = relation_data()["relations"][relation]
     mirrored = rng.random() < 0.5
@@ -80,6 +86,7 @@ def draw_boxes(
         for slot, aspect, tilt, height in zip(entry["slots"], aspects, tilts, heights, strict=True)
     ]
     fitted = (_stack if stacked else _join)(fitted, entry["overlap"])
+    fitted = _enlarge(fitted) if close else fitted
     for attempt in range(ATTEMPTS + 1):
         if attempt < ATTEMPTS:  # mostly both together, so that subjects that touch still do
             together, each = rng.uniform(-1, 1, 2), rng.uniform(-1, 1, (2, 4))
@@ -150,6 +157,15 @@ def _stack(boxes: Sequence[Sequence[float]], overlap: float) -> list[list[float]
         middle, half = (box[0] + box[2]) / 2, scale * (box[2] - box[0]) / 2
         stacked.append([middle - half, bottoms[k] - scale * tall[k], middle + half, bottoms[k]])
     return stacked
+
+
+def _enlarge(boxes: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Both boxes scaled by the same number, so that together they reach two opposite edges of the picture."""
+    low = [min(box[k] for box in boxes) for k in (0, 1)]
+    high = [max(box[k] for box in boxes) for k in (2, 3)]
+    scale = (1 - 2 * MARGIN) / max(high[0] - low[0], high[1] - low[1])
+    middle = [(low[k] + high[k]) / 2 for k in (0, 1)] * 2
+    return [[0.5 + scale * (edge - middle[k]) for k, edge in enumerate(box)] for box in boxes]
 
 
 def _snap(box: Sequence[float]) -> Box:

@@ -46,13 +46,23 @@ class CollageConfig(StageConfig):
         0.5, ge=0, le=1, description="How far poses differ from the reference's: turn, shear, perspective"
     )
     faults: list[Fault] = Field(list(KINDS), min_length=1)
+    shown: Literal["pool", "pasted"] = Field(
+        "pool",
+        description="The references in the shards: as in the pool, or as pasted, moved to another place on white",
+    )
+    shown_step: int = Field(8, ge=1, le=256, description="References shown as pasted are moved by multiples of it")
 
 
 class Collage(Stage):
-    """Saves ``target`` (RGB) and ``alpha_true`` (L), the exact matte of the pasted subjects."""
+    """Saves ``target`` (RGB) and ``alpha_true`` (L), the exact matte of the pasted subjects.
+
+    With ``shown`` "pasted" it also saves ``reference_0`` and ``reference_1`` (RGBA of the picture's size): the subjects
+    as they would be pasted without a fault, of the same size, in the same pose and light, at another place. A model of
+    image tokens can then compose the picture from tokens that it finds in the references.
+    """
 
     name = "synthesis"
-    version = 3
+    version = 4
     reads = ("references", "plan")
     columns = SYNTHESIS
     saves_pictures = True
@@ -78,6 +88,10 @@ class Collage(Stage):
         for i in order:
             cutout = relight(cutouts[i], scene)
             pose = draw_pose(sample.plan, i, self.config.pose, scene)
+            if self.config.shown == "pasted":
+                clean = place(cutout, sample.plan[f"box_{i}"], size, pose)
+                elsewhere = np.random.default_rng([seed, 2 + i])
+                sample.save(f"reference_{i}", moved(clean, self.config.shown_step, elsewhere))
             if i == one:
                 cutout = {"swapped": cutouts[1 - i], "replaced": another}.get(fault) or cutout
                 cutout = spoil_cutout(cutout, fault)
@@ -160,6 +174,18 @@ def place(cutout: Image.Image, box: list[float], size: int, pose: Pose) -> Image
     x, y = pose.anchor
     layer.paste(cutout, (round(left + x * (right - left - width)), round(top + y * (bottom - top - height))))
     return layer
+
+
+def moved(layer: Image.Image, step: int, rng: np.random.Generator) -> Image.Image:
+    """The layer with its subject at a random place where all of it can be seen, a multiple of ``step`` pixels away."""
+    left, top, right, bottom = layer.getchannel("A").getbbox() or (0, 0, *layer.size)
+    x, y = (
+        step * int(rng.integers(-(low // step), (side - high) // step + 1))
+        for low, high, side in ((left, right, layer.width), (top, bottom, layer.height))
+    )
+    shown = Image.new("RGBA", layer.size, (0, 0, 0, 0))
+    shown.paste(layer, (x, y))
+    return shown
 
 
 def paste(picture: Image.Image, layer: Image.Image) -> Image.Image:

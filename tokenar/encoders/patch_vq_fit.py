@@ -31,6 +31,9 @@ MOST_PATCHES = 20_000
 """The principal components are those of at most this many different patches."""
 DECAY = 0.98
 """Of the moving averages that the codes are."""
+EXACT = 0.5
+"""Share of the patches that the decoder is given as the network described them, because patches that a picture has from
+its sources are decoded so (see PatchVq.decode)."""
 UNUSED = 0.01
 """A code that is used less often a step is replaced by a description that is far from its code."""
 
@@ -117,6 +120,7 @@ class Fit:
             codes = self.network.codes[numbers]
             commitment = F.mse_loss(rows, codes)
             used = (rows + (codes - rows).detach()).view_as(latents)  # gradients pass straight through
+            used = torch.where(torch.rand(*latents.shape[:2], 1) < EXACT, latents, used)
             self._move_codes(rows.detach(), numbers, replace)
         with torch.autocast("cpu", torch.bfloat16):
             drawn = self.network.pixels(used, self.grid)

@@ -30,6 +30,9 @@ from tokenar.processes import Workers
 ENCODED_AT_ONCE = 16
 """Samples encoded in one batch. Their pictures are float32 then, about 3 MB each at 512 pixels."""
 
+FITTED_PICTURES = 2000
+"""A tokenizer is fitted to at most this many pictures, evenly spread."""
+
 
 @dataclass
 class Inputs:
@@ -108,6 +111,7 @@ def _encode_with_fitted(config: TrainConfig, group: Workers, fitted: Path, resum
     varied = variations(train_set, config.variations, config.unit, config.seed)
     if group.first and not resumed:
         pixels = torch.cat([sample.pixels for copy in varied[:2] for sample in copy])
+        pixels = pixels[:: -(-len(pixels) // FITTED_PICTURES)]
         tell(f"fitting a codebook of {config.tokenizer.vocabulary} patches to {len(pixels)} pictures")
         write_atomically(fitted, fit_tokenizer(config.tokenizer, as_float(pixels)).save)
     group.wait()
