@@ -30,8 +30,8 @@ from tokenar.processes import Workers
 ENCODED_AT_ONCE = 16
 """Samples encoded in one batch. Their pictures are float32 then, about 3 MB each at 512 pixels."""
 
-FITTED_PICTURES = 2000
-"""A tokenizer is fitted to at most this many pictures, evenly spread."""
+FITTED_SAMPLES = 1000
+"""A tokenizer is fitted to the pictures of at most this many samples, evenly spread."""
 
 
 @dataclass
@@ -110,8 +110,8 @@ def _encode_with_fitted(config: TrainConfig, group: Workers, fitted: Path, resum
     tell(f"preparing {len(train_set)} samples{copied}", group.first)
     varied = variations(train_set, config.variations, config.unit, config.seed)
     if group.first and not resumed:
-        pixels = torch.cat([sample.pixels for copy in varied[:2] for sample in copy])
-        pixels = pixels[:: -(-len(pixels) // FITTED_PICTURES)]
+        fitted_to = [sample.pixels for copy in varied[:2] for sample in copy]
+        pixels = torch.cat(fitted_to[:: -(-len(fitted_to) // FITTED_SAMPLES)])
         tell(f"fitting a codebook of {config.tokenizer.vocabulary} patches to {len(pixels)} pictures")
         write_atomically(fitted, fit_tokenizer(config.tokenizer, as_float(pixels)).save)
     group.wait()
