@@ -10,7 +10,11 @@ import re
 import struct
 from collections.abc import Iterator
 
-_HEADER = re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")
+_HEADER = rb"(II\*\0|MM\0\*|II\+\0|MM\0\+)"
+_ANYWHERE = re.compile(_HEADER)
+_MARKED = re.compile(rb"(?s)(?:\A|Exif\0\0|eXIf|EXIF.{4}|MPF\0)" + _HEADER)
+"""The start of a directory where the formats other than AVIF have one. Compressed pixels hold the same bytes by chance, in
+one of some thousand pictures."""
 _SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 """Bytes of one value by the tag's type number, as Pillow reads them."""
@@ -18,7 +22,8 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 def overclaims(data: bytes) -> bool:
     """Whether the tags of any directory in the file claim more bytes than the whole file has."""
-    return any(_claimed(data, found.start()) > len(data) for found in _HEADER.finditer(data))
+    where = _ANYWHERE if data[4:8] == b"ftyp" else _MARKED
+    return any(_claimed(data, found.start(1)) > len(data) for found in where.finditer(data))
 
 
 def one_exif(data: bytes) -> bytes:
@@ -50,7 +55,7 @@ def _claimed(data: bytes, start: int) -> int:
                     waiting.append(value)
                 if claimed > len(data):
                     break
-    except struct.error:  # the file ends inside a directory; Pillow reports that
+    except (struct.error, OverflowError):  # the file ends before or inside a directory; Pillow reports that
         pass
     return claimed
 

@@ -13,11 +13,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def raw_png(width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+def raw_png(
+    width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes], level: int = -1
+) -> bytes:
     """A PNG from its uncompressed rows, each after its filter byte; ``chunks`` stand before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     extra = b"".join(chunk(*c) for c in chunks)
-    end = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    end = chunk(b"IDAT", zlib.compress(rows, level)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + end
 
 

@@ -140,6 +140,7 @@ BOMBS = {
     "tags of a TIFF": tag_bomb(3000, 100_000),
     "tags of a JPEG": jpeg_with_exif(tag_bomb(3000, 1_000_000)),
     "tags of a PNG": raw_png(1, 1, 8, 0, b"\0\0", (b"eXIf", tag_bomb(3000, 100_000))),
+    "tags of a WebP": saved(Image.new("RGB", (8, 8)), "WEBP", exif=tag_bomb(3000, 100_000)),
     "text of a PNG": raw_png(1, 1, 8, 0, b"\0\0", (b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8)))),
     "profile of a PNG": raw_png(1, 1, 8, 0, b"\0\0", (b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8)))),
     "pixels of a GIF": b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(3),
@@ -164,7 +165,17 @@ def test_bombs_are_refused_in_little_memory():
     told = dict(line.split(" | ") for line in done.stdout.decode().splitlines())
     assert int(told.pop("grew")) < 64_000, told
     assert all(message.startswith("x: ") for message in told.values()), told
-    assert "its tags claim more than it holds" in told["tags of a JPEG"]
+    for kind in ("a TIFF", "a JPEG", "a PNG", "a WebP"):
+        assert "its tags claim more than it holds" in told[f"tags of {kind}"]
+
+
+@pytest.mark.parametrize("bytes_by_chance", [b"II+\0" + bytes(4) + b"\xff" * 8, tag_bomb(3, 10**6)[:60]])
+def test_pixels_that_look_like_the_start_of_tags_are_pixels(bytes_by_chance):
+    """Compressed pixels hold any bytes by chance; here uncompressed ones do on purpose."""
+    pixels = np.frombuffer(bytes_by_chance, np.uint8)[None]
+    data = raw_png(pixels.size, 1, 8, 0, b"\0" + bytes_by_chance, level=0)
+    assert bytes_by_chance in data
+    assert np.array_equal(np.asarray(pictures.decode(data, "x")), pixels)
 
 
 def test_a_large_honest_exif_is_read():
