@@ -6,8 +6,12 @@ can copy them from a reference. The decoder sees the codes around: it draws each
 and a small convolutional network (ConvNeXt blocks, Liu et al. 2022, arXiv 2201.03545) mends the edges between patches.
 Both networks start at zero, so that the fit starts from principal components and can only get better.
 
+A code says roughly what a patch looks like. Most patches of a picture that is composed of references and a background
+are theirs, and the decoder can be given these pictures as well: it then draws a patch as they show it (docs/differences.md,
+"Decoding with the sources at hand").
+
 Shape legend: B batch, S side of an image in pixels, N = g x g tokens an image, P = 3 * patch * patch numbers of a
-patch, Z numbers of a code, V vocabulary, C channels, M patches.
+patch, Z numbers of a code, V vocabulary, C channels, M patches, K source images of a sample.
 """
 
 from __future__ import annotations
@@ -111,17 +115,46 @@ class PatchVq:
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """Images [B, 3, S, S] float in [-1, 1] -> codes [B, N] int64."""
-        coded = []
-        for part in pictures.split(IMAGES_AT_ONCE):
-            latents = self.network.latents(patches_of(part, self.config.patch))
-            coded.append(self.network.nearest(latents.flatten(0, 1)).view(len(part), -1))
-        return torch.cat(coded)
+        return torch.cat([self._described(part)[1] for part in pictures.split(IMAGES_AT_ONCE)])
+
+    def _described(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, S, S] -> the descriptions of their patches [B, N, Z], not quantised, and their codes [B, N]."""
+        latents = self.network.latents(patches_of(pictures, self.config.patch))
+        return latents, self.network.nearest(latents.flatten(0, 1)).view(len(pictures), -1)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, N] int64 -> images [B, 3, S, S] float in [-1, 1]."""
-        parts = [self.network.pixels(self.codes[part], self.grid).clamp(-1, 1) for part in codes.split(IMAGES_AT_ONCE)]
+    def decode(self, codes: Tensor, sources: Tensor | None = None) -> Tensor:
+        """Codes [B, N] int64 -> images [B, 3, S, S] float in [-1, 1].
+
+        With ``sources`` [B, K, 3, S, S], the sample's references and background, a patch whose code one of them has
+        too is drawn from the description there instead of the code's own.
+        """
+        latents = self.codes[codes]
+        if sources is not None:
+            latents = torch.stack(
+                [self._borrowed(*one) for one in zip(codes, latents, sources.to(codes.device), strict=True)]
+            )
+        parts = [self.network.pixels(part, self.grid).clamp(-1, 1) for part in latents.split(IMAGES_AT_ONCE)]
         return torch.cat(parts)
+
+    def _borrowed(self, codes: Tensor, latents: Tensor, sources: Tensor) -> Tensor:
+        """The descriptions [N, Z] of one image, each borrowed from its sources [K, 3, S, S] if they have its code.
+
+        Of several places with the code, that with the most equal codes around is taken; among equals the same place in
+        the last source, the background, then the first.
+        """
+        described, known = self._described(sources)
+        around, wanted = self._windows(known).flatten(0, 1), self._windows(codes[None])[0]
+        likeness = torch.stack([(wanted[:, k, None] == around[:, k]).half() for k in range(9)]).sum(0)
+        likeness[torch.arange(len(codes)), torch.arange(len(codes)) + known[:-1].numel()] += 0.5
+        likeness[codes[:, None] != known.flatten()] = -1
+        found, place = likeness.max(1)
+        return torch.where(found[:, None] >= 0, described.flatten(0, 1)[place], latents)
+
+    def _windows(self, codes: Tensor) -> Tensor:
+        """Codes [K, N] -> the nine codes around each token [K, N, 9], -1 beyond the border."""
+        padded = F.pad(codes.view(-1, 1, self.grid, self.grid).float(), (1, 1, 1, 1), value=-1)
+        return F.unfold(padded, 3).transpose(1, 2)
 
     def save(self, path: Path) -> None:
         """Write weights and configuration to one safetensors file."""

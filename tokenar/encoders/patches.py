@@ -37,8 +37,9 @@ class ImageTokenizer(Protocol):
         """Images [B, 3, S, S] float in [-1, 1] -> codes [B, N] int64 in raster order."""
         ...
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, N] int64 -> images [B, 3, S, S] float in [-1, 1]."""
+    def decode(self, codes: Tensor, sources: Tensor | None = None) -> Tensor:
+        """Codes [B, N] int64 -> images [B, 3, S, S] float in [-1, 1]. A tokenizer may make use of ``sources``
+        [B, K, 3, S, S], the images of which they are composed."""
         ...
 
 
@@ -98,8 +99,8 @@ class PatchCodebook:
             [(half - patches_of(part, self.config.patch) @ self.codes.T).argmin(-1) for part in pictures.split(64)]
         )
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, N] -> images [B, 3, S, S]."""
+    def decode(self, codes: Tensor, sources: Tensor | None = None) -> Tensor:
+        """Codes [B, N] -> images [B, 3, S, S]. No use is made of ``sources``."""
         patches = self.codes[codes].transpose(1, 2)
         side = self.config.patch
         return torch.nn.functional.fold(patches, (self.image_size, self.image_size), side, stride=side)

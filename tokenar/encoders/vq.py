@@ -292,8 +292,9 @@ class VqTokenizer:
         return torch.cat(codes).to(pictures.device)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, N] int64 -> images [B, 3, S, S] float32, about in [-1, 1]: the decoder does not clamp."""
+    def decode(self, codes: Tensor, sources: Tensor | None = None) -> Tensor:
+        """Codes [B, N] int64 -> images [B, 3, S, S] float32, about in [-1, 1]: the decoder does not clamp. No use is
+        made of ``sources``."""
         half = self.decode_dtype != torch.float32
         pictures = []
         with torch.autocast(self.device.type, self.decode_dtype, enabled=half):

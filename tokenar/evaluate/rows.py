@@ -148,10 +148,12 @@ def mean(values: Any) -> float | None:
 def model_figures(item: ShardSample, truth: Truth, model: Model, scorer: Scorer) -> Row:
     """Figures that only a model has: its losses, and the pixel figures of the true picture after its tokenizer has
     encoded and decoded it (``round_trip_*``), which are about the best that the model can reach."""
-    pixels = picture_tensor(item.target, model.tokenizer.image_size)[None]
+    size = model.tokenizer.image_size
+    pixels = picture_tensor(item.target, size)[None]
+    sources = samples.as_float(samples.pixels_of([*item.references, item.background], size))[None]
     device = model.net.norm.weight.device
     with torch.inference_mode(), one_thread(device):
-        decoded = model.tokenizer.decode(model.tokenizer.encode(pixels))[0].cpu()
+        decoded = model.tokenizer.decode(model.tokenizer.encode(pixels), sources)[0].cpu()
         losses = _losses(item, model)
     shown = as_pixels(fit(tensor_picture(decoded), truth.side))
     figures = scorer.pixel_figures(truth, shown)

@@ -26,13 +26,17 @@ class Preview:
         self.tokenizer, self.file = tokenizer, file
         self.lines = 0
 
-    def show(self, drawn: Sequence[Tensor]) -> None:
-        """Show the tokens drawn so far, each [rows of the batch]. Tokens that are still missing appear grey."""
+    def show(self, drawn: Sequence[Tensor], sources: Tensor) -> None:
+        """Show the tokens drawn so far, each [rows of the batch]. Tokens that are still missing appear grey.
+
+        ``sources`` [R+1, 3, S, S] are the images of which the first picture is composed.
+        """
         grid = self.tokenizer.grid
         if not drawn or len(drawn) % grid:
             return
         codes = torch.stack([token[0] for token in drawn]).cpu()
-        pixels = self.tokenizer.decode(torch.nn.functional.pad(codes, (0, grid * grid - len(codes)))[None])[0].cpu()
+        whole = torch.nn.functional.pad(codes, (0, grid * grid - len(codes)))
+        pixels = self.tokenizer.decode(whole[None], sources[None])[0].cpu()
         pixels[:, len(codes) // grid * (pixels.shape[1] // grid) :] = 0
         picture = tensor_picture(pixels)
         write_atomically(self.file, lambda path: picture.save(path, "PNG"))

@@ -50,10 +50,12 @@ STEPS = 1000
 @dataclass
 class EncodedRequest:
     """A request as the model reads it: source codes [R+1, N] int64, text features [text_tokens, C], and the text mask
-    [text_tokens] bool, False at padding. ``number`` is the request's number."""
+    [text_tokens] bool, False at padding. ``number`` is the request's number, ``pixels`` [R+1, 3, S, S] uint8 are its
+    images."""
 
     number: int
     request: Request
+    pixels: Tensor
     sources: Tensor
     text: Tensor
     text_mask: Tensor
@@ -96,7 +98,7 @@ class Sampler:
             pixels = samples.pixels_of([*request.references, request.background], self.model.tokenizer.image_size)
             codes = self.model.tokenizer.encode(samples.as_float(pixels))
             text, mask = self.model.text.encode_with_mask([request.prompt])
-            encoded.append(EncodedRequest(number, request, codes, text[0], mask[0]))
+            encoded.append(EncodedRequest(number, request, pixels, codes, text[0], mask[0]))
         return encoded
 
     def pictures(
@@ -115,15 +117,17 @@ class Sampler:
             torch.stack([getattr(request, name) for request in requests]).to(self.device)
             for name in ("sources", "text", "text_mask")
         )
+        images = [samples.as_float(request.pixels) for request in requests]
         decoder = self._decoder_for(len(requests), sources.shape[1] - 1, len(seeds) // len(requests))
         n, drawn = self.net.config.image_tokens, []
         for token, _ in decoder.decode(sources, text, seeds, text_mask=mask):
             drawn.append(token.clone())
             step(len(drawn) / decoder.count)
             if preview is not None:
-                preview.show(drawn[decoder.count - n :])
-        codes = torch.stack(drawn[-n:], dim=1)
-        return [tensor_picture(pixels) for pixels in self.model.tokenizer.decode(codes.cpu())]
+                preview.show(drawn[decoder.count - n :], images[0])
+        codes = torch.stack(drawn[-n:], dim=1).cpu()
+        given = torch.stack(images).repeat_interleave(len(seeds) // len(requests), 0)
+        return [tensor_picture(pixels) for pixels in self.model.tokenizer.decode(codes, given)]
 
     def _decoder_for(self, inputs: int, references: int, seeds: int) -> Decoder:
         """A decoder for this shape; the last one is kept."""
