@@ -8,7 +8,7 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) $(if $(PIP
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup quickstart quick test long lint accelerator carry fuzz clean
+.PHONY: setup quickstart pretrain quick test long lint accelerator carry fuzz clean
 
 setup: .venv/.done
 
@@ -25,6 +25,10 @@ setup: .venv/.done
 
 quickstart: setup
 	$(BIN)/python -m flows.quickstart
+
+# the small model from which the quickstart starts: two hours on two cores; goes on where it was stopped
+pretrain: setup
+	$(BIN)/python -m flows.pretrain
 
 lint: setup
 	$(BIN)/ruff check .

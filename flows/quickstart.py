@@ -22,7 +22,7 @@ from flows.engine import callable_of, reports_mistakes
 from flows.train import train_tokenar
 from pipeline.config import CurationConfig
 from pipeline.report.results import report_run
-from tokenar.config import cpu_small
+from tokenar.config import PRESETS
 from tokenar.train.loop import OtherRun
 
 PORT_TAKEN = 3
@@ -31,8 +31,13 @@ PORT_TAKEN = 3
 
 @flow(name="quickstart", log_prints=True)
 @reports_mistakes
-def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = None) -> dict:
+def quickstart(
+    config: CurationConfig = CurationConfig(), steps: int | None = None, preset: str = "cpu_quick"
+) -> dict:
     """Curate, train, sample, evaluate and report; returns the paths of the results by name.
+
+    The preset "cpu_quick" trains the small model that is installed with the package further, "cpu_small" one from
+    nothing.
 
     Results of an earlier run with the same settings are kept.
     """
@@ -43,7 +48,9 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
         raise UserError(f"{config.run_url}: no sample for training was kept; plan more with --samples")
 
     def trained() -> dict[str, Any]:
-        return callable_of(train_tokenar)(results["shards"], results.get("test_shards"), str(training), steps=steps)
+        return callable_of(train_tokenar)(
+            results["shards"], results.get("test_shards"), str(training), preset, steps=steps, seed=config.seed
+        )
 
     try:
         summary = trained()
@@ -104,13 +111,16 @@ def _quickstart_command() -> None:
     arguments.add_argument("--root", default="runs", help="folder that holds the runs")
     arguments.add_argument("--samples", type=int, default=96, help="samples to plan")
     arguments.add_argument("--steps", type=int, help="training steps (the preset's own by default)")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the samples and of the training")
+    arguments.add_argument("--from-scratch", action="store_true", help="train a model from nothing, without the start")
     arguments.add_argument("--version", action="version", version=commands.version_line())
     options = arguments.parse_args()
-    config = CurationConfig.load(given={"root": options.root, "samples": options.samples})
+    config = CurationConfig.load(given={"root": options.root, "samples": options.samples, "seed": options.seed})
+    preset = "cpu_small" if options.from_scratch else "cpu_quick"
     if options.steps is not None:
-        cpu_small(steps=options.steps)  # raises UserError for a wrong number before the curation begins
+        PRESETS[preset](steps=options.steps)  # raises UserError for a wrong number before the curation begins
     run: Callable[..., dict] = quickstart if server_comes() else quickstart.fn
-    results = run(config, options.steps)
+    results = run(config, options.steps, preset)
     if "checkpoint" not in results:  # the trainer was interrupted and has saved a checkpoint
         raise KeyboardInterrupt
     print("\nDone. Look at the report first:")

@@ -28,9 +28,10 @@ def train_tokenar(
     shards: str = "runs/quickstart/dataset/train-*.tar",
     val_shards: str | None = "runs/quickstart/dataset/test-*.tar",
     out: str = "runs/quickstart/training",
-    preset: str = "cpu_small",
+    preset: str = "cpu_quick",
     settings: str | None = None,
     steps: int | None = None,
+    seed: int | None = None,
     processes: int = 1,
     resume: bool = False,
     overwrite: bool = False,
@@ -49,7 +50,7 @@ def train_tokenar(
     config = read_train_config(settings) if settings is not None else PRESETS[preset]()
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; set one")
-    changes: dict[str, object] = {} if steps is None else {"steps": steps}
+    changes = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
     config = with_changes(config, shards=shards, val_shards=val_shards, out=out, **changes)
     if isinstance(config.tokenizer, VqConfig) and not is_encoded(expand_shards(shards)[0]):
         encoded = {"shards": _encoded(config, shards, "train", processes)}

@@ -1,5 +1,6 @@
 from .config import SampleConfig as SampleConfig
 from .config import TrainConfig as TrainConfig
+from .config import cpu_quick as cpu_quick
 from .config import cpu_small as cpu_small
 from .config import train_released as train_released
 from .config import train_tokenar_xl as train_tokenar_xl

@@ -33,7 +33,7 @@ def train(
     identity_disentanglement: Annotated[bool | None, typer.Option(help="Predict the references again.")] = None,
     instruct_tokens: Annotated[int | None, typer.Option(help="Learned positions after the text; 0 is off.")] = None,
     tokenizer_weights: Annotated[str | None, typer.Option(help="File of the VQ tokenizer.")] = None,
-    start_from: Annotated[str | None, typer.Option(help="Published checkpoint to begin with.")] = None,
+    start_from: Annotated[str | None, typer.Option(help="Checkpoint or model folder to begin with.")] = None,
     parallel: Annotated[str | None, typer.Option(help="Over processes: ddp, fsdp or hybrid.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     wandb: Annotated[bool | None, typer.Option("--wandb", help="Also log to Weights & Biases.")] = None,
@@ -56,7 +56,7 @@ def train(
         "start_from": start_from, "parallel": parallel, "precision": precision, "wandb": wandb, "profile": profile,
     }  # fmt: skip
     changes = {key: value for key, value in options.items() if value is not None} | assigned(settings)
-    start = _start(preset or ("cpu_ablation" if sweep else "cpu_small"), config)
+    start = _start(preset or ("cpu_ablation" if sweep else "cpu_quick"), config)
     run_config = with_changes(start, **changes)
     if not run_config.shards:
         raise UserError("no training shards; give --shards 'folder/train-*.tar'")

@@ -44,7 +44,7 @@ class Scorer:
         row = self.pixel_figures(truth, as_pixels(drawn))
         row |= self._likeness(truth, drawn)
         row |= _mean_of_subjects(row, len(truth.subjects))
-        row |= self._identity(truth, drawn, other)
+        row |= self.identity(truth, drawn, other)
         return {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
 
     def pixel_figures(self, truth: Truth, pixels: Pixels) -> Row:
@@ -82,7 +82,7 @@ class Scorer:
             row["whole_clip_t"] = metrics.cosine(picture, text)
         return row
 
-    def _identity(self, truth: Truth, drawn: Image.Image, other: Image.Image) -> Row:
+    def identity(self, truth: Truth, drawn: Image.Image, other: Image.Image) -> Row:
         """The similarity of each subject to each reference, computed as in the curation's identity stage.
 
         ``identity`` is the lowest similarity of a subject to its own reference. ``identity_target`` is the same for the
@@ -146,30 +146,41 @@ def mean(values: Any) -> float | None:
 
 
 def model_figures(item: ShardSample, truth: Truth, model: Model, scorer: Scorer) -> Row:
-    """Figures that only a model has: its losses, and the pixel figures of the true picture after its tokenizer has
-    encoded and decoded it (``round_trip_*``), which are about the best that the model can reach."""
+    """Figures that only a model has: what it says of the true tokens, and the pixel figures and the identity of the true
+    picture after its tokenizer has encoded and decoded it (``round_trip_*``), which are about the best that the model
+    can reach."""
     size = model.tokenizer.image_size
     pixels = picture_tensor(item.target, size)[None]
     sources = samples.as_float(samples.pixels_of([*item.references, item.background], size))[None]
     device = model.net.norm.weight.device
     with torch.inference_mode(), one_thread(device):
         decoded = model.tokenizer.decode(model.tokenizer.encode(pixels), sources)[0].cpu()
-        losses = _losses(item, model)
-    shown = as_pixels(fit(tensor_picture(decoded), truth.side))
-    figures = scorer.pixel_figures(truth, shown)
+        told = _told(item, truth, model)
+    shown = fit(tensor_picture(decoded), truth.side)
+    figures = scorer.pixel_figures(truth, as_pixels(shown))
     figures |= _mean_of_subjects(figures, len(truth.subjects))
-    kept = ("whole", "background", "subjects")
-    return {f"round_trip_{name}": v for name, v in figures.items() if name.split("_")[0] in kept} | losses
+    figures["identity"] = scorer.identity(truth, shown, item.references_rgba[0])["identity"]
+    kept = ("whole", "background", "subjects", "identity")
+    return {f"round_trip_{name}": v for name, v in figures.items() if name.split("_")[0] in kept} | told
 
 
-def _losses(item: ShardSample, model: Model) -> Row:
-    """Cross entropy of the true tokens in nats a token: of all scored tokens, and of the picture's."""
+def _told(item: ShardSample, truth: Truth, model: Model) -> Row:
+    """What the model says of each true token, given those before it: the cross entropy in nats a token, of all scored
+    tokens and of the picture's, and of each subject the share of its tokens that are the most probable ones
+    (``subject_<i>_exact``)."""
     encoded = samples.encode_sample(item, model.tokenizer, model.text, model.net.config.max_references)
     batch = samples.collate([encoded]).to(model.net.norm.weight.device)
     wanted = model.net.target_tokens(batch.sources, batch.picture)[0]
     logits = model.net(batch.sources, batch.text, batch.picture, text_mask=batch.text_mask)[0]
     losses = F.cross_entropy(logits, wanted, reduction="none")
-    return {"loss": losses.mean().item(), "loss_target": losses[-batch.picture.shape[1] :].mean().item()}
+    n = batch.picture.shape[1]
+    row: Row = {"loss": losses.mean().item(), "loss_target": losses[-n:].mean().item()}
+    right = (logits.argmax(-1) == wanted)[-n:].cpu().float()
+    for number, mask in enumerate(truth.subjects):
+        share = F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].float(), model.net.config.grid).flatten()
+        inside = share > 0.5
+        row[f"subject_{number}_exact"] = right[inside].mean().item() if inside.any() else None
+    return row | _mean_of_subjects(row, len(truth.subjects))
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -44,6 +44,10 @@ FILES = ("config.json", "model.safetensors", "tokenizer.safetensors")
 """The files of a model folder. The tokenizer may be missing if the model was trained on encoded shards."""
 
 
+START = Path(__file__).parents[1] / "start"
+"""The model folder that is installed with the package (README.md there says how it was made)."""
+
+
 @dataclass
 class Model:
     """A trained network with its image tokenizer and text encoder, and the folder that it was read from."""
@@ -57,6 +61,12 @@ class Model:
     def fingerprint(self) -> str:
         """SHA-256 of the model folder's files."""
         return model_fingerprint(self.folder)
+
+
+def start_folder(start_from: str | None) -> Path | None:
+    """The model folder that training starts from; None if it starts from nothing or from a published checkpoint."""
+    folder = START if start_from == "packaged" else Path(start_from or "")
+    return folder if start_from and (folder / "model.safetensors").is_file() else None
 
 
 def model_files(folder: Path) -> list[Path]:

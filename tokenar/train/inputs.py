@@ -19,12 +19,13 @@ from tokenar.config import TrainConfig
 from tokenar.data.encoded_shards import EncodedShards, pad_text
 from tokenar.data.samples import Encoded, InMemory, Resized, Samples, as_float, encode_resized, read_resized, variations
 from tokenar.data.shard_index import Source, is_encoded
-from tokenar.encoders.config import T5Config, VqConfig
+from tokenar.encoders.config import T5Config, TokenizerConfig, VqConfig
 from tokenar.encoders.fitted import FittedTokenizer, fit_tokenizer, load_fitted
 from tokenar.encoders.patches import ImageTokenizer
 from tokenar.encoders.teacher import Teacher
 from tokenar.encoders.text import HashedWords, T5Encoder, TextEncoder
 from tokenar.encoders.vq import VqTokenizer, load_network
+from tokenar.model.folder import start_folder
 from tokenar.processes import Workers
 
 ENCODED_AT_ONCE = 16
@@ -110,16 +111,36 @@ def _encode_with_fitted(config: TrainConfig, group: Workers, fitted: Path, resum
     tell(f"preparing {len(train_set)} samples{copied}", group.first)
     varied = variations(train_set, config.variations, config.unit, config.seed)
     if group.first and not resumed:
-        fitted_to = [sample.pixels for copy in varied[:2] for sample in copy]
-        pixels = torch.cat(fitted_to[:: -(-len(fitted_to) // FITTED_SAMPLES)])
-        tell(f"fitting a codebook of {config.tokenizer.vocabulary} patches to {len(pixels)} pictures")
-        write_atomically(fitted, fit_tokenizer(config.tokenizer, as_float(pixels)).save)
+        made = _started_tokenizer(config) or _fit(config.tokenizer, [s for copy in varied[:2] for s in copy])
+        write_atomically(fitted, made.save)
     group.wait()
     tokenizer = load_fitted(fitted)
     text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
     return Inputs(copies, val, tokenizer, _digest(train_set, val_set), {}, _sources(config, group))
+
+
+def _fit(config: TokenizerConfig, samples: list[Resized]) -> FittedTokenizer:
+    pixels = torch.cat([sample.pixels for sample in samples[:: -(-len(samples) // FITTED_SAMPLES)]])
+    tell(f"fitting a codebook of {config.vocabulary} patches to {len(pixels)} pictures")
+    return fit_tokenizer(config, as_float(pixels))
+
+
+def _started_tokenizer(config: TrainConfig) -> FittedTokenizer | None:
+    """The tokenizer of the model folder that training starts from; None if it starts from none.
+
+    UserError for one whose tokens are not those of the settings.
+    """
+    folder = start_folder(config.start_from)
+    if folder is None:
+        return None
+    tokenizer = load_fitted(folder / "tokenizer.safetensors")
+    apart = {"seed", "steps"}
+    own, wanted = (c.model_dump(exclude=apart) for c in (tokenizer.config, config.tokenizer))
+    if own != wanted:
+        raise UserError(f"{folder}: its tokenizer is {own}, the settings have {wanted}; set tokenizer so")
+    return tokenizer
 
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:

@@ -25,7 +25,7 @@ from tokenar.config import TrainConfig
 from tokenar.data.prefetch import Prefetched
 from tokenar.data.samples import Order, Position
 from tokenar.device import own_random_numbers, repeatable
-from tokenar.model.folder import save_model
+from tokenar.model.folder import save_model, start_folder
 from tokenar.model.published import load_published
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers, workers
@@ -154,7 +154,8 @@ class _Trainer:
         torch.manual_seed(config.seed)
         net = TokenAR(config.model).to(self.group.device)
         if config.start_from and not resume:
-            load_published(net, config.start_from)
+            folder = start_folder(config.start_from)
+            load_published(net, folder / "model.safetensors" if folder else config.start_from)
         step = Step(net, config, self.group)
         if not resume:
             return step, None

@@ -13,7 +13,7 @@ from tokenar.encoders.patches import PatchCodebook, patches_of, picture_tensor
 from tokenar.model.config import ModelConfig
 from tokenar.model.folder import load_model, save_model
 
-TINY = PatchVqConfig(image_size=32, patch=4, vocabulary=64, latents=16, width=64, steps=80)
+TINY = PatchVqConfig(image_size=32, patch=4, vocabulary=64, latents=16, width=64, steps=120)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,30 @@ def test_equal_patches_have_equal_codes(fitted, pictures):
     moved = torch.roll(pictures, (8, 4), dims=(2, 3))
     codes = fitted.encode(pictures).unflatten(1, (8, 8))
     assert torch.equal(fitted.encode(moved).unflatten(1, (8, 8)), torch.roll(codes, (2, 1), dims=(1, 2)))
+
+
+def test_what_the_sources_show_is_drawn_from_them(fitted, pictures):
+    """A picture composed of its sources token by token is nearer to the truth with them at hand."""
+    sources = pictures[:3].clone()
+    composed = sources[2].clone()
+    composed[:, :16, 4:20] = sources[0][:, 8:24, 8:24]
+    codes = fitted.encode(composed[None])
+    plain, borrowed = fitted.decode(codes)[0], fitted.decode(codes, sources[None])[0]
+    assert (borrowed - composed).square().mean() < 0.7 * (plain - composed).square().mean()
+    latents, known = fitted._described(sources)
+    used = fitted._borrowed(codes[0], fitted.codes[codes[0]], sources).unflatten(0, (8, 8))
+    assert torch.equal(used[5, 5], latents[2].unflatten(0, (8, 8))[5, 5]), "the background's own, in its place"
+    assert torch.equal(used[2, 3], latents[0].unflatten(0, (8, 8))[4, 4]), "where most codes around are the same"
+    both = fitted.decode(codes.repeat(2, 1), torch.stack([sources, sources.flip(0)]))
+    torch.testing.assert_close(both[0], borrowed)
+
+
+def test_a_code_that_no_source_has_is_drawn_as_it_is(fitted, pictures):
+    codes = fitted.encode(pictures[:1])
+    white = torch.ones(1, 2, 3, 32, 32)
+    known = fitted.encode(white[0])
+    other = torch.where(torch.isin(codes, known), (known.max() + 1) % 64, codes)
+    torch.testing.assert_close(fitted.decode(other, white), fitted.decode(other))
 
 
 def test_the_same_pictures_and_seed_fit_the_same(fitted, pictures):

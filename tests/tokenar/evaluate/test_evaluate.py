@@ -147,6 +147,8 @@ def test_models_and_other_methods_in_one_table(trained, glob, samples, tmp_path)
     ours = figures(result, "ours")
     assert ours["loss_target"] > 0
     assert ours["round_trip_whole_mse"] > 0
+    assert ours["round_trip_identity"] < ours["identity_target"]
+    assert 0 <= ours["subjects_exact"] <= 1
     assert "loss" not in figures(result, "DreamO")
     assert result["methods"]["ours"]["multi_subject"] == ours
     assert "single_subject" not in result["methods"]["ours"]
