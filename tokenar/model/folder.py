@@ -66,7 +66,9 @@ class Model:
 def start_folder(start_from: str | None) -> Path | None:
     """The model folder that training starts from; None if it starts from nothing or from a published checkpoint."""
     folder = START if start_from == "packaged" else Path(start_from or "")
-    return folder if start_from and (folder / "model.safetensors").is_file() else None
+    if start_from == "packaged" and not (folder / FILES[1]).is_file():
+        raise UserError(f"{folder}: the packaged model is not there; install the package again, or run make pretrain")
+    return folder if start_from and (folder / FILES[1]).is_file() else None
 
 
 def model_files(folder: Path) -> list[Path]:
