@@ -4,8 +4,8 @@ python benchmarks/ceilings.py
 python benchmarks/ceilings.py --train 'runs/mine/dataset/train-*.tar' --test 'runs/mine/dataset/test-*.tar' --limit 32
 
 No model can be better than the true picture after its tokenizer has encoded and decoded it. "way" is how far that is on
-the way from another subject's reference (0) to the true picture (1). Patch codebooks are fitted to the training samples;
-the VQ tokenizer is the packaged one. The last line is one JSON object.
+the way from another subject's reference (0) to the true picture (1). Patch codebooks are fitted to the training
+samples; the VQ tokenizer is the packaged one. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def methods(train: str) -> list[tuple[str, int, Draw]]:
     for patch, vocabulary in ((8, 512), (4, 512), (4, 2048)):
         config = TokenizerConfig(image_size=SIDE, patch=patch, vocabulary=vocabulary)
         codebook = fit_tokenizer(config, pictures)
-        known.append((f"patch codebook, {patch} pixels, {vocabulary} codes", SIDE, partial(round_trip, codebook, False)))
+        known.append(
+            (f"patch codebook, {patch} pixels, {vocabulary} codes", SIDE, partial(round_trip, codebook, False))
+        )
     packaged = load_fitted(START / "tokenizer.safetensors")
     name = f"VQ tokenizer, {packaged.config.patch} pixels, {packaged.vocabulary} codes"
     known.append((name, SIDE, partial(round_trip, packaged, False)))

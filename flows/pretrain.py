@@ -42,13 +42,14 @@ A TokenAR of {parameters:.1f} million parameters that draws two reference subjec
 photographs (pipeline/references/packaged.yaml lists them with their licences). The subjects' textures are patches of
 these photographs; no photograph of a subject was in the training.
 
-It was trained in {steps} steps of {batch} samples (the preset `cpu_base`), seed {seed}, with torch {torch} on {machine}.
-On {samples} collages of subjects that it has not seen, means:
+It was trained in {steps} steps of {batch} samples (the preset `cpu_base`), seed {seed}, with torch {torch} on
+{machine}. On {samples} collages of subjects that it has not seen, means:
 
 | | |
 | --- | ---: |
-| identity of the drawn subjects (true pictures, wrong references) | {identity:.3f} ({identity_target:.3f}, {identity_wrong:.3f}) |
-| identity after encoding and decoding the true pictures | {round_trip_identity:.3f} |
+| identity of the drawn subjects | {identity:.3f} |
+| of the true pictures, of wrong references | {identity_target:.3f}, {identity_wrong:.3f} |
+| of the true pictures after encoding and decoding | {round_trip_identity:.3f} |
 | swap rate | {swap_rate:.3f} |
 | PSNR of the background | {background_psnr:.1f} dB |
 | loss of the pictures, of their subjects | {val_loss_target:.3f}, {val_loss_subjects:.3f} nats a token |
@@ -70,7 +71,10 @@ def pretrain(root: str, samples: int | None = None, steps: int | None = None, ou
     if "model" not in summary:  # stopped by a signal; a checkpoint is saved
         raise KeyboardInterrupt
     out.mkdir(parents=True, exist_ok=True)
-    for source, name in [*((Path(summary["model"]) / name, name) for name in FILES), (training / LOG, "training.jsonl")]:
+    for source, name in [
+        *((Path(summary["model"]) / name, name) for name in FILES),
+        (training / LOG, "training.jsonl"),
+    ]:
         write_atomically(out / name, partial(shutil.copyfile, source))
     settings = with_changes(PRESETS["cpu_base"](), **({} if steps is None else {"steps": steps}))
     recipe = {"curation": curation.model_dump(mode="json", exclude={"root"}), "training": settings.model_dump()}

@@ -31,9 +31,7 @@ PORT_TAKEN = 3
 
 @flow(name="quickstart", log_prints=True)
 @reports_mistakes
-def quickstart(
-    config: CurationConfig = CurationConfig(), steps: int | None = None, preset: str = "cpu_quick"
-) -> dict:
+def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = None, preset: str = "cpu_quick") -> dict:
     """Curate, train, sample, evaluate and report; returns the paths of the results by name.
 
     The preset "cpu_quick" trains the small model that is installed with the package further, "cpu_small" one from

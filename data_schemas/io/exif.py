@@ -13,8 +13,8 @@ from collections.abc import Iterator
 _HEADER = rb"(II\*\0|MM\0\*|II\+\0|MM\0\+)"
 _ANYWHERE = re.compile(_HEADER)
 _MARKED = re.compile(rb"(?s)(?:\A|Exif\0\0|eXIf|EXIF.{4}|MPF\0)" + _HEADER)
-"""The start of a directory where the formats other than AVIF have one. Compressed pixels hold the same bytes by chance, in
-one of some thousand pictures."""
+"""The start of a directory where the formats other than AVIF have one. Compressed pixels hold the same bytes by chance,
+in one of some thousand pictures."""
 _SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 """Bytes of one value by the tag's type number, as Pillow reads them."""

@@ -1,4 +1,4 @@
-"""The matting stage of a collage whose mattes need not be found: it takes the alpha with which the subjects were pasted."""
+"""The matting stage of a collage whose mattes need not be found: the alpha with which the subjects were pasted."""
 
 from __future__ import annotations
 

@@ -26,8 +26,20 @@ def test_a_tokenizer_of_other_tokens_is_refused(trained, shards, tmp_path):
     """Of as many tokens, so that the weights fit."""
     config = tiny_config(shards, tmp_path / "run", start_from=str(trained / "model"), steps=1)
     other = {"image_size": 32, "patch": 8, "vocabulary": 16, "latents": 4}
-    with pytest.raises(UserError, match="model: its tokenizer is {.*}, the settings have {.*'latents': 4.*set tokenizer so"):
+    with pytest.raises(
+        UserError,
+        match=r"model/tokenizer.safetensors: a tokenizer of {.*}, the settings have {.*'latents': 4.*set tokenizer so",
+    ):
         train_model(with_changes(config, tokenizer=other))
+
+
+def test_a_fitted_tokenizer_serves_pictures_of_another_size(trained, shards, tmp_path):
+    file = trained / "tokenizer.safetensors"
+    config = tiny_config(shards, tmp_path / "run", tokenizer_weights=str(file), steps=1)
+    train_model(with_changes(config, tokenizer__image_size=16, model__grid=2))
+    made = load_fitted(tmp_path / "run/tokenizer.safetensors")
+    assert torch.equal(made.codes, load_fitted(file).codes)
+    assert (made.image_size, made.grid) == (16, 2)
 
 
 def test_a_folder_without_a_model_is_refused(shards, tmp_path):
@@ -58,6 +70,6 @@ def test_the_packaged_start_is_the_presets_and_what_its_card_says():
 
 def test_a_start_that_is_not_installed_is_one_line(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "START", tmp_path / "away")
-    with pytest.raises(UserError, match="away.*make pretrain"):
+    with pytest.raises(UserError, match=r"away.*make pretrain"):
         train_model(tiny_config(shards, tmp_path / "run", start_from="packaged"))
     shutil.rmtree(tmp_path / "run")

@@ -32,7 +32,7 @@ def train(
     index_embedding: Annotated[bool | None, typer.Option(help="Tell source tokens their picture.")] = None,
     identity_disentanglement: Annotated[bool | None, typer.Option(help="Predict the references again.")] = None,
     instruct_tokens: Annotated[int | None, typer.Option(help="Learned positions after the text; 0 is off.")] = None,
-    tokenizer_weights: Annotated[str | None, typer.Option(help="File of the VQ tokenizer.")] = None,
+    tokenizer_weights: Annotated[str | None, typer.Option(help="File of the tokenizer.")] = None,
     start_from: Annotated[str | None, typer.Option(help="Checkpoint or model folder to begin with.")] = None,
     parallel: Annotated[str | None, typer.Option(help="Over processes: ddp, fsdp or hybrid.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
@@ -65,7 +65,7 @@ def train(
     if sweep is not None:
         if sweep != "ablation":
             raise UserError(f"no sweep {sweep!r}; {suggest(sweep, ['ablation'])}")
-        from tokenar.ablation import sweep as run_sweep
+        from tokenar.sweeps.ablation import sweep as run_sweep
 
         run_sweep(run_config, seeds, say=typer.echo)
         typer.echo(f"{run_config.out}: ablation.md, ablation.png, ablation.json")

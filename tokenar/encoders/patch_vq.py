@@ -7,8 +7,8 @@ and a small convolutional network (ConvNeXt blocks, Liu et al. 2022, arXiv 2201.
 Both networks start at zero, so that the fit starts from principal components and can only get better.
 
 A code says roughly what a patch looks like. Most patches of a picture that is composed of references and a background
-are theirs, and the decoder can be given these pictures as well: it then draws a patch as they show it (docs/differences.md,
-"Decoding with the sources at hand").
+are theirs, and the decoder can be given these pictures as well: it then draws a patch as they show it
+(docs/differences.md, "Decoding with the sources at hand").
 
 Shape legend: B batch, S side of an image in pixels, N = g x g tokens an image, P = 3 * patch * patch numbers of a
 patch, Z numbers of a code, V vocabulary, C channels, M patches, K source images of a sample.
@@ -155,6 +155,10 @@ class PatchVq:
         """Codes [K, N] -> the nine codes around each token [K, N, 9], -1 beyond the border."""
         padded = F.pad(codes.view(-1, 1, self.grid, self.grid).float(), (1, 1, 1, 1), value=-1)
         return F.unfold(padded, 3).transpose(1, 2)
+
+    def resized(self, image_size: int) -> PatchVq:
+        """The same codes and networks for images of another size."""
+        return PatchVq(self.config.model_copy(update={"image_size": image_size}), self.network)
 
     def save(self, path: Path) -> None:
         """Write weights and configuration to one safetensors file."""

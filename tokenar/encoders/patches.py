@@ -105,6 +105,10 @@ class PatchCodebook:
         side = self.config.patch
         return torch.nn.functional.fold(patches, (self.image_size, self.image_size), side, stride=side)
 
+    def resized(self, image_size: int) -> PatchCodebook:
+        """The same codes for images of another size."""
+        return PatchCodebook(self.config.model_copy(update={"image_size": image_size}), self.codes)
+
     def save(self, path: Path) -> None:
         """Write the codes and the configuration to one safetensors file."""
         save_file({"codes": self.codes}, path, {"patch_codebook": self.config.model_dump_json()})

@@ -146,9 +146,9 @@ def mean(values: Any) -> float | None:
 
 
 def model_figures(item: ShardSample, truth: Truth, model: Model, scorer: Scorer) -> Row:
-    """Figures that only a model has: what it says of the true tokens, and the pixel figures and the identity of the true
-    picture after its tokenizer has encoded and decoded it (``round_trip_*``), which are about the best that the model
-    can reach."""
+    """Figures that only a model has: what it says of the true tokens, and the pixel figures and the identity of the
+    true picture after its tokenizer has encoded and decoded it (``round_trip_*``), which are about the best that the
+    model can reach."""
     size = model.tokenizer.image_size
     pixels = picture_tensor(item.target, size)[None]
     sources = samples.as_float(samples.pixels_of([*item.references, item.background], size))[None]

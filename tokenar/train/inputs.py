@@ -25,7 +25,7 @@ from tokenar.encoders.patches import ImageTokenizer
 from tokenar.encoders.teacher import Teacher
 from tokenar.encoders.text import HashedWords, T5Encoder, TextEncoder
 from tokenar.encoders.vq import VqTokenizer, load_network
-from tokenar.model.folder import start_folder
+from tokenar.model.folder import START, start_folder
 from tokenar.processes import Workers
 
 ENCODED_AT_ONCE = 16
@@ -111,7 +111,7 @@ def _encode_with_fitted(config: TrainConfig, group: Workers, fitted: Path, resum
     tell(f"preparing {len(train_set)} samples{copied}", group.first)
     varied = variations(train_set, config.variations, config.unit, config.seed)
     if group.first and not resumed:
-        made = _started_tokenizer(config) or _fit(config.tokenizer, [s for copy in varied[:2] for s in copy])
+        made = _known_tokenizer(config) or _fit(config.tokenizer, [s for copy in varied[:2] for s in copy])
         write_atomically(fitted, made.save)
     group.wait()
     tokenizer = load_fitted(fitted)
@@ -127,20 +127,25 @@ def _fit(config: TokenizerConfig, samples: list[Resized]) -> FittedTokenizer:
     return fit_tokenizer(config, as_float(pixels))
 
 
-def _started_tokenizer(config: TrainConfig) -> FittedTokenizer | None:
-    """The tokenizer of the model folder that training starts from; None if it starts from none.
+def _known_tokenizer(config: TrainConfig) -> FittedTokenizer | None:
+    """The tokenizer that was fitted before: of the settings' file, or of the model folder that training starts from;
+    None if there is none.
 
     UserError for one whose tokens are not those of the settings.
     """
-    folder = start_folder(config.start_from)
-    if folder is None:
+    folder = START if config.tokenizer_weights == "packaged" else start_folder(config.start_from)
+    file = folder / "tokenizer.safetensors" if folder else None
+    if config.tokenizer_weights not in (None, "packaged"):
+        file = Path(config.tokenizer_weights)
+    if file is None:
         return None
-    tokenizer = load_fitted(folder / "tokenizer.safetensors")
-    apart = {"seed", "steps"}
+    assert not isinstance(config.tokenizer, VqConfig)
+    tokenizer = load_fitted(file)
+    apart = {"seed", "steps", "image_size"}
     own, wanted = (c.model_dump(exclude=apart) for c in (tokenizer.config, config.tokenizer))
     if own != wanted:
-        raise UserError(f"{folder}: its tokenizer is {own}, the settings have {wanted}; set tokenizer so")
-    return tokenizer
+        raise UserError(f"{file}: a tokenizer of {own}, the settings have {wanted}; set tokenizer so")
+    return tokenizer.resized(config.tokenizer.image_size)
 
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:

@@ -62,7 +62,7 @@ def test_the_references_are_elsewhere(run):
 
 
 def test_mattes_are_exact_and_nothing_is_judged(run):
-    result, places = run
+    result, _ = run
     manifest = open_run(result.run.config.run_url).manifest
     assert (manifest.true_iou > 0.999).all()
     assert not {"present_min", "similarity_min", "sharpness_min"} & set(manifest.columns)

@@ -67,7 +67,7 @@ def test_what_the_sources_show_is_drawn_from_them(fitted, pictures):
     codes = fitted.encode(composed[None])
     plain, borrowed = fitted.decode(codes)[0], fitted.decode(codes, sources[None])[0]
     assert (borrowed - composed).square().mean() < 0.7 * (plain - composed).square().mean()
-    latents, known = fitted._described(sources)
+    latents, _ = fitted._described(sources)
     used = fitted._borrowed(codes[0], fitted.codes[codes[0]], sources).unflatten(0, (8, 8))
     assert torch.equal(used[5, 5], latents[2].unflatten(0, (8, 8))[5, 5]), "the background's own, in its place"
     assert torch.equal(used[2, 3], latents[0].unflatten(0, (8, 8))[4, 4]), "where most codes around are the same"

@@ -7,8 +7,8 @@ from PIL import Image
 from small.run import command, tiny_config, write_config
 
 from data_schemas.errors import UserError
-from tokenar.ablation import runs_of, sweep
 from tokenar.config import cpu_small, with_changes
+from tokenar.sweeps.ablation import runs_of, sweep
 
 FOUR = ["baseline", "without instruct tokens", "without ITD", "full"]
 
@@ -36,7 +36,10 @@ def test_a_sweep_writes_one_table_and_goes_on_where_it_was(shards, tmp_path):
     assert full["identity"] == pytest.approx(mean)
     page = (tmp_path / "sweep/ablation.md").read_text()
     assert all(f"| {name} |" in page for name in names)
-    assert f"{full['identity']:.4f} ± {full['identity_std']:.4f}" in page
+    low, high = full["identity_interval"]
+    assert f"{full['identity']:.4f} ± {full['identity_std']:.4f} [{low:.4f}, {high:.4f}]" in page
+    assert "against" not in full
+    assert all(row["against"] == "full" and 0 < row["p"] <= 1 for row in table if row is not full)
     assert Image.open(tmp_path / "sweep/ablation.png").size[0] > 600
 
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("model.safetensors")}

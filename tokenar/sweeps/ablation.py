@@ -1,24 +1,18 @@
 """The paper's ablations (section 4.2): the four rows of Table 4, and the number of instruct tokens (Fig. 8).
 
-Every run differs from the given settings only in what its name says, and is repeated with the same seeds. A finished
-run is not repeated, so a sweep that was stopped continues where it was.
+Every run differs from the given settings only in what its name says, and is repeated with the same seeds.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data_schemas.errors import UserError
-from data_schemas.io.documents import read_json
 from data_schemas.io.files import write_atomically
 from tokenar.config import SampleConfig, TrainConfig, with_changes
-from tokenar.evaluate.run import evaluate_models
-from tokenar.train.loop import train_model
+from tokenar.sweeps.runs import compare, measured, write_table
 
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {
@@ -33,8 +27,6 @@ ROWS: dict[str, dict[str, object]] = {
 PAPER_COUNTS = (30, 60, 120, 240, 1024)
 """Numbers of instruct tokens around the paper's choice of 120 (Fig. 8). They are scaled by the given settings' number
 over 120."""
-
-METRICS = ("identity", "identity_wrong", "swap_rate", "whole_psnr", "whole_ssim", "background_psnr")
 
 
 def runs_of(config: TrainConfig) -> dict[str, dict[str, object]]:
@@ -56,70 +48,24 @@ def sweep(
     """Train and evaluate every run with ``seeds`` seeds. Returns the table's rows.
 
     ``config.out`` gets a folder for each run, ``ablation.json`` with every figure of every seed, ``ablation.md`` and
-    ``ablation.png``. ``say`` is called with a line after each run. UserError without validation shards, because
-    identity is measured on subjects that were not trained on.
+    ``ablation.png``. Every run is compared with "full". ``say`` is called with a line after each run. UserError without
+    validation shards, because identity is measured on subjects that were not trained on.
     """
     if not config.val_shards:
         raise UserError("a sweep measures identity on held-out subjects; give --val-shards")
-    out, table = Path(config.out), []
+    out, table = Path(config.out), list[dict[str, Any]]()
     for name, changes in runs_of(config).items():
-        figures = []
-        for seed in range(config.seed, config.seed + seeds):
-            folder = out / f"{name.replace(' ', '-')}-seed{seed}"
-            run = with_changes(config, **changes, seed=seed, out=str(folder))
-            figures.append(_one(run, sampling or SampleConfig(), limit))
-            say(f"{name}, seed {seed}: identity {figures[-1]['identity']:.4f}")
-        tokens = with_changes(config, **changes).model.instruct_tokens
-        table.append({"run": name, "instruct_tokens": tokens, "seeds": figures} | _means(figures))
-        _write(out, table)
+        folder = f"{out}/{name.replace(' ', '-')}-seed"
+        runs = [
+            with_changes(config, **changes, seed=seed, out=f"{folder}{seed}")
+            for seed in range(config.seed, config.seed + seeds)
+        ]
+        row = measured(name, runs, sampling or SampleConfig(), limit, say)
+        table.append(row | {"instruct_tokens": runs[0].model.instruct_tokens})
+        compare(table, "full")
+        write_table(out / "ablation.md", table)
+        write_atomically(out / "ablation.png", lambda path: _plot(path, table))
     return table
-
-
-def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict[str, Any]:
-    """The figures of one run. Trains and evaluates it, unless its folder has figures of the same settings."""
-    done = Path(config.out) / "ablation.json"
-    asked = {"train": config.model_dump(mode="json"), "sampling": sampling.model_dump(), "limit": limit}
-    with suppress(UserError, KeyError, TypeError):  # a file that cannot be read counts as missing
-        earlier = read_json(done)
-        if earlier["asked"] == asked:
-            return earlier["figures"]
-    summary = train_model(config, overwrite=True)
-    if not summary["finished"]:
-        raise UserError(f"{config.out}: stopped; the same command goes on from the runs that are whole")
-    result = evaluate_models(
-        str(config.val_shards), f"{config.out}/evaluation", models={"model": summary["model"]}, sampling=sampling,
-        limit=limit, quiet=True,
-    )  # fmt: skip
-    measured = result["methods"]["model"]["figures"]
-    figures = {"seed": config.seed, "val_loss": summary["val_loss"], "val_loss_target": summary["val_loss_target"]}
-    figures |= {key: measured[key] for key in METRICS if measured.get(key) is not None}
-    content = json.dumps({"asked": asked, "figures": figures})
-    write_atomically(done, lambda path: path.write_text(content))
-    return figures
-
-
-def _means(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of every figure over the seeds and, with more than one seed, its standard deviation."""
-    means: dict[str, Any] = {}
-    for key in (k for k in figures[0] if k != "seed"):
-        values = [float(row[key]) for row in figures]
-        means[key] = statistics.mean(values)
-        if len(values) > 1:
-            means[f"{key}_std"] = statistics.stdev(values)
-    return means
-
-
-def _write(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    columns, seeds = [key for key in ("val_loss_target", *METRICS) if key in table[0]], len(table[0]["seeds"])
-    lines = ["| run | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for row in table:
-        cells = [f"{row[key]:.4f}" + (f" ± {row[f'{key}_std']:.4f}" if seeds > 1 else "") for key in columns]
-        lines.append(f"| {row['run']} | " + " | ".join(cells) + " |")
-    note = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed: what is chance is not known."
-    text = "\n".join([*lines, "", note, ""])
-    write_atomically(out / "ablation.md", lambda path: path.write_text(text))
-    write_atomically(out / "ablation.json", lambda path: path.write_text(json.dumps(table, indent=2) + "\n"))
-    write_atomically(out / "ablation.png", lambda path: _plot(path, table))
 
 
 def _plot(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
