@@ -63,8 +63,16 @@ It was trained in {steps} steps of {batch} samples (the preset `cpu_base`), seed
 
 
 def pretrain(root: str, samples: int | None = None, steps: int | None = None, out: Path = START) -> None:
-    """Curate, train, measure, and copy model, card, log and settings to ``out``."""
-    curation = CurationConfig.load(PROFILE, given={"root": root} | ({} if samples is None else {"samples": samples}))
+    """Curate, train, measure, and copy model, card, log and settings to ``out``.
+
+    Of fewer ``samples`` than the profile's there are fewer subjects, too: half as many.
+    """
+    given: dict[str, object] = {"root": root}
+    if samples is not None:
+        (pool,) = CurationConfig.load(PROFILE).references.pools()
+        fewer = pool.model_copy(update={"count": max(8, samples // 2)})
+        given |= {"samples": samples, "references.pool": [fewer.model_dump(exclude_none=True)]}
+    curation = CurationConfig.load(PROFILE, given=given)
     results = curate_instructar.fn(curation, PROFILE)
     training = Path(curation.run_url) / "training"
     summary = train_tokenar.fn(results["shards"], results["test_shards"], str(training), "cpu_base", steps=steps)
