@@ -87,12 +87,14 @@ class DecideConfig(StageConfig):
 class ShardsConfig(StageConfig):
     """How the kept samples are divided into shards.
 
-    Samples with a planted fault that no filter caught are left out, because they are known to be wrong. With
-    ``planted_faults`` they are included, as experiments on unfiltered data need.
+    Samples with a planted fault that no filter caught are left out, because they are known to be wrong.
     """
 
     samples_per_shard: int = Field(64, ge=1, le=100_000)
-    planted_faults: bool = False
+    unfiltered: bool = Field(
+        False,
+        description="Training shards also hold what was rejected, to measure what the filters are worth",
+    )
 
 
 STAGE_SECTIONS = ("synthesis", "matting", "semantics", "identity", "quality")

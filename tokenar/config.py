@@ -34,6 +34,7 @@ class TrainConfig(Settings):
 
     shards: str = Field(description="glob of the training shards, raw or from tokenar-encode")
     val_shards: str | None = Field(default=None, description="glob of the validation shards, of the same kind")
+    only: str | None = Field(default=None, description="file of sample ids, one a line: the training samples to use")
     out: Folder = Field(default="runs/train", description="folder of the run")
     start_from: str | None = Field(
         default=None,

@@ -38,13 +38,17 @@ from pipeline.run import Run
 
 
 def shard_plan(run: Run) -> dict[str, list[dict]]:
-    """Shard name -> plan rows of the samples that it holds: those that were kept and carry no planted fault."""
-    plan = read_all(run, "plan").to_pylist()
-    decisions = read_all(run, "decide")
-    by_id = dict(zip(decisions["sample_id"].to_pylist(), decisions["decision"].to_pylist(), strict=True))
-    if not run.config.shards.planted_faults:
-        plan = [row for row, fault in zip(plan, _planted_faults(run), strict=True) if fault in (None, "none")]
-    return assign(plan, by_id, run.config.shards.samples_per_shard)
+    """Shard name -> plan rows of the samples that it holds: those that were kept and carry no planted fault.
+
+    With ``shards.unfiltered`` the training shards also hold all others but those without pictures.
+    """
+    plan, decisions = read_all(run, "plan").to_pylist(), read_all(run, "decide")["decision"].to_pylist()
+    held = []
+    for row, decision, fault in zip(plan, decisions, _planted_faults(run), strict=True):
+        good = decision == "kept" and fault in (None, "none")
+        if good or (run.config.shards.unfiltered and row["split"] == "train" and decision != "error"):
+            held.append(row)
+    return assign(held, run.config.shards.samples_per_shard)
 
 
 def _planted_faults(run: Run) -> list[str | None]:

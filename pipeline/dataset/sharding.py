@@ -13,13 +13,13 @@ from data_schemas.shards import encode_words
 from data_schemas.tables import MANIFEST, SPLITS, STATUS_COLUMNS
 
 
-def assign(plan: Sequence[dict], decisions: Mapping[str, str], samples_per_shard: int) -> dict[str, list[dict]]:
-    """Shard name (train-00000) -> plan rows of its kept samples, in plan order and without gaps."""
+def assign(plan: Sequence[dict], samples_per_shard: int) -> dict[str, list[dict]]:
+    """Shard name (train-00000) -> its rows of the plan, in plan order and without gaps."""
     shards: dict[str, list[dict]] = {}
     for split in SPLITS:
-        kept = [r for r in plan if r["split"] == split and decisions[r["sample_id"]] == "kept"]
-        for number, start in enumerate(range(0, len(kept), samples_per_shard)):
-            shards[f"{split}-{number:05d}"] = kept[start : start + samples_per_shard]
+        own = [row for row in plan if row["split"] == split]
+        for number, start in enumerate(range(0, len(own), samples_per_shard)):
+            shards[f"{split}-{number:05d}"] = own[start : start + samples_per_shard]
     return shards
 
 

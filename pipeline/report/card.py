@@ -184,9 +184,7 @@ def _limits(metrics: Mapping[str, Any], config: Mapping[str, Any], pools: Sequen
         )
     planted = metrics.get("planted")
     if planted and planted["planted"] > planted["caught"]:
-        where = (
-            "are in the shards" if (config.get("shards") or {}).get("planted_faults") else "were left out of the shards"
-        )
+        where = "are in the shards" if (config.get("shards") or {}).get("unfiltered") else "were left out of the shards"
         limits.append(
             f"{planted['planted'] - planted['caught']} samples with a planted fault passed the filters and {where}; "
             "`planted_fault` in the manifest names them."

@@ -45,7 +45,7 @@ def render(data: ReportData) -> str:
         funnel=funnel_view(data),
         splits=data.metrics.get("splits") or {},
         planted=data.metrics.get("planted"),
-        planted_in_shards=bool((data.config.get("shards") or {}).get("planted_faults")),
+        planted_in_shards=bool((data.config.get("shards") or {}).get("unfiltered")),
         histograms=histogram_views(data),
         kept=kept_cards(data),
         rejected=rejected_cards(data),

@@ -75,15 +75,15 @@ def test_the_shards_hold_exactly_the_kept_samples_without_a_planted_fault(small_
     assert seen == manifest[(manifest.decision == "kept") & (manifest.planted_fault == "none")].shard.to_dict()
 
 
-def test_planted_faults_that_pass_are_in_the_shards_where_they_are_asked_for(copied):
-    lenient = {"thresholds": {"subject_incomplete": -1, "subject_extra": 2, "colours_differ": 1000}}
-    left_out, taken = (
-        pd.read_parquet(curate(small_config(copied, decide=lenient, shards={"planted_faults": asked})).manifest_url)
-        for asked in (False, True)
-    )
-    planted = (left_out.planted_fault != "none") & (left_out.decision == "kept")
-    assert left_out[planted].shard.isna().all()
-    assert taken[planted].shard.notna().all()
+def test_training_shards_hold_everything_where_that_is_asked_for(copied):
+    result = curate(small_config(copied, shards={"samples_per_shard": 4, "unfiltered": True}))
+    manifest = pd.read_parquet(result.manifest_url)
+    train, test = (manifest[manifest.split == split] for split in ("train", "test"))
+    assert set(train.decision) == {"kept", "rejected"}
+    assert train.shard.notna().all()
+    assert (test.shard.notna() == ((test.decision == "kept") & (test.planted_fault == "none"))).all()
+    seen = [s.sample_id for url in expand_shards(f"{result.dataset_url}/train-*.tar") for s in read_shard(url)]
+    assert seen == train.sample_id.tolist()
 
 
 def test_the_shards_open_with_webdataset_and_datasets(small_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,12 @@ from data_schemas.errors import UserError
 from data_schemas.settings import suggest
 from tokenar.cli.options import assigned
 from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
+
+SWEEPS = {
+    "ablation": ["ablation.md", "ablation.png", "ablation.json"],
+    "filters": ["filters.md", "filters.json"],
+}
+"""The modules of tokenar/sweeps that are sweeps, and what they write."""
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -41,7 +48,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting: ema=0.999, model.layers=4; repeatable.")
     ] = None,
-    sweep: Annotated[str | None, typer.Option(help="'ablation': train and measure the paper's ablations.")] = None,
+    sweep: Annotated[str | None, typer.Option(help="ablation: the paper's; filters: what curation is worth.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds of each run of a sweep.")] = 3,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run first.")] = False,
@@ -63,12 +70,10 @@ def train(
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; give one")
     if sweep is not None:
-        if sweep != "ablation":
-            raise UserError(f"no sweep {sweep!r}; {suggest(sweep, ['ablation'])}")
-        from tokenar.sweeps.ablation import sweep as run_sweep
-
-        run_sweep(run_config, seeds, say=typer.echo)
-        typer.echo(f"{run_config.out}: ablation.md, ablation.png, ablation.json")
+        if sweep not in SWEEPS:
+            raise UserError(f"no sweep {sweep!r}; {suggest(sweep, SWEEPS)}")
+        import_module(f"tokenar.sweeps.{sweep}").sweep(run_config, seeds, say=typer.echo)
+        typer.echo(f"{run_config.out}: {', '.join(SWEEPS[sweep])}")
         return
     from tokenar.train.loop import train_model
 

@@ -6,7 +6,7 @@ Shape legend: B batch, R references, N tokens an image, C text width, P teacher 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,12 +117,19 @@ class Resized:
     pixels: Tensor
 
 
-def read_resized(pattern: str, size: int, max_references: int) -> list[Resized]:
-    """All samples of the shards with their images resized to ``size`` pixels, small enough to keep in memory.
+def read_resized(pattern: str, size: int, max_references: int, only: Collection[str] | None = None) -> list[Resized]:
+    """All samples of the shards, or those with the ids ``only``, with their images resized to ``size`` pixels, small
+    enough to keep in memory.
 
-    UserError if a sample has more than ``max_references`` references.
+    UserError if a sample has more than ``max_references`` references, or if an id of ``only`` is in no shard.
     """
-    return [_resized(sample, size, max_references) for sample in read_samples(pattern)]
+    found = read_samples(pattern)
+    if only is None:
+        return [_resized(sample, size, max_references) for sample in found]
+    chosen = [_resized(sample, size, max_references) for sample in found if sample.sample_id in only]
+    if missing := set(only) - {sample.sample_id for sample in chosen}:
+        raise UserError(f"{pattern}: no sample {min(missing)!r}, nor {len(missing) - 1} others; mend the list of ids")
+    return chosen
 
 
 def pixels_of(pictures: Sequence[Image.Image], size: int) -> Tensor:

@@ -100,9 +100,9 @@ def compare(table: Sequence[dict[str, Any]], against: str) -> None:
             row |= compared(row["samples"]["identity"], base["samples"]["identity"])
 
 
-def write_table(path: Path, table: Sequence[Mapping[str, Any]], note: str = "") -> None:
-    """Write ``path`` (Markdown) and, beside it, the same with every seed as JSON."""
-    columns = [key for key in ("val_loss_subjects", *METRICS) if key in table[0]]
+def write_table(path: Path, table: Sequence[Mapping[str, Any]], extra: Sequence[str] = ()) -> None:
+    """Write ``path`` (Markdown), with ``extra`` figures of the rows first, and the same with every seed as JSON."""
+    columns = [key for key in (*extra, "val_loss_subjects", *METRICS) if key in table[0]]
     seeds = len(table[0]["seeds"])
     against = next((row["against"] for row in table if "against" in row), None)
     heads = ["run", *columns, *([f"identity against {against}", "p"] if against else [])]
@@ -117,12 +117,14 @@ def write_table(path: Path, table: Sequence[Mapping[str, Any]], note: str = "") 
         lines.append(f"| {row['run']} | " + " | ".join(cells) + " |")
     said = f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
     said += ", [95 % bootstrap interval over the test samples]; p: paired permutation test of the samples' identities."
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join([*lines, "", said + note, ""])))
+    write_atomically(path, lambda temporary: temporary.write_text("\n".join([*lines, "", said, ""])))
     content = json.dumps(list(table), indent=2) + "\n"
     write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(content))
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
+    if isinstance(row[key], int):
+        return str(row[key])
     text = f"{row[key]:.4f}" + (f" ± {row[f'{key}_std']:.4f}" if f"{key}_std" in row else "")
     if f"{key}_interval" in row:
         text += " [{:.4f}, {:.4f}]".format(*row[f"{key}_interval"])

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from data_schemas.errors import UserError
-from data_schemas.io.files import write_atomically
+from data_schemas.io.files import read_file, write_atomically
+from data_schemas.io.text import decoded
 from data_schemas.progress import Progress, tell
 from data_schemas.shards import expand_shards
 from tokenar.config import TrainConfig
@@ -31,6 +32,7 @@ from tokenar.processes import Workers
 ENCODED_AT_ONCE = 16
 """Samples encoded in one batch. Their pictures are float32 then, about 3 MB each at 512 pixels."""
 
+ID_FILE, MAX_IDS = "give a file with a sample id on every line", 1 << 30
 FITTED_SAMPLES = 1000
 """A tokenizer is fitted to the pictures of at most this many samples, evenly spread."""
 
@@ -195,7 +197,8 @@ def _read_raw(config: TrainConfig, group: Workers) -> tuple[list[Resized], list[
     tell(f"reading {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)
     size, most = config.image_size, config.model.max_references
     val_set = read_resized(config.val_shards, size, most) if config.val_shards else []
-    return read_resized(config.shards, size, most), val_set
+    only = None if config.only is None else set(decoded(read_file(config.only, ID_FILE, MAX_IDS)).splitlines())
+    return read_resized(config.shards, size, most, only), val_set
 
 
 def _sources(config: TrainConfig, group: Workers) -> list[Source]:
@@ -232,6 +235,8 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
             f"{config.shards}: encoded shards hold the codes of a VQ tokenizer and features of a T5; set tokenizer and "
             "text so, as the presets released and tokenar_xl do, or give raw shards"
         )
+    if config.only:
+        raise UserError(f"{config.shards}: of encoded shards all samples are used; unset only, or give raw shards")
     if config.variations:
         raise UserError(f"{config.shards}: encoded pictures cannot be varied; set variations 0 or give raw shards")
     tell(f"opening {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)

@@ -114,7 +114,7 @@ def test_the_card_tells_what_happened():
     assert table_row(text, "toys")[1:] == ["9", "5", "3", "0", "bad_input 2"]
     assert "2 samples with a planted fault passed the filters and were left out of the shards" in text
     assert "filters and are in the shards" in dataset_card(
-        **{**VALUES, "config": {**VALUES["config"], "shards": {"planted_faults": True}}}
+        **{**VALUES, "config": {**VALUES["config"], "shards": {"unfiltered": True}}}
     )
     assert "precision not defined" in text
     assert "2 relations among the kept samples:\nkiss 601,\nhug 400." in text

@@ -60,4 +60,4 @@ def test_what_a_sweep_needs_is_said(shards, tmp_path):
     settings = write_config(tiny_config(shards, tmp_path / "a"), tmp_path / "settings.json")
     done = command("train", "--config", str(settings), "--sweep", "everything")
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: no sweep 'everything'; there is: ablation"
+    assert done.stderr.strip() == "error: no sweep 'everything'; there is: ablation, filters"
