@@ -8,7 +8,8 @@ many chosen at random ("thinned"), and those without a planted fault, which no f
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def sweep(
             folder = out / f"{name.replace(' ', '-')}-seed{seed}"
             listed = Path(f"{folder}.txt")  # beside the run's folder, which is emptied when the run begins
             listed.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(listed, lambda path, ids=chosen: path.write_text("".join(f"{i}\n" for i in ids)))
+            content = "".join(f"{sample_id}\n" for sample_id in chosen)
+            write_atomically(listed, partial(_write, content))
             runs.append(with_changes(config, seed=seed, out=str(folder), only=str(listed)))
             counts.append(len(chosen))
         row = measured(name, runs, sampling or SampleConfig(), limit, say)
@@ -67,6 +69,10 @@ def choices(manifest: pd.DataFrame, seed: int) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
+def _write(content: str, path: Path) -> None:
+    path.write_text(content)
+
+
 def _manifest(shards: str) -> pd.DataFrame:
     """The rows of the training samples in the manifest beside the shards that the glob names."""
     path = f"{shards.rpartition('/')[0] or '.'}/manifest.parquet"
@@ -75,8 +81,7 @@ def _manifest(shards: str) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no manifest there; a sweep of filters needs the shards of a curation") from error
     table = table[(table.split == "train") & table.shard.notna()]
-    rejected: Sequence[str] = table[table.decision == "rejected"].sample_id
-    if not len(rejected) or (table.decision == "kept").sum() < 2:
+    if not (table.decision == "rejected").any() or (table.decision == "kept").sum() < 2:
         raise UserError(
             f"{path}: the shards hold {len(table)} training samples, none of them rejected; curate with "
             "--set shards.unfiltered=true"
