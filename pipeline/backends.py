@@ -11,7 +11,7 @@ from data_schemas.errors import UserError
 from data_schemas.io.text import one_line
 from data_schemas.schema import Column
 from data_schemas.settings import first_mistake, suggest
-from pipeline.config import STAGE_SECTIONS, CurationConfig, OwnStageConfig
+from pipeline.config import STAGE_SECTIONS, CurationConfig, LeftOutConfig, OwnStageConfig
 from pipeline.core.parts import check_name
 from pipeline.core.stage import Stage, StageConfig
 from pipeline.identity.compare import Identity, TimmIdentity
@@ -34,14 +34,14 @@ BACKENDS: tuple[type[Stage], ...] = (
 
 def build_stages(config: CurationConfig) -> list[Stage]:
     """The per-sample stages in order: synthesis, matting, semantics, identity, quality, then the user's filters. Of the
-    three that judge, those that the config sets to null are left out.
+    three that judge, those with the backend "none" are left out.
 
     Raises UserError for a user's stage that cannot be used.
     """
     stages: list[Stage] = []
     for section in STAGE_SECTIONS:
         settings = getattr(config, section)
-        if settings is None:
+        if isinstance(settings, LeftOutConfig):
             continue
         if isinstance(settings, OwnStageConfig):
             stage = _own_stage(section, settings, ["references", "plan", *(s.name for s in stages)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from fsspec.core import get_filesystem_class, split_protocol
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -38,6 +38,12 @@ class OwnStageConfig(StageConfig):
     config: dict[str, Any] = {}
 
 
+class LeftOutConfig(StageConfig):
+    """The stage is left out: nothing is judged by it."""
+
+    backend: Literal["none"] = "none"
+
+
 def _backend(value: Any) -> str | None:
     """The tag of the union member that a section's value is meant for: its backend, or "use" for a user's own stage."""
     if isinstance(value, OwnStageConfig) or (isinstance(value, dict) and "use" in value):
@@ -47,6 +53,7 @@ def _backend(value: Any) -> str | None:
 
 PICK = (Discriminator(_backend), Field(json_schema_extra=any_of))
 Own = Annotated[OwnStageConfig, Tag("use")]
+LeftOut = Annotated[LeftOutConfig, Tag("none")]
 Synthesis = Annotated[
     Annotated[CollageConfig, Tag("collage")] | Annotated[DreamRelationConfig, Tag("dreamrelation")] | Own, *PICK
 ]
@@ -61,13 +68,14 @@ Semantics = Annotated[
     Annotated[ImageNetConfig, Tag("imagenet")]
     | Annotated[TransformersConfig, Tag("transformers")]
     | Annotated[ApiConfig, Tag("openai")]
+    | LeftOut
     | Own,
     *PICK,
 ]
 Identity = Annotated[
-    Annotated[IdentityConfig, Tag("efficientnet")] | Annotated[TimmIdentityConfig, Tag("timm")] | Own, *PICK
+    Annotated[IdentityConfig, Tag("efficientnet")] | Annotated[TimmIdentityConfig, Tag("timm")] | LeftOut | Own, *PICK
 ]
-Quality = Annotated[Annotated[QualityConfig, Tag("correspondence")] | Own, *PICK]
+Quality = Annotated[Annotated[QualityConfig, Tag("correspondence")] | LeftOut | Own, *PICK]
 
 
 class DecideConfig(StageConfig):
@@ -118,9 +126,9 @@ class CurationConfig(Settings):
     planning: PlanningConfig = PlanningConfig()
     synthesis: Synthesis = CollageConfig()
     matting: Matting = GrabCutConfig()
-    semantics: Semantics | None = ImageNetConfig()
-    identity: Identity | None = IdentityConfig()
-    quality: Quality | None = QualityConfig()
+    semantics: Semantics = ImageNetConfig()
+    identity: Identity = IdentityConfig()
+    quality: Quality = QualityConfig()
     filters: list[OwnStageConfig] = []
     decide: DecideConfig = DecideConfig()
     shards: ShardsConfig = ShardsConfig()

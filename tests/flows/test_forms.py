@@ -11,10 +11,10 @@ from pipeline.config import STAGE_SECTIONS, CurationConfig
 
 BACKENDS = {
     "synthesis": ["collage", "dreamrelation", "own stage"],
-    "matting": ["grabcut", "ben2", "own stage"],
-    "semantics": ["imagenet", "transformers", "openai", "own stage"],
-    "identity": ["efficientnet", "timm", "own stage"],
-    "quality": ["correspondence", "own stage"],
+    "matting": ["grabcut", "ben2", "pasted", "own stage"],
+    "semantics": ["imagenet", "transformers", "openai", "none", "own stage"],
+    "identity": ["efficientnet", "timm", "none", "own stage"],
+    "quality": ["correspondence", "none", "own stage"],
 }
 
 

@@ -11,9 +11,10 @@ from pipeline.dataset.curated import open_run
 from pipeline.report.results import write_results
 
 STEP = 8
+NONE = {"backend": "none"}
 UNJUDGED = {
     "references": {"pool": "generated", "count": 16, "size": 64}, "samples": 12, "matting": {"backend": "pasted"},
-    "semantics": None, "identity": None, "quality": None, "planning": {"test_share": 0.25, "close": True},
+    "semantics": NONE, "identity": NONE, "quality": NONE, "planning": {"test_share": 0.25, "close": True},
 }  # fmt: skip
 
 
