@@ -165,7 +165,9 @@ class SampleConfig(Settings):
         description="the tokens of the reference copies before the picture: given (those of the references), drawn "
         "(one by one, as released), or verified (drawn with the given ones as a draft: the same result in fewer steps)",
     )
-    temperature: float = Field(default=0.7, ge=0, le=100, description="0 takes the most probable token")
+    temperature: float | None = Field(
+        default=None, ge=0, le=100, description="0 takes the most probable token; None: 0.7, or 0.3 with a copy head"
+    )
     top_k: int = Field(default=0, ge=0, le=MAX_VOCABULARY, description="0 is off")
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=16, ge=1, le=4096)
@@ -176,6 +178,12 @@ class SampleConfig(Settings):
     compile: bool | None = Field(
         default=None, description="torch.compile the decoding step; None: on a GPU. On a CPU it pays for many pictures"
     )
+
+    def of_model(self, model: ModelConfig) -> SampleConfig:
+        """The same with the temperature that suits the model, if none is set. A model that looks tokens up is sure of
+        most of them, and draws the others best at a low one (docs/identity.md)."""
+        suited = 0.3 if model.copy_head else 0.7
+        return self if self.temperature is not None else self.model_copy(update={"temperature": suited})
 
 
 _CPU_MODEL = ModelConfig(

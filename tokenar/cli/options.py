@@ -33,13 +33,19 @@ Out = Annotated[str, typer.Option(help="Folder to write to.", callback=_folder)]
 Limit = Annotated[int | None, typer.Option(min=1, max=MAX_SAMPLES, help="Only the first samples.")]
 Seed = Annotated[int, typer.Option(help="Sample i is drawn with seed + i.")]
 Guidance = Annotated[float, typer.Option(help="Weight of the text; 1 is off.")]
-Temperature = Annotated[float, typer.Option(help="Below 1 plainer, above 1 wilder.")]
+Temperature = Annotated[float | None, typer.Option(help="Below 1 plainer, above 1 wilder; by default the model's.")]
 TopK = Annotated[int, typer.Option(help="Only the k most probable tokens; 0 is off.")]
 TopP = Annotated[float, typer.Option(help="Only the most probable tokens up to this share; 1 is off.")]
 
 
 def sample_config(
-    seed: int, guidance: float, temperature: float, top_k: int, top_p: float, others: dict[str, object], source: str
+    seed: int,
+    guidance: float,
+    temperature: float | None,
+    top_k: int,
+    top_p: float,
+    others: dict[str, object],
+    source: str,
 ) -> SampleConfig:
     """The sampling settings of a command: its shared options, then ``others``, which win over them.
 

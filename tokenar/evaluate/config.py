@@ -40,7 +40,7 @@ class EvalConfig(Settings):
     kid_subsets: int = Field(default=100, ge=1, le=10_000)
     kid_subset_size: int = Field(default=1000, ge=2, le=1_000_000, description="at most half of the pictures")
     seed: int = Field(default=0, ge=0, le=MAX_SEED, description="of KID's subsets")
-    shown: int = Field(default=6, ge=0, le=1000, description="samples in the picture grid")
+    shown: int = Field(default=12, ge=0, le=1000, description="samples in the picture grid")
 
 
 def encoders_of(name: str) -> dict[str, object]:

@@ -58,6 +58,7 @@ class Decoder:
         config: how tokens are drawn
         seeds: seeds of each input (n), and so the number of pictures drawn for it
         """
+        config = config.of_model(net.config)
         self.net, self.config, self.seeds, self.shape = net, config, seeds, (inputs, references, seeds)
         self.layout, self.streams = net.layout(references), streams(config)
         layout, like, device = self.layout, net.norm.weight, net.norm.weight.device

@@ -48,6 +48,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 def pick(logits: Tensor, uniform: Tensor, config: SampleConfig) -> Tensor:
     """Choose one token for each row of logits [B, V] as ``config`` says: the most probable, or one that is sampled
     with ``uniform`` [B]. Returns [B] int64."""
+    assert config.temperature is not None, "the decoder sets the model's"
     if config.temperature == 0:
         return logits.argmax(-1)
     return draw(filter_logits(logits, config.temperature, config.top_k, config.top_p), uniform)

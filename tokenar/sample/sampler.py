@@ -69,7 +69,7 @@ class Sampler:
 
     def __init__(self, model: str | Path | Model, config: SampleConfig | None = None):
         self.model = model if isinstance(model, Model) else load_model(model)
-        self.config = config or SampleConfig()
+        self.config = (config or SampleConfig()).of_model(self.model.net.config)
         self.device = own_device()
         on_gpu, quantised = self.device.type == "cuda", self.config.weights != "full"
         # The caller's model must not be changed.
