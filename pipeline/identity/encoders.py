@@ -10,12 +10,13 @@ import contextlib
 import difflib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from data_schemas.errors import UserError
 from data_schemas.io.pictures import square_on_white
@@ -98,17 +99,20 @@ def _pixels(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread of torch for each part, which is faster than several, and sums in a fixed order."""
-    import torch
+def _one_thread() -> contextlib.AbstractContextManager:
+    """One thread of torch for each part, which is faster than several, and sums in a fixed order.
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    Only the calling thread is limited. torch.set_num_threads would also set the number for threads to come, and parts
+    that overlap would leave it at 1 for all that this process does later, such as a training.
+    """
+    return _openmp().limit(limits=1, user_api="openmp")
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    import torch  # noqa: F401  loads the library that is looked for
+
+    return ThreadpoolController()
 
 
 def label_probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:

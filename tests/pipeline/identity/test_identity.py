@@ -1,6 +1,7 @@
 """Identity: the numbers by hand, and timm encoders from a weights file on real photographs."""
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,36 @@ def test_a_file_that_does_not_fit_is_refused_by_both_names(files, tmp_path):
         load(SMALL, tmp_path / "model.pth")
     with pytest.raises(UserError, match=r"identity\.side: 100 is no multiple of 14"):
         load(DINO, files[DINO], side=100)
+
+
+def test_parts_that_overlap_leave_torch_its_threads():
+    """With torch.set_num_threads a thread that came second kept the number 1 and left it to the whole process."""
+    before, told = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    first_is_in, second_is_in = threading.Event(), threading.Event()
+
+    def first():
+        with encoders._one_thread():
+            first_is_in.set()
+            second_is_in.wait(10)
+
+    def second():
+        first_is_in.wait(10)
+        with encoders._one_thread():
+            told.append(torch.get_num_threads())
+            second_is_in.set()
+            threads[0].join()
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        later = threading.Thread(target=lambda: told.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert told == [1, 2], "inside one, later all"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
