@@ -232,8 +232,8 @@ def cpu_base(shards: str = "", **changes: object) -> TrainConfig:
 def cpu_quick(shards: str = "", **changes: object) -> TrainConfig:
     """``cpu_base`` from the packaged start, for two minutes on two processor cores."""
     few: dict[str, object] = {
-        "start_from": "packaged", "steps": 100, "lr": 3e-4, "warmup": 10, "precision": "float32", "log_every": 10,
-        "eval_every": 50, "val_samples": None,
+        "start_from": "packaged", "steps": 60, "lr": 3e-4, "warmup": 10, "precision": "float32", "log_every": 10,
+        "eval_every": 30, "val_samples": None,
     }  # fmt: skip
     return with_changes(cpu_base(shards), **(few | changes))
 

@@ -105,14 +105,13 @@ def _one_thread() -> contextlib.AbstractContextManager:
     Only the calling thread is limited. torch.set_num_threads would also set the number for threads to come, and parts
     that overlap would leave it at 1 for all that this process does later, such as a training.
     """
+    import torch
+
+    torch.get_num_threads()  # in a new thread this sets the number, so it must come first
     return _openmp().limit(limits=1, user_api="openmp")
 
 
-@functools.cache
-def _openmp() -> ThreadpoolController:
-    import torch  # noqa: F401  loads the library that is looked for
-
-    return ThreadpoolController()
+_openmp = functools.cache(ThreadpoolController)
 
 
 def label_probabilities(pictures: Sequence[Image.Image]) -> np.ndarray:
