@@ -39,6 +39,7 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
 
     Results of an earlier run with the same settings are kept.
     """
+    config = config.on_profile("embedded")
     results = callable_of(curate_instructar)(config)
     training = Path(config.run_url) / "training"
 

@@ -114,7 +114,7 @@ MAX_PARTS = 1_000_000
 
 
 class CurationConfig(Settings):
-    """All settings of one curation run. Every field has a default; an empty config is the embedded quickstart."""
+    """All settings of one curation run. Every field has a default; the profile "embedded" is the quickstart."""
 
     name: str = "quickstart"
     root: str = Field("runs", min_length=1, description="Folder or bucket URL that holds the runs")

@@ -12,6 +12,7 @@ PART = ["config yaml", "set ", "own ", "name ", "betas", "address root", "quicks
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_hostile_settings_flags_and_stages():
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "fuzz", *PART], capture_output=True, text=True, env=environment)

@@ -18,6 +18,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_check_runs_without_a_gpu(tmp_path):
     done = run("--out", str(tmp_path))
     written = json.loads((tmp_path / "accelerator.json").read_text())

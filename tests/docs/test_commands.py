@@ -19,6 +19,7 @@ import tokenar.cli
 
 NOT_HERE = {
     "make quickstart": "tests/flows/test_quickstart.py runs what it runs",
+    "flows.quickstart": "tests/flows/test_quickstart.py runs it",
     "make test": "runs this test",
     "make accelerator": "tests/benchmarks/test_accelerator.py runs what it runs",
     "benchmarks/accelerator.py": "tests/benchmarks/test_accelerator.py runs it",

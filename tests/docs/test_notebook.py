@@ -13,6 +13,7 @@ CELLS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_cells_run_as_they_stand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -138,6 +138,7 @@ def test_the_commands_of_the_pages_work_right_after_the_quickstart(server):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_users_mistake_is_a_failed_run_with_one_clear_line(server, tmp_path):
     words = ["7 of 7 models are missing", "PramaLLC/BEN2", "google/gemma-3n-E4B-it"]
     config = f'{{"root": "{tmp_path}", "references": {{"pool": "packaged"}}}}'

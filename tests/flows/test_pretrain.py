@@ -43,6 +43,7 @@ def finished(process: subprocess.Popen) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_goes_on_after_a_kill_and_packages_what_it_made(tmp_path):
     killed = started(tmp_path / "a", tmp_path / "start-a")
     checkpoints = tmp_path / "a/pretrain/training/checkpoints"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from paths import ROOT
-from small.curation import SMALL, small_config
+from small.curation import small_config
 
 from pipeline.curate import curate
 from pipeline.jobs import need_part
@@ -41,7 +41,8 @@ def test_the_page_works_as_it_stands(small_run, tmp_path):
     assert len(code.splitlines()) < 60
     assert len(line.splitlines()) == 1
     (tmp_path / "sharpness.py").write_text(code)
-    (tmp_path / "my.yaml").write_text(line + yaml.safe_dump({"name": "small", "root": "runs", **SMALL}))
+    own = small_run[0].run.config.model_dump(mode="json", exclude={"filters"}) | {"root": "runs"}
+    (tmp_path / "my.yaml").write_text(line + yaml.safe_dump(own))
     first, second = blocks("sh")
 
     def run(command: str) -> str:
