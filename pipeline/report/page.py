@@ -132,8 +132,8 @@ def training_view(data: ReportData) -> View | None:
     figures = {
         "steps": count_text(max((step for step, _ in loss + val_loss), default=None)),
         "last loss": number_text(loss[-1][1] if loss else None),
-        "best validation loss": number_text(min((value for _, value in val_loss), default=None)),
-        **({"of the picture alone": number_text(min(value for _, value in picture_loss))} if picture_loss else {}),
+        "best validation loss": number_text(min((value for _, value in picture_loss or val_loss), default=None)),
+        **({"with the reference copies": number_text(min(value for _, value in val_loss))} if picture_loss else {}),
         "guessing by token frequency": number_text(guesses[-1] if guesses else None),
         "samples per second": number_text(speeds[len(speeds) // 2] if speeds else None),
     }
