@@ -43,7 +43,7 @@ quick: lint
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not long'
 
-# the few tests that take longest, from all Prefect deployments in a row to the dry run of make accelerator
+# the few tests that take longest: all that the pages show, all Prefect deployments, the dry run of make accelerator
 long: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m long
 

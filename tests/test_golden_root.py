@@ -40,6 +40,7 @@ def golden_tests(root):
 
 @needs_tiny
 @pytest.mark.slow
+@pytest.mark.long
 def test_another_root_of_the_same_shape_passes_and_fails_for_its_own_numbers(root):
     code, told = golden_tests(root)
     assert code == 0, told[-3000:]

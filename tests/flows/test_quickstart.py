@@ -65,6 +65,7 @@ def test_a_server_that_is_named_and_down_costs_one_line(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_again_goes_on_and_another_dataset_loses_no_model(tmp_path, capsys):
     config = CurationConfig.parse({"root": str(tmp_path), **SMALL}, "test")
     training = tmp_path / "quickstart/training"

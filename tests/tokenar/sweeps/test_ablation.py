@@ -8,6 +8,7 @@ from small.run import command, tiny_config, write_config
 
 from data_schemas.errors import UserError
 from tokenar.config import cpu_small, with_changes
+from tokenar.sweeps import ablation
 from tokenar.sweeps.ablation import runs_of, sweep
 
 FOUR = ["baseline", "without instruct tokens", "without ITD", "full"]
@@ -24,7 +25,8 @@ def test_the_papers_rows_and_counts():
 
 
 @pytest.mark.slow
-def test_a_sweep_writes_one_table_and_goes_on_where_it_was(shards, tmp_path):
+def test_a_sweep_writes_one_table_and_goes_on_where_it_was(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "PAPER_COUNTS", (60, 120))
     config = tiny_config(shards, tmp_path / "sweep", steps=2, model__instruct_tokens=4)
     said: list[str] = []
     table = sweep(config, seeds=2, limit=2, say=said.append)
