@@ -95,10 +95,16 @@ def background(target: Image.Image, solid: np.ndarray, dilate: int) -> Image.Ima
     return Image.fromarray(np.where(grown[..., None], 0, np.asarray(target)).astype(np.uint8))
 
 
-def _true_iou(sample: Sample, solid: np.ndarray) -> float | None:
+def true_matte(sample: Sample) -> np.ndarray | None:
+    """The matte [H, W] uint8 that a collage saved with its picture; None for any other synthesis, which knows none."""
     if "alpha_true.png" not in sample.files("synthesis"):
-        return None  # only the collage knows its true matte
-    return overlap(solid, np.asarray(sample.picture("synthesis", "alpha_true")) > 127)
+        return None
+    return np.asarray(sample.picture("synthesis", "alpha_true"))
+
+
+def _true_iou(sample: Sample, solid: np.ndarray) -> float | None:
+    matte = true_matte(sample)
+    return None if matte is None else overlap(solid, matte > 127)
 
 
 def _reviewed(sample: Sample, key: str) -> float | bytes | None:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.stage import Sample, SampleError
-from pipeline.matting.matting import Matting, MattingConfig
+from pipeline.matting.matting import Matting, MattingConfig, true_matte
 
 
 class PastedConfig(MattingConfig):
@@ -25,11 +25,12 @@ class Pasted(Matting):
     Config = PastedConfig
 
     def mattes(self, samples: Sequence[Sample], targets: Sequence[Image.Image]) -> list[np.ndarray]:
-        return [true_matte(sample) for sample in samples]
+        return [pasted_matte(sample) for sample in samples]
 
 
-def true_matte(sample: Sample) -> np.ndarray:
+def pasted_matte(sample: Sample) -> np.ndarray:
     """The matte [H, W] float32 in 0..1 that the collage saved; SampleError if another synthesis made the picture."""
-    if "alpha_true.png" not in sample.files("synthesis"):
+    matte = true_matte(sample)
+    if matte is None:
         raise SampleError("no_true_matte", "only a collage knows its matte; choose matting.backend grabcut or ben2")
-    return np.asarray(sample.picture("synthesis", "alpha_true").convert("L"), np.float32) / 255
+    return matte.astype(np.float32) / 255

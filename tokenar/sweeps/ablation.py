@@ -12,7 +12,7 @@ from typing import Any
 from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
 from tokenar.config import SampleConfig, TrainConfig, with_changes
-from tokenar.sweeps.runs import compare, measured, write_table
+from tokenar.sweeps.runs import compare, measured, needs_held_out, write_table
 
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {
@@ -51,8 +51,7 @@ def sweep(
     ``ablation.png``. Every run is compared with "full". ``say`` is called with a line after each run. UserError without
     validation shards, because identity is measured on subjects that were not trained on.
     """
-    if not config.val_shards:
-        raise UserError("a sweep measures identity on held-out subjects; give --val-shards")
+    needs_held_out(config)
     out, table = Path(config.out), list[dict[str, Any]]()
     for name, changes in runs_of(config).items():
         folder = f"{out}/{name.replace(' ', '-')}-seed"

@@ -18,7 +18,7 @@ import pandas as pd
 from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
 from tokenar.config import SampleConfig, TrainConfig, with_changes
-from tokenar.sweeps.runs import compare, measured, write_table
+from tokenar.sweeps.runs import compare, measured, needs_held_out, write_table
 
 COLUMNS = ["sample_id", "split", "shard", "decision", "planted_fault"]
 
@@ -35,12 +35,11 @@ def sweep(
     ``config.out`` gets a folder for each run, ``filters.md`` and ``filters.json``. Every run is compared with
     "filtered". UserError without validation shards, or if the shards are not those of an unfiltered dataset.
     """
-    if not config.val_shards:
-        raise UserError("a sweep measures identity on held-out subjects; give --val-shards")
+    needs_held_out(config)
     out, table = Path(config.out), list[dict[str, Any]]()
     manifest = _manifest(config.shards)
     for name in ("unfiltered", "thinned", "filtered", "without faults"):
-        runs, counts = [], []
+        runs = []
         for seed in range(config.seed, config.seed + seeds):
             chosen = choices(manifest, seed)[name]
             folder = out / f"{name.replace(' ', '-')}-seed{seed}"
@@ -49,10 +48,9 @@ def sweep(
             content = "".join(f"{sample_id}\n" for sample_id in chosen)
             write_atomically(listed, partial(_write, content))
             runs.append(with_changes(config, seed=seed, out=str(folder), only=str(listed)))
-            counts.append(len(chosen))
         row = measured(name, runs, sampling or SampleConfig(), limit, say)
         faulty = manifest[manifest.sample_id.isin(chosen)].planted_fault != "none"
-        table.append(row | {"samples_trained": counts[0], "faulty_share": float(faulty.mean())})
+        table.append(row | {"samples_trained": len(chosen), "faulty_share": float(faulty.mean())})
         compare(table, "filtered")
         write_table(out / "filters.md", table, extra=("samples_trained", "faulty_share"))
     return table

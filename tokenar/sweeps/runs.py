@@ -31,6 +31,12 @@ TESTED = {"identity": "identity", "swap_rate": "swapped", "subjects_exact": "sub
 """Figures with intervals, and their column in per_sample.parquet."""
 
 
+def needs_held_out(config: TrainConfig) -> None:
+    """UserError without validation shards: a sweep measures identity on subjects that were not trained on."""
+    if not config.val_shards:
+        raise UserError("a sweep measures identity on held-out subjects; give --val-shards")
+
+
 def measured(
     name: str, configs: Sequence[TrainConfig], sampling: SampleConfig, limit: int | None, say: Callable[[str], None]
 ) -> dict[str, Any]:

@@ -92,9 +92,9 @@ def test_references_of_a_spoiled_sample_are_not_spoiled(tmp_path):
 
 def test_only_a_collage_has_its_own_matte(tmp_path):
     from pipeline.core.stage import Sample
-    from pipeline.matting.pasted import true_matte
+    from pipeline.matting.pasted import pasted_matte
 
     with pytest.raises(Exception, match="only a collage knows its matte"):
-        true_matte(Sample("a", {}, lambda stage: {}, lambda reference: b""))
+        pasted_matte(Sample("a", {}, lambda stage: {}, lambda reference: b""))
     with pytest.raises(UserError, match="matting"):
         small_config(tmp_path, matting=None)
