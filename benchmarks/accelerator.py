@@ -2,7 +2,7 @@
 
 python benchmarks/accelerator.py --out runs/accelerator            # on a GPU at full size, in at most 8 minutes
 python benchmarks/accelerator.py --out runs/accelerator --quick    # correctness alone, in 2 minutes
-python benchmarks/accelerator.py --out runs/accelerator --only training_speed
+python benchmarks/accelerator.py --out runs/accelerator --only training_speed    # again, in the same accelerator.json
 
 Needs torch and the project's source tree; no network, no weights, no server. A check runs in a process of its own with
 a time limit; what it raises is its result. ``accelerator.json`` is written after every check. The last line is
@@ -138,7 +138,7 @@ def main() -> int:
     out = Path(given.out) / "accelerator.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"benchmark": "accelerator", **machine(), "device": run_check(device_facts, scale_of, 60)}
-    results: dict[str, Any] = {}
+    results = earlier(out, found) if given.only else {}
     begun = time.monotonic()
     for name in wanted:
         left = (QUICK_TOTAL if given.quick else TOTAL) - (time.monotonic() - begun)
@@ -150,6 +150,15 @@ def main() -> int:
         out.write_text(json.dumps(found | {"checks": results}, indent=2) + "\n")
     print(json.dumps(found | {"checks": results}))
     return int(any(result["status"] == "failed" for result in results.values()))
+
+
+def earlier(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The results that are in ``out`` already, if the same torch and device gave them: --only adds to them."""
+    if not out.is_file():
+        return {}
+    before = json.loads(out.read_text())
+    same = before["torch"] == found["torch"] and before["device"].get("name") == found["device"].get("name")
+    return dict(before["checks"]) if same else {}
 
 
 def told(result: Mapping[str, Any]) -> str:

@@ -82,7 +82,8 @@ def prepare(
         "workers": workers, "references": {"pool": pool}, "planning": {"test_share": 0, "relations": ["stand_beside"]},
         "synthesis": {"backend": "collage", "size": 512 if full else 256, "fault_share": 0},
     }  # fmt: skip
-    pictures = curate(CurationConfig.parse(base, "benchmark")).run
+    unjudged = {stage: {"backend": "none"} for stage in ("semantics", "identity", "quality")}
+    pictures = curate(CurationConfig.parse({**base, **unjudged}, "benchmark")).run
     # On a GPU random numbers for billions of weights take no time; on a CPU they take minutes.
     with torch.device("cuda" if full and torch.cuda.is_available() else "cpu"):
         sections = {name: write[name](folder / name) for name in stages}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from checks.scale import Scale, Skipped, require, seconds
@@ -41,7 +43,8 @@ def stage(name: str) -> Callable[[Scale], dict[str, Any]]:
         changes, share = QUICKER.get(name, ({}, 1.0)) if scale.full else ({}, 1.0)
         with tempfile.TemporaryDirectory() as folder:
             pool = write_pool(Path(folder) / "pool")
-            pictures, run = stages.prepare(Path(folder), [name], scale.full, samples, workers, pool, changes)
+            with plain_backgrounds():
+                pictures, run = stages.prepare(Path(folder), [name], scale.full, samples, workers, pool, changes)
             figures = stages.measure(pictures, run.stage(name), workers, rounds)
         figures["ratio_in_earnest"] = round(1 / (1 + (1 / figures["ratio"] - 1) * share), 3)
         require(figures["ratio_in_earnest"] >= GOAL or not scale.on_gpu, f"slower than the bare model: {figures}")
@@ -60,7 +63,8 @@ def synthesis_batches(scale: Scale) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         changes = {"batch_size": sizes[-1], "steps": steps}
         pool = write_pool(Path(folder) / "pool")
-        pictures, run = stages.prepare(Path(folder), ["synthesis"], scale.full, sizes[-1], 1, pool, changes)
+        with plain_backgrounds():
+            pictures, run = stages.prepare(Path(folder), ["synthesis"], scale.full, sizes[-1], 1, pool, changes)
         stage = run.stage("synthesis")
         stage.ready()
         bare = stages.bare_synthesis(stage, stages.inputs_of(pictures, stage)[0])
@@ -77,8 +81,14 @@ def synthesis_batches(scale: Scale) -> dict[str, Any]:
     return rows
 
 
+def plain_backgrounds() -> AbstractContextManager[Any]:
+    """Collages on one plain background, as a machine with torch alone has no package of photographs."""
+    plain = (("plain", Image.new("RGB", (512, 512), (200, 210, 180))),)
+    return mock.patch("pipeline.synthesis.collage.load_backgrounds", return_value=plain)
+
+
 def write_pool(folder: Path) -> str:
-    """Twelve transparent pictures of two categories: no package of photographs is needed."""
+    """Twelve transparent pictures of two categories."""
     for number in range(12):
         picture = Image.new("RGBA", (256, 256))
         colour = (40 + 17 * number, 255 - 18 * number, 90 + 50 * (number % 3), 255)
