@@ -33,8 +33,7 @@ from checks.scale import Check, Scale, Skipped  # noqa: E402
 SECONDS = {
     **dict.fromkeys([*correctness.CHECKS, *training.CHECKS, *decoding.CHECKS, *profiles.CHECKS], 60),
     **dict.fromkeys(stages.CHECKS, 75), "stage_synthesis": 120, "stage_semantics": 120,
-    "sampling_speed": 180, "sampling_batches": 120, "sampling_in_8_bits": 120, "decode_attention": 100,
-    "training_speed": 120,
+    "sampling_free": 100, "sampling_verified": 100, "sampling_in_8_bits": 120, "decode_attention": 100,
 }  # fmt: skip
 """The most that a check may take on a GPU; on a CPU, which may be busy, three times as much."""
 TOTAL, QUICK_TOTAL = 480, 120

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import torch
-from checks.scale import REFERENCES, Inputs, Scale, drawn_net, inputs_for, now, peak_gb
+from checks.scale import REFERENCES, Check, Inputs, Scale, drawn_net, inputs_for, now, peak_gb
 from checks.shared_prefix import decode_attention
 from checks.training import waiting_is_an_error
 from published import Plain
@@ -46,42 +46,36 @@ def drawing(net: TokenAR, given: Inputs, scale: Scale, turns: int = 2, **setting
     }  # fmt: skip
 
 
-def sampling_speed(scale: Scale) -> dict[str, Any]:
-    """The three modes at batch 1 beside the published program's eager loop.
+def sampling(batch: int = 1, **settings: object) -> Check:
+    """The check of one way to draw.
 
     The head is zero, so that the greedy choice is always token 0 and the draft of verified mode, zeros, always right: a
     trained model copies its references well. With a random head every pass would keep a single token.
     """
-    config = scale.model()
-    net, given = drawn_net(config, scale.device, scale.dtype), inputs_for(config, scale.device, 1)
-    net.head.data.zero_()
-    given.sources.zero_()
-    modes: dict[str, dict[str, object]] = {
-        "forced": {"copies": "given"}, "verified": {"copies": "verified", "temperature": 0.0},
-        "free": {"copies": "drawn"},
-    }  # fmt: skip
-    figures: dict[str, Any] = {mode: drawing(net, given, scale, **settings) for mode, settings in modes.items()}
-    published = scale.published_model()
-    plain = Plain(drawn_net(published, scale.device, scale.dtype), REFERENCES, SAMPLING)
+
+    def check(scale: Scale) -> dict[str, Any]:
+        config = scale.model()
+        given = inputs_for(config, scale.device, batch if scale.full else min(batch, 2))
+        net = drawn_net(config, scale.device, scale.dtype)
+        net.head.data.zero_()
+        given.sources.zero_()
+        return drawing(net, given, scale, turns=2 if batch == 1 else 1, **settings)
+
+    return check
+
+
+def sampling_as_published(scale: Scale) -> dict[str, Any]:
+    """The published program's eager loop, the picture's copies drawn too."""
+    config = scale.published_model()
+    given = inputs_for(config, scale.device, 1)
+    plain = Plain(drawn_net(config, scale.device, scale.dtype), REFERENCES, SAMPLING)
     text = given.text.to(scale.dtype)
     plain.draw(given.sources, text, limit=8)
     begun, first, end = plain.draw(given.sources, text, limit=PLAIN_TOKENS)
     count = plain.layout.target_tokens
     steps = min(PLAIN_TOKENS, count) - 1
-    figures["plain"] = {
-        "s_per_picture": round(first - begun + (end - first) * (count - 1) / steps, 3), "timed_tokens": steps + 1,
-    }  # fmt: skip
-    ratio = figures["plain"]["s_per_picture"] / figures["forced"]["s_per_picture"]
-    return figures | {"plain_over_forced": round(ratio, 2)}
-
-
-def sampling_batches(scale: Scale) -> dict[str, Any]:
-    """Several samples at once, forced."""
-    config = scale.model()
-    net, rows = drawn_net(config, scale.device, scale.dtype), {}
-    for batch in (4, 16) if scale.full else (2, 3):
-        rows[str(batch)] = drawing(net, inputs_for(config, scale.device, batch), scale, turns=1)
-    return rows
+    taken = first - begun + (end - first) * (count - 1) / steps
+    return {"s_per_picture": round(taken, 3), "timed_tokens": steps + 1}
 
 
 def sampling_in_8_bits(scale: Scale) -> dict[str, Any]:
@@ -140,8 +134,12 @@ def decoding_without_waiting(scale: Scale) -> dict[str, Any]:
 
 CHECKS = {
     "decoding_without_waiting": decoding_without_waiting,
-    "sampling_speed": sampling_speed,
-    "sampling_batches": sampling_batches,
+    "sampling_forced": sampling(),
+    "sampling_forced_16": sampling(16),
+    "sampling_as_published": sampling_as_published,
+    "sampling_free": sampling(copies="drawn"),
+    "sampling_verified": sampling(copies="verified", temperature=0.0),
+    "sampling_forced_4": sampling(4),
     "sampling_in_8_bits": sampling_in_8_bits,
     "decode_attention": decode_attention,
     "vq_speed": vq_speed,

@@ -41,8 +41,8 @@ def decoding_profile(scale: Scale) -> dict[str, Any]:
     next(drawn)
     next(drawn)
     with torch.inference_mode():
-        decoder.advance()
-        return {"costliest": costliest(decoder.advance, scale)}
+        decoder._advance()
+        return {"costliest": costliest(decoder._advance, scale)}
 
 
 def training_profile(scale: Scale) -> dict[str, Any]:

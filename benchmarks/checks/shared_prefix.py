@@ -72,7 +72,7 @@ class Filled:
 
 def by_hand(filled: Filled) -> Attend:
     """The project's own."""
-    return lambda layer, q, k, v: filled.cache.attend(layer, q, k, v, None)
+    return lambda layer, q, k, v: filled.cache.layer(layer).attend(q, k, v, None)
 
 
 def by_flex(filled: Filled) -> Attend:

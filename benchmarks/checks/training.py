@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import statistics
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from checks.scale import REFERENCES, Scale, drawn_net, inputs_for, now, peak_gb, relative, require, seconds
+from checks.scale import REFERENCES, Check, Scale, drawn_net, inputs_for, now, peak_gb, relative, require, seconds
 from torch.distributed.tensor import DTensor
 
 from tokenar.config import TrainConfig
@@ -62,49 +61,25 @@ class Stepper:
         Checkpoints(folder, 1, self.group).load(self.net, self.trainer.optimizer)
 
 
-def throughput(scale: Scale, batch: int, **settings: Any) -> dict[str, Any]:
-    """Samples a second, the share of the measured rate of matrix products, and the peak of memory."""
-    if scale.on_gpu:
-        torch.cuda.reset_peak_memory_stats(scale.device)
-    trained, numbers = Stepper(scale, batch, **settings), itertools.count()
-    taken = statistics.median(seconds(lambda: trained.step(next(numbers)), scale.device, 5 if scale.full else 2, 2))
-    flops = TRAINING_PASSES * trained.net.flops(REFERENCES) * batch
-    return {
-        "batch": batch, **settings, "samples_per_s": round(batch / taken, 3),
-        "mfu": round(flops / taken / measured_flops(scale.device, scale.dtype, 8192 if scale.on_gpu else 256), 3),
-        "memory_gb": peak_gb(scale.device),
-    }  # fmt: skip
+def throughput(batch: int, recomputed: str = "none", compiled: bool = True) -> Check:
+    """The check of one way to train: samples a second, the share of the measured rate of matrix products, memory."""
 
+    def check(scale: Scale) -> dict[str, Any]:
+        size = batch if scale.full else 2
+        settings = {"activation_checkpointing": recomputed, "compile": compiled and scale.full}
+        trained, numbers = Stepper(scale, size, **settings), itertools.count()
+        begun = now(scale.device)
+        trained.step(next(numbers))
+        first = now(scale.device) - begun
+        taken = statistics.median(seconds(lambda: trained.step(next(numbers)), scale.device, 5 if scale.full else 2, 2))
+        flops = TRAINING_PASSES * trained.net.flops(REFERENCES) * size
+        rate = measured_flops(scale.device, scale.dtype, 8192 if scale.on_gpu else 256)
+        return {
+            "batch": size, "samples_per_s": round(size / taken, 3), "mfu": round(flops / taken / rate, 3),
+            "first_step_s": round(first, 2), "memory_gb": peak_gb(scale.device),
+        }  # fmt: skip
 
-def speed(scale: Scale) -> dict[str, Any]:
-    """Batch sizes, recomputing and compiling; a choice that does not fit the memory is told as such."""
-    choices: list[tuple[int, dict[str, Any]]] = [
-        (batch, {"activation_checkpointing": how, "compile": compiled})
-        for batch, how, compiled in (
-            # Uncompiled, a batch of 4 needs 87 GB (tokenar/train/memory.py).
-            [
-                (4, "none", True),
-                (2, "none", False),
-                (8, "selective", True),
-                (16, "selective", True),
-                (16, "block", True),
-            ]
-            if scale.full
-            else [(2, "none", False), (2, "selective", False), (2, "block", False)]
-        )
-    ]
-    rows = []
-    for batch, settings in choices:
-        try:
-            rows.append(throughput(scale, batch, **settings))
-        except torch.OutOfMemoryError:
-            rows.append({"batch": batch, **settings, "memory": "does not fit"})
-        torch.compiler.reset()
-        gc.collect()  # a block whose forward is wrapped refers to itself, and keeps the network alive
-        if scale.on_gpu:
-            torch.cuda.empty_cache()
-    best = max((row for row in rows if "samples_per_s" in row), key=lambda row: row["samples_per_s"])
-    return {"rows": rows, "samples_per_s": best["samples_per_s"], "mfu": best["mfu"]}
+    return check
 
 
 def recomputing_changes_nothing(scale: Scale) -> dict[str, Any]:
@@ -192,5 +167,8 @@ CHECKS = {
     "a_bad_step_changes_nothing": a_bad_step_changes_nothing,
     "training_without_waiting": nothing_waits,
     "ddp_and_fsdp": spread,
-    "training_speed": speed,
+    "training_speed": throughput(4),
+    "training_speed_selective": throughput(8, "selective"),
+    "training_speed_block": throughput(16, "block"),
+    "training_speed_eager": throughput(2, compiled=False),  # uncompiled, 4 need 87 GB (tokenar/train/memory.py)
 }

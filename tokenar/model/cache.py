@@ -16,6 +16,7 @@ head, n any last dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -106,7 +107,29 @@ class KeyValueCache:
         if self.offset is None:
             self.segments[-1].filled += positions
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def layer(self, number: int) -> LayerCache:
+        """What the layer ``number`` reads and writes."""
+        keys, values = ([s.keys[number] for s in self.segments], [s.values[number] for s in self.segments])
+        filled = [segment.filled for segment in self.segments]
+        return LayerCache(keys, values, filled, self.offset, self.bias, self.read_length)
+
+
+@dataclass
+class LayerCache:
+    """One layer's part of a KeyValueCache, as it is now: ``keys`` and ``values`` of each segment [G, K, T, D], the
+    segments' ``filled`` positions, and the cache's ``offset``, ``bias`` and ``read_length``.
+
+    Layers' parts differ in nothing but their tensors, so that a block compiled for one serves all.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    filled: list[int]
+    offset: Tensor | None
+    bias: Tensor | None
+    read_length: int
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Store the keys and values of new positions and attend to all positions, old and new.
 
         q [N, H, t, D], k and v [N, K, t, D] -> [N, H, t, D]. ``mask`` covers all positions and is as for
@@ -114,37 +137,36 @@ class KeyValueCache:
         [B, K, rows, D], one new position for each of an input's rows, and ``bias`` is used instead of ``mask``.
         """
         if self.offset is not None:
-            return self._attend_single(layer, q, k, v)
-        last = self.segments[-1]
-        end = last.filled + k.shape[2]
-        last.keys[layer][:, :, last.filled : end] = _rounded(k, last.keys[layer])
-        last.values[layer][:, :, last.filled : end] = _rounded(v, last.values[layer])
-        ends = [segment.filled for segment in self.segments[:-1]] + [end]
-        k = _for_each_row([s.keys[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
-        v = _for_each_row([s.values[layer][:, :, :e] for s, e in zip(self.segments, ends, strict=True)], len(q))
+            return self._attend_single(q, k, v)
+        begin, end = self.filled[-1], self.filled[-1] + k.shape[2]
+        self.keys[-1][:, :, begin:end] = _rounded(k, self.keys[-1])
+        self.values[-1][:, :, begin:end] = _rounded(v, self.values[-1])
+        ends = [*self.filled[:-1], end]
+        k = _for_each_row([keys[:, :, :e] for keys, e in zip(self.keys, ends, strict=True)], len(q))
+        v = _for_each_row([values[:, :, :e] for values, e in zip(self.values, ends, strict=True)], len(q))
         return causal_attention(q, k.to(q.dtype), v.to(q.dtype), mask)
 
-    def _attend_single(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_single(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of one new position a row, [B, H, rows, D]: first the scores of each segment, then one softmax over
         all of them, then the weighted sum of each segment's values. These sums are added.
         """
         assert self.offset is not None
         assert self.bias is not None
-        _store(self.segments[-1].keys[layer], self.offset, _rows_first(k))
-        _store(self.segments[-1].values[layer], self.offset, _rows_first(v))
+        _store(self.keys[-1], self.offset, _rows_first(k))
+        _store(self.values[-1], self.offset, _rows_first(v))
         q = q * q.shape[-1] ** -0.5
-        lengths = [segment.capacity for segment in self.segments[:-1]] + [self.read_length]
+        lengths = [keys.shape[2] for keys in self.keys[:-1]] + [self.read_length]
         scores = []
-        for segment, length in zip(self.segments, lengths, strict=True):
-            keys = segment.keys[layer][:, :, :length].to(q.dtype)
-            queries = _by_group(q, segment.groups, keys.shape[1])
+        for stored, length in zip(self.keys, lengths, strict=True):
+            keys = stored[:, :, :length].to(q.dtype)
+            queries = _by_group(q, len(keys), keys.shape[1])
             scores.append(_by_input(few_rows(queries, keys), *q.shape[:3]))
         biased = torch.cat(scores, dim=-1).float() + self.bias[..., : sum(lengths)]
         weights = (biased - biased.amax(-1, keepdim=True)).exp()  # normalised at the end, by the division
         outputs = []
-        for segment, part in zip(self.segments, weights.to(q.dtype).split(lengths, dim=-1), strict=True):
-            values = segment.values[layer][:, :, : part.shape[-1]].to(q.dtype).unflatten(2, (-1, POSITION_CHUNK))
-            grouped = _by_group(part, segment.groups, values.shape[1])
+        for stored, part in zip(self.values, weights.to(q.dtype).split(lengths, dim=-1), strict=True):
+            values = stored[:, :, : part.shape[-1]].to(q.dtype).unflatten(2, (-1, POSITION_CHUNK))
+            grouped = _by_group(part, len(values), values.shape[1])
             chunks = grouped.unflatten(3, (-1, POSITION_CHUNK)).transpose(2, 3)
             outputs.append(_by_input((chunks @ values).sum(2), *q.shape[:3]))
         return sum(outputs[1:], outputs[0]) / weights.sum(-1, keepdim=True).to(q.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenar.model.cache import KeyValueCache, causal_attention
+from tokenar.model.cache import LayerCache, causal_attention
 from tokenar.model.config import ModelConfig
 from tokenar.model.linear import Linear
 from tokenar.model.positions import apply_rotary
@@ -75,17 +75,17 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(
-        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None, last: int | None
+        self, x: Tensor, rotary: Tensor, cache: LayerCache | None, mask: Tensor | None, last: int | None
     ) -> Tensor:
         """[B, T, D] -> [B, T, D], or [B, last, D] if ``last`` is given: the output of the last positions only.
 
-        With a cache, ``x`` holds the positions that follow the cached ones; ``layer`` is this layer's number in the
-        cache. ``mask`` is as positions.attention_mask returns it; None means causal.
+        With a cache, this layer's, ``x`` holds the positions that follow the cached ones. ``mask`` is as
+        positions.attention_mask returns it; None means causal.
         """
         q, k, v = self.project(x, rotary)
         if last is not None:
             q, mask = q[:, :, -last:], None if mask is None else mask[..., -last:, :]
-        mixed = causal_attention(q, k, v, mask) if cache is None else cache.attend(layer, q, k, v, mask)
+        mixed = causal_attention(q, k, v, mask) if cache is None else cache.attend(q, k, v, mask)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -115,10 +115,10 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None, layer: int, mask: Tensor | None, last: int | None
+        self, x: Tensor, rotary: Tensor, cache: LayerCache | None, mask: Tensor | None, last: int | None
     ) -> Tensor:
         """[B, T, D] -> [B, T or last, D]; the arguments are those of Attention."""
-        mixed = self.attention(self.attention_norm(x), rotary, cache, layer, mask, last)
+        mixed = self.attention(self.attention_norm(x), rotary, cache, mask, last)
         x = x[:, -mixed.shape[1] :] + mixed
         return x + self.feed_forward(self.ffn_norm(x))
 

@@ -219,15 +219,16 @@ class TokenAR(nn.Module, PublishedModel):
         cache: KeyValueCache | None = None,
         mask: Tensor | None = None,
         last: int | None = None,
+        block: Callable[..., Tensor] = Block.__call__,
     ) -> Tensor:
         """Hidden states after the blocks and the final norm, [B, T, D] -> [B, T, D]. A cache grows by T positions.
 
-        With ``last`` only the last ``last`` positions are returned, [B, last, D], and the last block computes no
-        others.
-        """
+        With ``last`` only those last positions are returned, [B, last, D], and computed by the last block. ``block``
+        may be another way to call a Block, such as a compiled one."""
         positions = x.shape[1]
         for number, layer in enumerate(self.layers):
-            x = layer(x, rotary, cache, number, mask, last if number == len(self.layers) - 1 else None)
+            ends = last if number == len(self.layers) - 1 else None
+            x = block(layer, x, rotary, cache and cache.layer(number), mask, ends)
         if cache is not None:
             cache.advance(positions)
         return self.norm(x)

@@ -1,4 +1,4 @@
-"""Compiling the decoding step once for each decoder, for all lengths that its steps read, and where it is recorded."""
+"""Compiling the parts of a decoding step, for all layers and all lengths that it reads, and where it is recorded."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import count
 from types import FunctionType, MethodType
-from typing import cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
-_decoders = count()
+P = ParamSpec("P")
+R = TypeVar("R")
+_copies = count()
 
 
-def compiled_step(method: Callable[[], None]) -> Callable[[], None]:
-    """The bound method, compiled as a whole.
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """The function or bound method, compiled without graph breaks.
 
     It is compiled from a copy with its own code object and name. torch.compile counts recompilations by code object,
     and every Decoder compiles its step anew: if they shared one code object, the limit would be reached after a few
     shapes. It also remembers per name which sizes changed between calls, and then compiles for any size. Compiling then
     takes ten times as long. With its own name, only this decoder's read length varies.
     """
-    assert isinstance(method, MethodType)
-    code = method.__func__.__code__.replace(co_name=f"advance_{next(_decoders)}")
-    own = MethodType(FunctionType(code, method.__func__.__globals__), method.__self__)
-    return torch.compile(own, fullgraph=True)
+    plain = getattr(function, "__func__", function)
+    assert isinstance(plain, FunctionType)
+    code = plain.__code__.replace(co_name=f"{plain.__name__}_{next(_copies)}")
+    own: Any = FunctionType(code, plain.__globals__)
+    if isinstance(function, MethodType):
+        own = MethodType(own, function.__self__)
+    return cast("Callable[P, R]", torch.compile(own, fullgraph=True))
 
 
 def varying(source: str | None) -> AbstractContextManager[object]:
     """Within the block, torch.compile takes the integer that it calls ``source`` for one that will change.
 
     It would otherwise compile for the first value, which serves a few steps alone, and again when the value changes.
-    GPT-XL's step takes a minute or so to compile.
     """
     if source is None:
         return nullcontext()

@@ -26,9 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenar.config import SampleConfig
 from tokenar.model.cache import POSITION_CHUNK, KeyValueCache, Segment, round_up
+from tokenar.model.layers import Block
 from tokenar.model.positions import attention_mask
 from tokenar.model.transformer import TokenAR
-from tokenar.sample.compiled import compiled_step, recording_stream, varying
+from tokenar.sample.compiled import compiled, recording_stream, varying
 from tokenar.sample.history import History
 from tokenar.sample.logits import combine, pick, streams
 
@@ -105,8 +106,9 @@ class Decoder:
         self.replays = device.type == "cuda"
         self.stream = recording_stream(device) if self.replays else None
         self.pool: Any = None
-        compiled = self.replays if config.compile is None else config.compile
-        self.advance = compiled_step(self._advance) if compiled else self._advance
+        self.block, self.parts = Block.__call__, (self._begin_step, self._choose)
+        if self.replays if config.compile is None else config.compile:
+            self.block, self.parts = compiled(Block.forward), (compiled(self._begin_step), compiled(self._choose))
 
     @torch.inference_mode()
     def decode(
@@ -265,8 +267,8 @@ class Decoder:
         """
         self.cache.read_length = read_length
         if not self.replays or read_length not in self.graphs:
-            with varying(None if self.merged else "L['self'].cache.read_length"):
-                self.advance()  # this call may also compile, which cannot be recorded in a graph
+            with varying(None if self.merged else "L['cache'].read_length"):
+                self._advance()  # this call may also compile, which cannot be recorded in a graph
             self.graphs[read_length] = None
             return
         graph = self.graphs[read_length]
@@ -275,20 +277,29 @@ class Decoder:
             # "thread_local": other threads may still pin memory and the like while this one records. All graphs use
             # one pool of memory: they run one after another, and what they leave for later lies outside of it.
             with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                self.advance()
+                self._advance()
             self.graphs[read_length], self.pool = graph, graph.pool()
         graph.replay()
 
     def _advance(self) -> None:
-        """One step: read the last drawn token, store its keys and values at ``offset``, and draw the next token."""
+        """One step: read the last drawn token, store its keys and values at ``offset``, and draw the next token.
+
+        Its parts are compiled, and not the whole: one block serves all layers, and GPT-XL has 36.
+        """
+        begin, choose = self.parts
+        x, rotary, number = begin()
+        choose(self.net.hidden(x, rotary, self.cache, block=self.block), number)
+        self.offset += 1
+
+    def _begin_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the blocks read in this step: embeddings [B, S n, D] and rotary table [1, ...] of the last drawn token;
+        and the number [1] of the token to draw. The token's position becomes visible."""
         assert self.cache.bias is not None
         earlier = sum(segment.capacity for segment in self.segments[:-1])
         self.cache.bias.index_fill_(3, earlier + self.offset, 0.0)
         number = self.offset - self.base
         x = self.history.embed(self.start + number + 1).flatten(1, 3)
-        rotary = self.rotary.index_select(0, self.layout.prefix + self.start + number)
-        self._choose(self.net.hidden(x, rotary, self.cache), number + 1)
-        self.offset += 1
+        return x, self.rotary.index_select(0, self.layout.prefix + self.start + number), number + 1
 
     def _choose(self, hidden: Tensor, number: Tensor) -> None:
         """Draw token ``number`` [1] into ``self.token``, from the hidden states [B, S n, D] that predict it.

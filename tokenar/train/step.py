@@ -162,13 +162,12 @@ def recompute_blocks(net: TokenAR, how: str) -> None:
 
 def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
     # A nested function instead of functools.partial, because torch.compile traces into it.
-    def run(x: Tensor, rotary: Tensor, cache: None, layer: int, mask: Tensor | None, last: int | None) -> Tensor:
+    def run(x: Tensor, rotary: Tensor, cache: None, mask: Tensor | None, last: int | None) -> Tensor:
         # Without gradients there is nothing to recompute. checkpoint() would also read the random number generators'
         # state, which fails while a CUDA graph is being captured.
         if not torch.is_grad_enabled():
-            return forward(x, rotary, cache, layer, mask, last)
-        # The number of a layer means nothing without a cache. torch 2.11 would compile the blocks once more for it.
-        return checkpoint(forward, x, rotary, None, 0, mask, last, **options)
+            return forward(x, rotary, cache, mask, last)
+        return checkpoint(forward, x, rotary, None, mask, last, **options)
 
     return run
 
