@@ -183,7 +183,7 @@ def measure(
     maps, looks = [], []
 
     def read(attention: Attention, arguments: tuple[Any, ...]) -> None:
-        inputs, rotary, _, _, attention_mask, _ = arguments
+        inputs, rotary, _, attention_mask, _ = arguments
         to_sources: Tensor | float = 0.0
         shares = []
         for chunk_rows, attended in attention_rows(attention, inputs, rotary, attention_mask, rows, chunk):

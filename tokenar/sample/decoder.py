@@ -298,7 +298,8 @@ class Decoder:
         earlier = sum(segment.capacity for segment in self.segments[:-1])
         self.cache.bias.index_fill_(3, earlier + self.offset, 0.0)
         number = self.offset - self.base
-        x = self.history.embed(self.start + number + 1).flatten(1, 3)
+        # Guidance streams begin as views of one embedding; the first block would be compiled for that by itself.
+        x = self.history.embed(self.start + number + 1).flatten(1, 3).contiguous()
         return x, self.rotary.index_select(0, self.layout.prefix + self.start + number), number + 1
 
     def _choose(self, hidden: Tensor, number: Tensor) -> None:

@@ -61,7 +61,7 @@ def test_the_weights_make_what_the_module_makes(changes):
     net, mixed, made, masks = random_net(config), [], [], []
 
     def read(module, arguments):
-        x, rotary, _, _, mask, _ = arguments
+        x, rotary, _, mask, _ = arguments
         rows = torch.arange(x.shape[1])
         weights = torch.cat([part for _, part in attention_rows(module, x, rotary, mask, rows, chunk=7)], dim=2)
         v = module.wqkv(x)[..., -module.kv_heads * module.head_width :].unflatten(-1, (module.kv_heads, -1))

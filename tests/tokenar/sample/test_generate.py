@@ -106,7 +106,12 @@ def test_a_right_draft_takes_few_passes(monkeypatch):
     net = random_net(config)
     net.output.weight.data.zero_()  # the first code is then the greedy choice everywhere
     passes, hidden = [], net.hidden
-    monkeypatch.setattr(net, "hidden", lambda x, *rest: (passes.append(x.shape[1]), hidden(x, *rest))[1])
+
+    def counted(x, *rest, **named):
+        passes.append(x.shape[1])
+        return hidden(x, *rest, **named)
+
+    monkeypatch.setattr(net, "hidden", counted)
     sources, text, _ = inputs(config, batch=1)
     generate(net, torch.zeros_like(sources), text, [0], SampleConfig(copies="verified", temperature=0.0))
     n = config.image_tokens

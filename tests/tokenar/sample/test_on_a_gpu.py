@@ -168,7 +168,7 @@ def test_a_block_is_compiled_once_for_all_layers_and_lengths(copies, grid, trace
 
     net = random_net(changed(grid=grid, layers=4))
     sources, text, _ = inputs(net.config, batch=1)
-    settings = SampleConfig(copies=copies, temperature=0.0)
+    settings = SampleConfig(copies=copies, temperature=0.0, guidance=3.0)
     expected = generate(net, sources, text, [0], settings)
     counters.clear()
     assert torch.equal(generate(net, sources, text, [0], settings.model_copy(update={"compile": True})), expected)
