@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import math
-import platform
 import shutil
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,7 @@ photographs (pipeline/references/packaged.yaml lists them with their licences). 
 these photographs; no photograph of a subject was in the training.
 
 It was trained in {steps} steps of {batch} samples (the preset `cpu_base`), seed {seed}, with torch {torch} on
-{machine}. On {samples} collages of subjects that it has not seen, means:
+{device}. On {samples} collages of subjects that it has not seen, means:
 
 | | |
 | --- | ---: |
@@ -98,10 +97,17 @@ def card(out: Path, curation: CurationConfig, settings: TrainConfig, summary: di
     digests = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in FILES}
     return CARD.format(
         subjects=subjects, collages=curation.samples, steps=settings.steps, batch=settings.batch, seed=settings.seed,
-        torch=torch.__version__, machine=platform.machine(), parameters=parameters(out) / 1e6,
+        torch=torch.__version__, device=training_device(out), parameters=parameters(out) / 1e6,
         digests="\n".join(f"| {name} | `{digest}` |" for name, digest in digests.items()),
         **{name: summary[name] for name in ("val_loss_target", "val_loss_subjects")}, **method["figures"],
     )  # fmt: skip
+
+
+def training_device(out: Path) -> str:
+    """Where the training in ``out`` began, from its log."""
+    with open(out / "training.jsonl") as log:
+        device = json.loads(log.readline())["device"]
+    return f"one {device}"
 
 
 def parameters(out: Path) -> int:

@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
 from data_schemas.io.storage import file_sha256, read_facts, url_to_fs, write_file, write_stream
+from data_schemas.io.text import one_line
 from data_schemas.schema import TableSchema, validate
 
 Members = Mapping[str, Mapping[str, bytes]]
@@ -100,6 +101,10 @@ def _parse_entries(stored: bytes) -> Entries:
     return {i: {name: TarEntry(*entry) for name, entry in members.items()} for i, members in by_sample.items()}
 
 
+NOT_WHOLE = (OSError, ValueError, TypeError, AttributeError, pa.ArrowException)
+"""What reading a part raises that is missing, unreadable or damaged."""
+
+
 class PartStore:
     """The parts of one stage under one fingerprint, on any fsspec file system."""
 
@@ -128,18 +133,22 @@ class PartStore:
         from the note. After None, the caller must run the stage again for the part.
         """
         try:
-            data = self.fs.cat_file(self.path(part, "parquet"))
-            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-            validate(table, self.schema, part)
-            metadata = table.schema.metadata or {}
-            entries = _parse_entries(metadata.get(b"members", b"{}"))
-        except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException):
+            return self._whole(part, made_from)
+        except NOT_WHOLE:
             return None
+
+    def _whole(self, part: str, made_from: str | None) -> Part:
+        """The part as in ``read``; one of NOT_WHOLE says why it cannot be had."""
+        data = self.fs.cat_file(self.path(part, "parquet"))
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        validate(table, self.schema, part)
+        metadata = table.schema.metadata or {}
+        entries = _parse_entries(metadata.get(b"members", b"{}"))
         if made_from is not None and metadata.get(b"made_from") != made_from.encode():
-            return None
+            raise ValueError("made from another input")
         tar = metadata.get(b"tar_sha256")
         if tar is not None and not self._tar_is_whole(part, tar.decode()):
-            return None
+            raise ValueError("its tar is missing or has other bytes")
         return Part(table, content_digest(data), None if tar is None else tar.decode(), entries)
 
     def _tar_is_whole(self, part: str, sha256: str) -> bool:
@@ -203,10 +212,11 @@ class PartStore:
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True)
         write_file(self.fs, self.path(part, "parquet"), buffer.getvalue())
-        whole = self.read(part, made_from)
-        if whole is None:
-            raise OSError(f"{self.url(part, 'parquet')}: written, but does not read back whole; check the disk")
-        return whole
+        try:
+            return self._whole(part, made_from)
+        except NOT_WHOLE as error:
+            path, why = self.url(part, "parquet"), one_line(f"{type(error).__name__}: {error}", 200)
+            raise OSError(f"{path}: written, but does not read back whole ({why}); check the disk") from error
 
     def notes(self, part: str) -> dict[str, Any]:
         """The notes on a part. They decide whether its tar is hashed again.

@@ -33,6 +33,9 @@ class PlanningConfig(StageConfig):
     test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples in the test split")
     jitter: float = Field(0.03, ge=0, le=0.1)
     close: bool = Field(False, description="Both subjects together fill the picture")
+    mirrored: bool = Field(
+        True, description="Half of the pictures are mirrored; if not, the first of two side by side stands left"
+    )
 
 
 def chosen_relations(config: PlanningConfig) -> list[str]:
@@ -210,6 +213,7 @@ def _plan_row(
         config.jitter,
         rng,
         config.close,
+        config.mirrored,
     )
     row: dict = {"index": index, "split": split, "seed": int(rng.integers(2**31))}
     for i, reference in enumerate(chosen):

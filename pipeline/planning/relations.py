@@ -66,15 +66,17 @@ def draw_boxes(
     jitter: float,
     rng: np.random.Generator,
     close: bool = False,
+    mirrored: bool = True,
 ) -> tuple[tuple[Box, Box], tuple[float, float]]:
     """The boxes of the first and the second subject on the grid, and by how many degrees each is turned.
 
     Degrees count counter-clockwise. ``aspects`` are width / height of the cut-outs, ``heights`` fractions of the slots'
-    heights. With ``close`` both boxes are enlarged together until they fill the picture. Boxes that are too small or
-    overlap too much are drawn again; after ATTEMPTS the slots themselves are used.
+    heights. With ``close`` both boxes are enlarged together until they fill the picture. With ``mirrored`` left and
+    right are exchanged half of the time. Boxes that are too small or overlap too much are drawn again; after ATTEMPTS
+    the slots themselves are used.
     """
     entry = relation_data()["relations"][relation]
-    mirrored = rng.random() < 0.5
+    mirrored = rng.random() < 0.5 and mirrored
     tilts = [_tilt(degrees, aspect) for degrees, aspect in zip(entry["tilt"], aspects, strict=True)]
     if entry.get("equal"):
         heights = [max(heights)] * 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import string
 from collections.abc import Sequence
+from functools import lru_cache
 from functools import cached_property
 from typing import Protocol
 
@@ -40,6 +41,7 @@ def words(prompt: str) -> list[str]:
     return [word for word in stripped if word]
 
 
+@lru_cache(maxsize=1 << 14)
 def word_vector(word: str, width: int) -> np.ndarray:
     """A pseudo-random vector of about unit length for each word, [width] float32, the same on every machine."""
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")

@@ -124,10 +124,10 @@ class Log:
         self.wandb = _wandb(config, step) if config.wandb else None
 
     def record(self, row: dict[str, Any]) -> None:
-        """Write one row: numbers by name, with the step under "step"."""
+        """Write one row: values by name, with the step under "step"; a text is for the file alone."""
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
-        numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+        numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
         for key, value in numbers.items():
             self.board.add_scalar(key, value, row["step"])
         if self.wandb is not None:

@@ -24,7 +24,7 @@ from data_schemas.progress import Progress, tell
 from tokenar.config import TrainConfig
 from tokenar.data.prefetch import Prefetched
 from tokenar.data.samples import Order, Position
-from tokenar.device import own_random_numbers, repeatable
+from tokenar.device import device_name, own_random_numbers, repeatable
 from tokenar.model.folder import save_model, start_folder
 from tokenar.model.published import load_published
 from tokenar.model.transformer import TokenAR
@@ -44,7 +44,7 @@ RUN_FILES = (
 """Everything that a run, its evaluation and a sweep write into the run folder. ``overwrite`` removes exactly these."""
 MAY_CHANGE = {
     "steps", "log_every", "eval_every", "pictures_every", "pictures", "save_every", "keep", "out", "wandb", "profile",
-    "accumulation", "parallel", "compile", "activation_checkpointing",
+    "accumulation", "parallel", "compile", "activation_checkpointing", "deterministic",
 }  # fmt: skip
 """Settings that may differ when a run is resumed. With a schedule that falls, another ``steps`` changes the learning
 rates of the steps that follow. The settings of the last line change the order of sums, and so the last digits."""
@@ -192,14 +192,15 @@ class _Trainer:
         self.order = Order(self.inputs.train.references, config.batch, config.seed, position)
 
     def _open_log(self) -> None:
-        """Open the log. The first row of a new run has the unigram losses and the number of parameters."""
+        """Open the log. The first row of a new run has the unigram losses, the number of parameters and the device."""
         self.log = Log(self.config, self.steps_done, self.progress) if self.group.first else None
         tell("measuring the hardware's speed and what guessing by token frequency would reach", self.group.first)
         self.speed = Speed(self.step.net, self.config, self.group)
         self.baseline = unigram_losses(self.step.net, self.inputs.train, self.inputs.val) if self.log else {}
         if self.log and not self.steps_done:
             parameters = sum(p.numel() for p in self.step.net.parameters())
-            self.log.record({"step": 0, **self.baseline, "parameters": parameters})
+            device = device_name(self.group.device)
+            self.log.record({"step": 0, **self.baseline, "parameters": parameters, "device": device})
         # The other ranks wait here on the host. In the first gradient sum on the device they would time out sooner.
         self.group.wait()
 
