@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import string
 from collections.abc import Sequence
-from functools import lru_cache
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
