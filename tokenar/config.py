@@ -210,7 +210,7 @@ def cpu_small(shards: str = "", **changes: object) -> TrainConfig:
 
 
 _LOOK_UP: dict[str, object] = {
-    "layers": 3, "grid": 24, "vocabulary": 2048, "copy_head": True, "neighbours": True, "background_in_place": True,
+    "layers": 4, "grid": 24, "vocabulary": 2048, "copy_head": True, "neighbours": True, "background_in_place": True,
     "qk_norm": True, "mimetic_start": True,
 }  # fmt: skip
 
@@ -218,13 +218,15 @@ _LOOK_UP: dict[str, object] = {
 def cpu_base(shards: str = "", **changes: object) -> TrainConfig:
     """The small model that keeps identities: 96-pixel pictures of 24 x 24 tokens that it looks up in the references.
 
-    From nothing it takes hours on two processor cores. ``make pretrain`` trains it so; what it made is packaged.
+    From nothing it takes hours on two processor cores, and minutes on a GPU (there with ``accumulation`` 1). ``make
+    pretrain`` trains it so; what it made is packaged.
     """
     values = {
-        "shards": shards, "model": _CPU_MODEL.model_copy(update=_LOOK_UP), "steps": 3000, "batch": 4, "lr": 3e-3,
+        "shards": shards, "model": _CPU_MODEL.model_copy(update=_LOOK_UP), "steps": 2500, "batch": 32,
+        "accumulation": 8, "lr": 3e-3,
         "tokenizer": PatchVqConfig(image_size=96, patch=4, vocabulary=2048, latents=24, steps=600),
-        "schedule": "cosine", "warmup": 50, "copies_weight": 0.25, "precision": "bfloat16", "log_every": 20,
-        "eval_every": 100, "val_samples": 32, "save_every": 100,
+        "schedule": "cosine", "warmup": 50, "copies_weight": 0.25, "precision": "bfloat16", "log_every": 50,
+        "eval_every": 250, "val_samples": 32, "save_every": 50,
     }  # fmt: skip
     return with_changes(TrainConfig.model_validate(values), **changes)
 
@@ -232,8 +234,8 @@ def cpu_base(shards: str = "", **changes: object) -> TrainConfig:
 def cpu_quick(shards: str = "", **changes: object) -> TrainConfig:
     """``cpu_base`` from the packaged start, for two minutes on two processor cores."""
     few: dict[str, object] = {
-        "start_from": "packaged", "steps": 60, "lr": 3e-4, "warmup": 10, "precision": "float32", "log_every": 10,
-        "eval_every": 30, "val_samples": None,
+        "start_from": "packaged", "steps": 60, "batch": 4, "accumulation": 1, "lr": 3e-4, "warmup": 10,
+        "precision": "float32", "log_every": 10, "eval_every": 30, "val_samples": None,
     }  # fmt: skip
     return with_changes(cpu_base(shards), **(few | changes))
 
@@ -271,8 +273,9 @@ def train_tokenar_xl(shards: str = "", **changes: object) -> TrainConfig:
 def cpu_ablation(shards: str = "", **changes: object) -> TrainConfig:
     """``cpu_base`` from nothing on 48-pixel pictures of 12 x 12 tokens, which it learns to look up in two minutes."""
     small: dict[str, object] = {
-        "model__grid": 12, "tokenizer__image_size": 48, "tokenizer_weights": "packaged", "steps": 600, "warmup": 20,
-        "precision": "float32", "log_every": 50, "eval_every": 0, "val_samples": None, "save_every": 600,
+        "model__layers": 3, "model__grid": 12, "tokenizer__image_size": 48, "tokenizer_weights": "packaged",
+        "steps": 600, "batch": 4, "accumulation": 1, "warmup": 20, "precision": "float32", "log_every": 50,
+        "eval_every": 0, "val_samples": None, "save_every": 600,
     }  # fmt: skip
     return with_changes(cpu_base(shards), **(small | changes))
 

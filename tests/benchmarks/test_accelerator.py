@@ -97,3 +97,18 @@ def test_a_failure_a_crash_and_a_hang_are_results(tmp_path):
     assert found["hangs"]["reason"] == "not done after 3 s"
     assert found["lacks"]["reason"] == "torchao is not installed"
     assert done.returncode == 1
+
+
+def test_what_is_run_alone_is_added_to_what_was_found(tmp_path):
+    """A machine is lent for minutes: a check that was mended is run again without the others."""
+    for name in ("vq_codes", "training_without_waiting"):
+        done = run("--out", str(tmp_path), "--only", name)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert list(json.loads((tmp_path / "accelerator.json").read_text())["checks"]) == [
+        "vq_codes", "training_without_waiting",
+    ]  # fmt: skip
+    written = json.loads((tmp_path / "accelerator.json").read_text())
+    written["device"]["name"] = "another GPU"
+    (tmp_path / "accelerator.json").write_text(json.dumps(written))
+    run("--out", str(tmp_path), "--only", "vq_codes")
+    assert list(json.loads((tmp_path / "accelerator.json").read_text())["checks"]) == ["vq_codes"]

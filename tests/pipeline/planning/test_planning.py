@@ -228,6 +228,17 @@ def test_slots_are_the_fallback_and_keep_the_rules(monkeypatch):
     assert len(boxes) == 2  # as it stands and mirrored
 
 
+@pytest.mark.parametrize("relation", ["hug", "stand_beside", "shake_hands"])
+def test_the_first_stands_left_unless_pictures_are_mirrored(relation):
+    def lefts(mirrored):
+        draws = (np.random.default_rng(seed) for seed in range(20))
+        drawn = [draw_boxes(relation, (1, 1), (1, 1), 0.03, rng, True, mirrored)[0] for rng in draws]
+        return [a[0] + a[2] < b[0] + b[2] for a, b in drawn]
+
+    assert all(lefts(False))
+    assert 3 < sum(lefts(True)) < 17
+
+
 def test_boxes_fit_at_its_limits():
     whole = (0.0, 0.0, 1.0, 1.0)
     assert not boxes_fit(whole, (0.0, 0.0, 0.5, 1.0))  # the second is covered wholly
