@@ -222,7 +222,7 @@ def cpu_base(shards: str = "", **changes: object) -> TrainConfig:
     pretrain`` trains it so; what it made is packaged.
     """
     values = {
-        "shards": shards, "model": _CPU_MODEL.model_copy(update=_LOOK_UP), "steps": 2500, "batch": 32,
+        "shards": shards, "model": _CPU_MODEL.model_copy(update=_LOOK_UP), "steps": 2650, "batch": 32,
         "accumulation": 8, "lr": 3e-3,
         "tokenizer": PatchVqConfig(image_size=96, patch=4, vocabulary=2048, latents=24, steps=600),
         "schedule": "cosine", "warmup": 50, "copies_weight": 0.25, "precision": "bfloat16", "log_every": 50,
