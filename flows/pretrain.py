@@ -41,8 +41,8 @@ A TokenAR of {parameters:.1f} million parameters that draws two reference subjec
 photographs (pipeline/references/packaged.yaml lists them with their licences). The subjects' textures are patches of
 these photographs; no photograph of a subject was in the training.
 
-It was trained in {steps} steps of {batch} samples (the preset `cpu_base`), seed {seed}, with torch {torch} on
-{device}. On {samples} collages of subjects that it has not seen, means:
+It was trained in {steps} steps of {batch} samples (the preset `cpu_base`), seed {seed}, on one {device}.
+Measured with torch {torch} on {samples} collages of subjects that it has not seen, means:
 
 | | |
 | --- | ---: |
@@ -106,8 +106,7 @@ def card(out: Path, curation: CurationConfig, settings: TrainConfig, summary: di
 def training_device(out: Path) -> str:
     """Where the training in ``out`` began, from its log."""
     with open(out / "training.jsonl") as log:
-        device = json.loads(log.readline())["device"]
-    return f"one {device}"
+        return str(json.loads(log.readline())["device"])
 
 
 def parameters(out: Path) -> int:

@@ -340,8 +340,7 @@ class TokenAR(nn.Module, PublishedModel):
         return 2 * (config.layers * (length * block + length**2 * config.width) + head)
 
     def kv_bytes(self, positions: int) -> int:
-        """Bytes of the keys and values that a cache holds for ``positions`` positions of one sequence, in the type of
-        the norm weights."""
+        """Bytes of the keys and values of ``positions`` cached positions of one sequence, in the norm weights' type."""
         width = self.config.key_value_heads * self.config.head_width
         return 2 * self.config.layers * width * positions * self.norm.weight.element_size()
 
