@@ -26,7 +26,7 @@ setup: .venv/.done
 quickstart: setup
 	$(BIN)/python -m flows.quickstart
 
-# the small model from which the quickstart starts: two hours on two cores; goes on where it was stopped
+# the small model from which the quickstart starts: nine hours on two cores; goes on where it was stopped
 pretrain: setup
 	$(BIN)/python -m flows.pretrain
 
