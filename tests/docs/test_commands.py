@@ -36,7 +36,6 @@ NOT_HERE = {
     "--preset tokenar_xl": "needs a GPU and encoded shards",
     "torchrun": "needs eight GPUs; tests/tokenar/train/test_parallel.py runs two processes",
     "make pretrain": "takes an hour; tests/flows/test_pretrain.py makes a small one",
-    "--model tokenar/start": "lies in the project's folder; tests/tokenar/test_start.py loads it",
     "--profile pretrain": "makes subjects for a minute; tests/flows/test_pretrain.py makes a few",
     "--name unfiltered": "takes ten minutes; tests/pipeline/test_curate.py has unfiltered shards",
     "--sweep": "takes most of an hour; tests/tokenar/sweeps runs small ones",
