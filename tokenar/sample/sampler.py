@@ -187,10 +187,11 @@ def sample_pictures(
             sweep(folder)
             (folder / "samples.json").unlink(missing_ok=True)  # written again when all pictures are there
         group.wait()
-        total = len(range(group.rank, len(requests.sample_ids), group.world)) * seeds * STEPS
+        pictures = len(range(group.rank, len(requests.sample_ids), group.world)) * seeds
         # The preview takes the place of the progress bar in a terminal.
         shown = group.first and not quiet and not (preview and sys.stderr.isatty())
-        with Progress("sample", total, every=STEPS, unit=STEPS, show=shown) as bar:
+        every = STEPS * max(1, pictures // 20)
+        with Progress("sample", pictures * STEPS, every=every, unit=STEPS, show=shown) as bar:
             records = drawing.all(requests.read(lambda number: number % group.world == group.rank), bar)
         by_number = {number: own for part in group.gathered(records) for number, own in part.items()}
         listed = [record for number in sorted(by_number) for record in by_number[number]]
