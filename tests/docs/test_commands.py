@@ -39,7 +39,7 @@ NOT_HERE = {
     "--profile pretrain": "makes subjects for a minute; tests/flows/test_pretrain.py makes a few",
     "--name unfiltered": "takes ten minutes; tests/pipeline/test_curate.py has unfiltered shards",
     "--sweep": "takes most of an hour; tests/tokenar/sweeps runs small ones",
-    "benchmarks/ceilings.py": "fits three codebooks for minutes; tests/benchmarks/test_ceilings.py has figures that are known",
+    "benchmarks/ceilings.py": "fits three codebooks for minutes; tests/benchmarks has figures that are known",
 }
 ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
