@@ -12,7 +12,7 @@ from typing import Any
 from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
 from tokenar.config import SampleConfig, TrainConfig, with_changes
-from tokenar.sweeps.runs import compare, measured, needs_held_out, write_table
+from tokenar.sweeps.runs import EncodedOnce, compare, measured, needs_held_out, write_table
 
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {
@@ -52,14 +52,14 @@ def sweep(
     validation shards, because identity is measured on subjects that were not trained on.
     """
     needs_held_out(config)
-    out, table = Path(config.out), list[dict[str, Any]]()
+    out, table, load = Path(config.out), list[dict[str, Any]](), EncodedOnce()
     for name, changes in runs_of(config).items():
         folder = f"{out}/{name.replace(' ', '-')}-seed"
         runs = [
             with_changes(config, **changes, seed=seed, out=f"{folder}{seed}")
             for seed in range(config.seed, config.seed + seeds)
         ]
-        row = measured(name, runs, sampling or SampleConfig(), limit, say)
+        row = measured(name, runs, sampling or SampleConfig(), limit, say, load)
         table.append(row | {"instruct_tokens": runs[0].model.instruct_tokens})
         compare(table, "full")
         write_table(out / "ablation.md", table)

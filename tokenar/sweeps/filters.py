@@ -18,7 +18,7 @@ import pandas as pd
 from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
 from tokenar.config import SampleConfig, TrainConfig, with_changes
-from tokenar.sweeps.runs import compare, measured, needs_held_out, write_table
+from tokenar.sweeps.runs import EncodedOnce, compare, measured, needs_held_out, write_table
 
 COLUMNS = ["sample_id", "split", "shard", "decision", "planted_fault"]
 
@@ -36,7 +36,7 @@ def sweep(
     "filtered". UserError without validation shards, or if the shards are not those of an unfiltered dataset.
     """
     needs_held_out(config)
-    out, table = Path(config.out), list[dict[str, Any]]()
+    out, table, load = Path(config.out), list[dict[str, Any]](), EncodedOnce()
     manifest = _manifest(config.shards)
     for name in ("unfiltered", "thinned", "filtered", "without faults"):
         runs = []
@@ -48,7 +48,7 @@ def sweep(
             content = "".join(f"{sample_id}\n" for sample_id in chosen)
             write_atomically(listed, partial(_write, content))
             runs.append(with_changes(config, seed=seed, out=str(folder), only=str(listed)))
-        row = measured(name, runs, sampling or SampleConfig(), limit, say)
+        row = measured(name, runs, sampling or SampleConfig(), limit, say, load)
         faulty = manifest[manifest.sample_id.isin(chosen)].planted_fault != "none"
         table.append(row | {"samples_trained": len(chosen), "faulty_share": float(faulty.mean())})
         compare(table, "filtered")

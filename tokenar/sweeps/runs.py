@@ -18,8 +18,11 @@ from data_schemas.errors import UserError
 from data_schemas.io.documents import read_json
 from data_schemas.io.files import write_atomically
 from tokenar.config import SampleConfig, TrainConfig
+from tokenar.encoders.fitted import FittedTokenizer
 from tokenar.evaluate.run import evaluate_models
+from tokenar.processes import Workers
 from tokenar.sweeps.statistics import compared, interval
+from tokenar.train.inputs import Inputs, LoadInputs, load_inputs
 from tokenar.train.loop import train_model
 
 METRICS = (
@@ -31,6 +34,25 @@ TESTED = {"identity": "identity", "swap_rate": "swapped", "subjects_exact": "sub
 """Figures with intervals, and their column in per_sample.parquet."""
 
 
+class EncodedOnce:
+    """``load_inputs`` for the runs of a sweep: it reads and encodes again only where the settings ask for others."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Inputs] = {}
+
+    def __call__(self, config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
+        parts = {"shards", "val_shards", "only", "tokenizer", "tokenizer_weights", "start_from", "text", "teacher"}
+        asked = config.model_dump(mode="json", include=parts)
+        asked |= {"references": config.model.max_references, "padding": config.model.text_padding}
+        asked |= {"seed": config.seed, "variations": config.variations} if config.variations else {}
+        key = json.dumps(asked)
+        if key not in self.known:
+            self.known[key] = load_inputs(config, group, fitted, resumed)
+        elif isinstance(tokenizer := self.known[key].tokenizer, FittedTokenizer):
+            write_atomically(fitted, tokenizer.save)
+        return self.known[key]
+
+
 def needs_held_out(config: TrainConfig) -> None:
     """UserError without validation shards: a sweep measures identity on subjects that were not trained on."""
     if not config.val_shards:
@@ -38,12 +60,18 @@ def needs_held_out(config: TrainConfig) -> None:
 
 
 def measured(
-    name: str, configs: Sequence[TrainConfig], sampling: SampleConfig, limit: int | None, say: Callable[[str], None]
+    name: str,
+    configs: Sequence[TrainConfig],
+    sampling: SampleConfig,
+    limit: int | None,
+    say: Callable[[str], None],
+    load: LoadInputs,
 ) -> dict[str, Any]:
-    """Train and evaluate one run with several seeds; returns its row of the table. ``say`` gets a line for each."""
+    """Train and evaluate one run with several seeds; returns its row of the table. ``say`` gets a line for each.
+    ``load`` is an EncodedOnce that the runs of a sweep share."""
     figures, samples = [], []
     for config in configs:
-        found = _one(config, sampling, limit)
+        found = _one(config, sampling, limit, load)
         figures.append(found["figures"])
         samples.append(found["samples"])
         shown = figures[-1]
@@ -57,7 +85,7 @@ def measured(
     return {"run": name, "seeds": figures, "samples": means} | _means(figures) | intervals
 
 
-def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict[str, Any]:
+def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None, load: LoadInputs) -> dict[str, Any]:
     """The figures of one run, and those of its samples. Nothing is done again if its folder has them for these
     settings."""
     done = Path(config.out) / "ablation.json"
@@ -66,7 +94,7 @@ def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None) -> dict
         earlier = read_json(done)
         if earlier["asked"] == asked:
             return {"figures": earlier["figures"], "samples": earlier["samples"]}
-    summary = train_model(config, overwrite=True)
+    summary = train_model(config, overwrite=True, load=load)
     if not summary["finished"]:
         raise UserError(f"{config.out}: stopped; the same command goes on from the runs that are whole")
     result = evaluate_models(

@@ -53,6 +53,10 @@ class Inputs:
     sources: list[Source]
 
 
+LoadInputs = Callable[[TrainConfig, Workers, Path, bool], Inputs]
+"""``load_inputs``, or what stands for it."""
+
+
 class FromShards:
     """The samples of encoded shards. They stay on disk and are read one by one."""
 

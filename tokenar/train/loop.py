@@ -31,7 +31,7 @@ from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers, workers
 from tokenar.train.batches import StepBatches, rank_batches
 from tokenar.train.checkpoint import Checkpoints
-from tokenar.train.inputs import load_inputs
+from tokenar.train.inputs import LoadInputs, load_inputs
 from tokenar.train.log import Log, Speed, profiler, wandb_module
 from tokenar.train.signals import StopSignal, stop_signals
 from tokenar.train.step import Step
@@ -59,12 +59,13 @@ def train_model(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    load: LoadInputs = load_inputs,
 ) -> dict[str, Any]:
     """Train a model and return the summary that is also written to ``out/summary.json``.
 
     ``progress`` is called with every row that goes to ``out/metrics.jsonl``. ``resume`` continues from the newest
-    undamaged checkpoint; ``overwrite`` first removes the files of an earlier run. Raises UserError for data, folders
-    and settings that cannot be used, and for a loss that is not finite.
+    undamaged checkpoint; ``overwrite`` first removes the files of an earlier run; ``load`` may have samples already.
+    Raises UserError for data, folders and settings that cannot be used, and for a loss that is not finite.
     """
     if config.wandb:
         wandb_module()  # fails early if it is not installed
@@ -74,7 +75,7 @@ def train_model(
         own_random_numbers(group.device),
         stop_signals() as stop,
     ):
-        return _Trainer(config, group, stop, progress, resume, overwrite).run()
+        return _Trainer(config, group, stop, progress, resume, overwrite, load).run()
 
 
 class OtherRun(UserError):
@@ -92,7 +93,9 @@ class _Trainer:
         progress: Callable[[dict[str, Any]], None] | None,
         resume: bool,
         overwrite: bool,
+        load: LoadInputs,
     ):
+        self.load = load
         self.config, self.group, self.stop, self.progress = config, group, stop, progress
         self.out = Path(config.out)
         self.begun = time.monotonic()
@@ -178,7 +181,7 @@ class _Trainer:
         """Open or encode the samples, and set the position of the next batch."""
         config, resumed_data, position = self.config, self.resumed_data, Position()
         resumed = resumed_data is not None
-        self.inputs = load_inputs(config, self.group, self.out / "tokenizer.safetensors", resumed=resumed)
+        self.inputs = self.load(config, self.group, self.out / "tokenizer.safetensors", resumed)
         if config.pictures_every and self.inputs.tokenizer is None:
             raise UserError("pictures_every: there is no tokenizer to draw with; set tokenizer_weights, or 0")
         if resumed_data is not None:

@@ -8,18 +8,18 @@ from small.run import command, tiny_config, write_config
 
 from data_schemas.errors import UserError
 from tokenar.config import cpu_small, with_changes
-from tokenar.sweeps import ablation
+from tokenar.sweeps import ablation, runs
 from tokenar.sweeps.ablation import runs_of, sweep
 
 FOUR = ["baseline", "without instruct tokens", "without ITD", "full"]
 
 
 def test_the_papers_rows_and_counts():
-    runs = runs_of(cpu_small())
-    assert list(runs)[:4] == FOUR
+    settings = runs_of(cpu_small())
+    assert list(settings)[:4] == FOUR
     # 30, 60, 240 and 1024 of the paper's 120, of 8 here
-    assert [c["model__instruct_tokens"] for c in list(runs.values())[4:]] == [2, 4, 16, 68]
-    made = {name: with_changes(cpu_small(), **changes).model for name, changes in runs.items()}
+    assert [c["model__instruct_tokens"] for c in list(settings.values())[4:]] == [2, 4, 16, 68]
+    made = {name: with_changes(cpu_small(), **changes).model for name, changes in settings.items()}
     parts = {n: (m.index_embedding, m.instruct_tokens, m.identity_disentanglement) for n, m in made.items()}
     assert [parts[n] for n in FOUR] == [(False, 0, False), (True, 0, True), (True, 8, False), (True, 8, True)]
 
@@ -29,6 +29,8 @@ def test_a_sweep_writes_one_table_and_goes_on_where_it_was(shards, tmp_path, mon
     monkeypatch.setattr(ablation, "PAPER_COUNTS", (60, 120))
     config = tiny_config(shards, tmp_path / "sweep", steps=2, model__instruct_tokens=4)
     said: list[str] = []
+    encoded, load = [], runs.load_inputs
+    monkeypatch.setattr(runs, "load_inputs", lambda *given: (encoded.append(given), load(*given))[1])
     table = sweep(config, seeds=2, limit=2, say=said.append)
     names = [row["run"] for row in table]
     assert names[:4] == FOUR
@@ -44,6 +46,7 @@ def test_a_sweep_writes_one_table_and_goes_on_where_it_was(shards, tmp_path, mon
     assert all(row["against"] == "full" and 0 < row["p"] <= 1 for row in table if row is not full)
     assert Image.open(tmp_path / "sweep/ablation.png").size[0] > 600
 
+    assert len(encoded) == 2, "samples and their variations are those of the seed, whatever the run"
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("model.safetensors")}
     assert len(stamps) == 2 * len(names)
     victim = tmp_path / "sweep/full-seed0/ablation.json"
