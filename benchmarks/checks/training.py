@@ -62,9 +62,16 @@ class Stepper:
 
 
 def throughput(batch: int, recomputed: str = "none", compiled: bool = True) -> Check:
-    """The check of one way to train: samples a second, the share of the measured rate of matrix products, memory."""
+    """The check of one way to train: samples a second, the share of the measured rate of matrix products, memory. What
+    does not fit the memory is told as such."""
 
     def check(scale: Scale) -> dict[str, Any]:
+        try:
+            return measure(scale)
+        except torch.OutOfMemoryError:
+            return {"batch": batch, "memory": "does not fit"}
+
+    def measure(scale: Scale) -> dict[str, Any]:
         size = batch if scale.full else 2
         settings = {"activation_checkpointing": recomputed, "compile": compiled and scale.full}
         trained, numbers = Stepper(scale, size, **settings), itertools.count()

@@ -76,7 +76,7 @@ def draw_boxes(
     the slots themselves are used.
     """
     entry = relation_data()["relations"][relation]
-    mirrored = rng.random() < 0.5 and mirrored
+    exchanged = rng.random() < 0.5 and mirrored
     tilts = [_tilt(degrees, aspect) for degrees, aspect in zip(entry["tilt"], aspects, strict=True)]
     if entry.get("equal"):
         heights = [max(heights)] * 2
@@ -95,13 +95,13 @@ def draw_boxes(
             moved = np.array(fitted) + jitter * (0.75 * np.tile(together, 2) + 0.25 * each)
         else:
             moved = np.array(entry["slots"])
-        if mirrored:
+        if exchanged:
             moved = np.stack([1 - moved[:, 2], moved[:, 1], 1 - moved[:, 0], moved[:, 3]], 1)
         a, b = (_snap(box) for box in moved)
         if boxes_fit(a, b):
-            # the first stands left unless mirrored, and turns clockwise to lean to the right
+            # the first stands left unless they are exchanged, and turns clockwise to lean to the right
             sides = (1.0, 1.0) if stacked else (-1.0, 1.0)
-            signs = [-side if mirrored else side for side in sides]
+            signs = [-side if exchanged else side for side in sides]
             return (a, b), (signs[0] * tilts[0], signs[1] * tilts[1])
     raise RuntimeError(f"relation {relation!r}: its own slots break the rules for boxes; mend relations.yaml")
 

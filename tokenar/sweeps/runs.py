@@ -22,7 +22,7 @@ from tokenar.encoders.fitted import FittedTokenizer
 from tokenar.evaluate.run import evaluate_models
 from tokenar.processes import Workers
 from tokenar.sweeps.statistics import compared, interval
-from tokenar.train.inputs import Inputs, LoadInputs, load_inputs
+from tokenar.train.inputs import Inputs, LoadInputs, chosen_ids, load_inputs
 from tokenar.train.loop import train_model
 
 METRICS = (
@@ -34,18 +34,21 @@ TESTED = {"identity": "identity", "swap_rate": "swapped", "subjects_exact": "sub
 """Figures with intervals, and their column in per_sample.parquet."""
 
 
+PARTS = ("index_embedding", "instruct_tokens", "identity_disentanglement")
+"""The parts of the method, which no sample depends on."""
+
+
 class EncodedOnce:
-    """``load_inputs`` for the runs of a sweep: it reads and encodes again only where the settings ask for others."""
+    """``load_inputs`` for the runs of a sweep. It reads and encodes again unless the settings differ in nothing but the
+    seed (where samples are not varied), the run's folder and the parts of the method, and the same ids are chosen."""
 
     def __init__(self) -> None:
         self.known: dict[str, Inputs] = {}
 
     def __call__(self, config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
-        parts = {"shards", "val_shards", "only", "tokenizer", "tokenizer_weights", "start_from", "text", "teacher"}
-        asked = config.model_dump(mode="json", include=parts)
-        asked |= {"references": config.model.max_references, "padding": config.model.text_padding}
-        asked |= {"seed": config.seed, "variations": config.variations} if config.variations else {}
-        key = json.dumps(asked)
+        apart: dict[str, Any] = {"out": True, "only": True, "seed": not config.variations, "model": set(PARTS)}
+        ids = chosen_ids(config)
+        key = json.dumps([config.model_dump(mode="json", exclude=apart), None if ids is None else sorted(ids)])
         if key not in self.known:
             self.known[key] = load_inputs(config, group, fitted, resumed)
         elif isinstance(tokenizer := self.known[key].tokenizer, FittedTokenizer):

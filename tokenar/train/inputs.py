@@ -201,8 +201,12 @@ def _read_raw(config: TrainConfig, group: Workers) -> tuple[list[Resized], list[
     tell(f"reading {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)
     size, most = config.image_size, config.model.max_references
     val_set = read_resized(config.val_shards, size, most) if config.val_shards else []
-    only = None if config.only is None else set(decoded(read_file(config.only, ID_FILE, MAX_IDS)).splitlines())
-    return read_resized(config.shards, size, most, only), val_set
+    return read_resized(config.shards, size, most, chosen_ids(config)), val_set
+
+
+def chosen_ids(config: TrainConfig) -> set[str] | None:
+    """The ids of the training samples to use; None for all. UserError for a file that cannot be read."""
+    return None if config.only is None else set(decoded(read_file(config.only, ID_FILE, MAX_IDS)).splitlines())
 
 
 def _sources(config: TrainConfig, group: Workers) -> list[Source]:

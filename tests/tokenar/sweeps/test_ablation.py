@@ -1,6 +1,7 @@
 """The sweep: the paper's four rows and the instruct-token counts from one configuration, resumable."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -55,6 +56,27 @@ def test_a_sweep_writes_one_table_and_goes_on_where_it_was(shards, tmp_path, mon
     again = [p.parts[-3] for p, stamp in stamps.items() if p.stat().st_mtime_ns != stamp]
     assert again == ["full-seed0"], "only what was not whole is made again, with the same figures"
     assert json.loads((tmp_path / "sweep/ablation.json").read_text())[0]["run"] == "baseline"
+
+
+def test_samples_are_encoded_again_where_others_are_asked_for(shards, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(runs, "load_inputs", lambda config, *_: made.append(config) or SimpleNamespace(tokenizer=None))
+    load, config = runs.EncodedOnce(), tiny_config(shards, tmp_path, variations=0)
+    for name, ids in (("a", "1\n2\n"), ("b", "2\n1\n"), ("c", "1\n")):
+        (tmp_path / name).write_text(ids)
+
+    def encoded(**changes):
+        before = len(made)
+        load(with_changes(config, **changes), None, tmp_path / "tokenizer.safetensors", False)
+        return len(made) > before
+
+    same = [{}, {"seed": 5}, {"out": str(tmp_path / "other")}, *ablation.ROWS.values()]
+    assert [encoded(**changes) for changes in same] == [True] + [False] * (len(same) - 1)
+    assert [encoded(only=str(tmp_path / name)) for name in "abc"] == [True, False, True]
+    assert [encoded(variations=1, seed=seed) for seed in (5, 6)] == [True, True]
+    assert encoded(model__max_references=1)
+    with pytest.raises(UserError, match="missing"):
+        encoded(only=str(tmp_path / "missing"))
 
 
 def test_what_a_sweep_needs_is_said(shards, tmp_path):
