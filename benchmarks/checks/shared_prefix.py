@@ -161,6 +161,7 @@ def recorded(work: Callable[[], Tensor], scale: Scale) -> Callable[[], object]:
     if not scale.on_gpu:
         return work
     stream = torch.cuda.Stream(scale.device)
+    torch.cuda.synchronize(scale.device)  # what fills the cache is on another stream
     with torch.cuda.stream(stream):
         work()
         work()

@@ -1,4 +1,4 @@
-"""Compiling the parts of a decoding step, for all layers and all lengths that it reads, and where it is recorded."""
+"""Compiling the block of a decoding step, for all layers and all lengths that it reads, and where it is recorded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import count
-from types import FunctionType, MethodType
-from typing import Any, ParamSpec, TypeVar, cast
+from types import FunctionType
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 
@@ -18,20 +18,16 @@ _copies = count()
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function or bound method, compiled without graph breaks.
+    """The function, compiled without graph breaks.
 
     It is compiled from a copy with its own code object and name. torch.compile counts recompilations by code object,
     and every Decoder compiles its step anew: if they shared one code object, the limit would be reached after a few
     shapes. It also remembers per name which sizes changed between calls, and then compiles for any size. Compiling then
     takes ten times as long. With its own name, only this decoder's read length varies.
     """
-    plain = getattr(function, "__func__", function)
-    assert isinstance(plain, FunctionType)
-    code = plain.__code__.replace(co_name=f"{plain.__name__}_{next(_copies)}")
-    own: Any = FunctionType(code, plain.__globals__)
-    if isinstance(function, MethodType):
-        own = MethodType(own, function.__self__)
-    return cast("Callable[P, R]", torch.compile(own, fullgraph=True))
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_copies)}")
+    return cast("Callable[P, R]", torch.compile(FunctionType(code, function.__globals__), fullgraph=True))
 
 
 def varying(source: str | None) -> AbstractContextManager[object]:

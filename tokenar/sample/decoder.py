@@ -106,9 +106,8 @@ class Decoder:
         self.replays = device.type == "cuda"
         self.stream = recording_stream(device) if self.replays else None
         self.pool: Any = None
-        self.block, self.parts = Block.__call__, (self._begin_step, self._choose)
-        if self.replays if config.compile is None else config.compile:
-            self.block, self.parts = compiled(Block.forward), (compiled(self._begin_step), compiled(self._choose))
+        compile = self.replays if config.compile is None else config.compile
+        self.block = compiled(Block.forward) if compile else Block.__call__
 
     @torch.inference_mode()
     def decode(
@@ -284,11 +283,10 @@ class Decoder:
     def _advance(self) -> None:
         """One step: read the last drawn token, store its keys and values at ``offset``, and draw the next token.
 
-        Its parts are compiled, and not the whole: one block serves all layers, and GPT-XL has 36.
+        Of it the block is compiled, once for all layers, of which GPT-XL has 36. What comes before and after is little.
         """
-        begin, choose = self.parts
-        x, rotary, number = begin()
-        choose(self.net.hidden(x, rotary, self.cache, block=self.block), number)
+        x, rotary, number = self._begin_step()
+        self._choose(self.net.hidden(x, rotary, self.cache, block=self.block), number)
         self.offset += 1
 
     def _begin_step(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,7 +296,7 @@ class Decoder:
         earlier = sum(segment.capacity for segment in self.segments[:-1])
         self.cache.bias.index_fill_(3, earlier + self.offset, 0.0)
         number = self.offset - self.base
-        # Guidance streams begin as views of one embedding; the first block would be compiled for that by itself.
+        # Guidance streams begin as views of one embedding; the block would be compiled once more for that.
         x = self.history.embed(self.start + number + 1).flatten(1, 3).contiguous()
         return x, self.rotary.index_select(0, self.layout.prefix + self.start + number), number + 1
 

@@ -9,7 +9,6 @@ sampler.draw([cat, cup], table, "a cat beside a cup", seed=3).save("drawn.png")
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import sys
 from collections import defaultdict
@@ -133,8 +132,7 @@ class Sampler:
         """A decoder for this shape; the last one is kept."""
         shape = (inputs, references, seeds)
         if self._decoder is None or self._decoder.shape != shape:
-            self._decoder = None
-            gc.collect()  # a decoder is in a cycle with its compiled step; its memory is needed for the new one
+            self._decoder = None  # its memory is needed for the new one
             self._decoder = Decoder(self.net, inputs, references, self.config, seeds)
         return self._decoder
 

@@ -132,12 +132,12 @@ def test_8_bit_weights_are_read_once_in_a_compiled_step(weights, traced, monkeyp
     monkeypatch.setattr(linear, "fuses", lambda x: torch.compiler.is_compiling())
     monkeypatch.setattr(linear, "few_rows_of_8_bits", lambda x, w: (read.append(w), own(x, w))[1])
     assert torch.equal(generate(net, sources, text, [0], settings.model_copy(update={"compile": True})), expected)
-    assert len(read) == (net.config.image_tokens - 1) * (5 * net.config.layers + 1)
+    assert len(read) == (net.config.image_tokens - 1) * 5 * net.config.layers
 
 
 @pytest.mark.slow
 def test_a_decoder_of_another_shape_leaves_its_memory(traced):
-    """A compiled step refers to its decoder and the decoder to it: only the collector finds them."""
+    """A decoder in a cycle with what it has compiled would stay until the collector finds it."""
     sampler = Sampler(Model(random_net(), None, None, None), SampleConfig(compile=True))
     gc.disable()
     try:
@@ -172,4 +172,4 @@ def test_a_block_is_compiled_once_for_all_layers_and_lengths(copies, grid, trace
     expected = generate(net, sources, text, [0], settings)
     counters.clear()
     assert torch.equal(generate(net, sources, text, [0], settings.model_copy(update={"compile": True})), expected)
-    assert counters["stats"]["unique_graphs"] == 3  # what a block reads, a block, and the choice
+    assert counters["stats"]["unique_graphs"] == 1
