@@ -20,8 +20,9 @@ import webdataset as wds
 
 from data_schemas.shards import read_members
 from pipeline.config import CurationConfig
-from pipeline.curate import curate, make_part
+from pipeline.curate import curate
 from pipeline.jobs import PartJob
+from pipeline.making import make_part
 
 
 def seconds(act: Callable[[], object]) -> float:

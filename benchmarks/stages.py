@@ -27,8 +27,9 @@ from checks.scale import seconds
 
 from pipeline.config import CurationConfig
 from pipeline.core.stage import Sample, Stage
-from pipeline.curate import curate, stage_inputs
+from pipeline.curate import curate
 from pipeline.jobs import PartJob, pool_digest
+from pipeline.making import stage_inputs
 from pipeline.run import Run
 
 ROUNDS = 3

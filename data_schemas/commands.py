@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from data_schemas.errors import UserError
+from data_schemas.errors import RunFailed, UserError
 from data_schemas.io.text import one_line
 from data_schemas.settings import first_mistake, redacted
 
@@ -55,7 +55,7 @@ def run(command: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the closed pipe at exit
         sys.exit(1)
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
-        _fail(str(error))
+        _fail(str(error), 1 if isinstance(error, RunFailed) else 2)
     except RecursionError:
         _fail("what was given is nested too deeply; write it flatter")
     except KeyboardInterrupt:
@@ -88,9 +88,9 @@ def _stop() -> NoReturn:
     sys.exit(INTERRUPTED)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     say(f"error: {message}")
-    sys.exit(2)
+    sys.exit(code)
 
 
 def say(message: str) -> None:

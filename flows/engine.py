@@ -1,4 +1,4 @@
-"""Running the curation under Prefect: one task for each part, cached by the part's fingerprint and input.
+"""Running the curation under Prefect: a task for each range of parts, cached by the parts' fingerprint and inputs.
 
 The cache key contains nothing of the flow run, and results are stored beside the run's parts, so nothing is lost with
 Prefect's database. A part that is missing or damaged on disk is made again, even if Prefect has a cached result for it.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
@@ -19,13 +22,21 @@ from prefect import Flow, Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture, as_completed
-from prefect.states import Failed
+from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from data_schemas.errors import UserError
+from pipeline.core.parts import join_digests
 from pipeline.core.progress import StageProgress
-from pipeline.curate import Engine, PartSummary, make_part, thread_engine
+from pipeline.curate import Engine
+from pipeline.engines.workers import Workers, made_in, make_parts
 from pipeline.jobs import PartJob
+from pipeline.making import PartSummary
+
+RANGE = 512
+"""Samples in a task, about: what a task costs, a few hundred milliseconds, is then below one millisecond a sample."""
+SHOWN_EVERY = 2.0
+"""Seconds between two updates of the progress that Prefect's UI shows."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +54,7 @@ def callable_of(step: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
 
 def engine_of_run() -> Engine:
     """The engine that makes a stage's parts in this run."""
-    return prefect_engine if under_prefect() else thread_engine
+    return prefect_engine if under_prefect() else make_parts
 
 
 def reports_mistakes(function: Callable[P, R]) -> Callable[P, R]:
@@ -68,23 +79,8 @@ def reports_mistakes(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
-    """Prefect's cache key of a part: stage, fingerprint, part name and a digest of the part's input."""
-    job: PartJob = parameters["job"]
-    return f"{job.stage}-{dict(job.run.fingerprints)[job.stage]}-{job.part}-{job.made_from[:16]}"
-
-
-@task(
-    task_run_name="{job.stage} {job.part}",
-    cache_key_fn=cache_key,
-    persist_result=True,
-    result_serializer="json",
-    retries=1,
-    retry_delay_seconds=2,
-    retry_condition_fn=lambda task, run, state: _is_transient(state),
-)
-def make_part_task(job: PartJob) -> dict:
-    """Make one part unless it is already complete. Returns its summary as plain values."""
-    return asdict(make_part(job))
+    """Prefect's cache key of a range of parts; ``_key`` makes it."""
+    return parameters["key"]
 
 
 def _is_transient(state: Any) -> bool:
@@ -98,28 +94,88 @@ def _is_transient(state: Any) -> bool:
     return False
 
 
-def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress) -> list[PartSummary]:
-    """Make the parts of one stage as Prefect tasks, ``config.workers`` at a time.
+def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress, workers: Workers) -> list[PartSummary]:
+    """Make the parts of one stage as Prefect tasks, each of which is a range of parts; all share the workers.
 
     Summaries are in the order of the jobs.
     """
     if not jobs:
         return []
-    config = jobs[0].run.config
-    bar: Any = create_progress_artifact(0.0, key=f"{jobs[0].stage}-progress", description=f"stage {jobs[0].stage}")
-    with ThreadPoolTaskRunner(max_workers=config.workers) as runner:  # type: ignore[var-annotated]
-        futures: dict[PrefectFuture, str] = {}
-        for job in jobs:
-            options: dict[str, Any] = {"refresh_cache": not job.whole()}
-            if split_protocol(config.run_url)[0] is None:  # on a bucket: Prefect's own result storage
-                options["result_storage"] = Path(config.run_url).absolute() / "prefect"
-            futures[runner.submit(make_part_task.with_options(**options), {"job": job})] = job.part
-        summaries = {}
-        for future in as_completed(list(futures)):
-            summary = PartSummary(**future.result())
-            if future.state.name == "Cached":
-                summary = replace(summary, cached=True)
-            summaries[futures[future]] = summary
-            progress.advance(summary)
-            update_progress_artifact(bar, 100.0 * len(summaries) / len(jobs))
-    return [summaries[job.part] for job in jobs]
+    config, stage = jobs[0].run.config, jobs[0].stage
+    size = max(1, RANGE // config.part_size)
+    ranges = {jobs[k].part: jobs[k : k + size] for k in range(0, len(jobs), size)}
+    bar = _Bar(stage, len(jobs), progress)
+    stopped = threading.Event()
+
+    @task(
+        name=f"make-{stage}",
+        task_run_name="{stage} {first} to {last}",
+        cache_key_fn=cache_key,
+        persist_result=True,
+        result_serializer="json",
+        retries=1,
+        retry_delay_seconds=2,
+        retry_condition_fn=lambda task, run, state: _is_transient(state),
+    )
+    def make_range(stage: str, first: str, last: str, key: str) -> Any:
+        """Make the parts from ``first`` to ``last`` unless they are complete. Returns their summaries as values."""
+        if stopped.is_set():
+            return Cancelled(message="not begun, because another part failed")
+        return [asdict(summary) for summary in made_in(places, ranges[first], workers, bar.made)]
+
+    summaries: dict[str, list[PartSummary]] = {}
+    places = ThreadPoolExecutor(workers.count)
+    try:
+        with ThreadPoolTaskRunner(max_workers=2) as runner:  # type: ignore[var-annotated]  # one fills the other's gaps
+            futures: dict[PrefectFuture, str] = {}
+            for first, own in ranges.items():
+                options: dict[str, Any] = {"refresh_cache": not all(job.whole() for job in own)}
+                if split_protocol(config.run_url)[0] is None:  # on a bucket: Prefect's own result storage
+                    options["result_storage"] = Path(config.run_url).absolute() / "prefect"
+                parameters = {"stage": stage, "first": first, "last": own[-1].part, "key": _key(own)}
+                futures[runner.submit(make_range.with_options(**options), parameters)] = first
+            try:
+                for future in as_completed(list(futures)):
+                    made = [PartSummary(**summary) for summary in future.result()]
+                    if future.state.name == "Cached":
+                        made = [replace(summary, cached=True) for summary in made]
+                        for summary in made:
+                            bar.made(summary)
+                    summaries[futures[future]] = made
+            except BaseException:
+                stopped.set()
+                places.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        places.shutdown(cancel_futures=True)
+        bar.show()
+    return [summary for first in ranges for summary in summaries[first]]
+
+
+def _key(jobs: Sequence[PartJob]) -> str:
+    """Stage, its fingerprint, the first part, and a digest of the names and inputs of all parts."""
+    first = jobs[0]
+    inputs = join_digests(text for job in jobs for text in (job.part, job.made_from))
+    return f"{first.stage}-{dict(first.run.fingerprints)[first.stage]}-{first.part}-{inputs[:16]}"
+
+
+class _Bar:
+    """The progress of a stage, in the terminal and as an artifact of the flow run."""
+
+    def __init__(self, stage: str, total: int, progress: StageProgress):
+        self.total, self.progress, self.done, self.shown = total, progress, 0, time.monotonic()
+        self.lock = threading.Lock()
+        self.artifact: Any = create_progress_artifact(0.0, key=f"{stage}-progress", description=f"stage {stage}")
+
+    def made(self, summary: PartSummary) -> None:
+        """Count a part. The artifact is updated every few seconds, as each time asks the server."""
+        with self.lock:
+            self.progress.advance(summary)
+            self.done += 1
+            if time.monotonic() - self.shown < SHOWN_EVERY:
+                return
+            self.shown = time.monotonic()
+        self.show()
+
+    def show(self) -> None:
+        update_progress_artifact(self.artifact, 100.0 * self.done / self.total)

@@ -109,6 +109,8 @@ STAGE_SECTIONS = ("synthesis", "matting", "semantics", "identity", "quality")
 """Sections of the config that choose a backend, in the order in which the stages run."""
 
 
+HOW = frozenset({"workers", "engine", "devices", "time_limit", "max_error_share"})
+"""Settings that say where and how fast parts are made, and change nothing in them."""
 MAX_PARTS = 1_000_000
 """Most parts of one stage. Each part is one or two files and one job."""
 
@@ -122,6 +124,21 @@ class CurationConfig(Settings):
     samples: int = Field(96, ge=1, le=10_000_000, description="Samples to plan")
     part_size: int = Field(16, ge=1, le=10_000, description="Samples in a part, the unit of caching")
     workers: int = Field(2, ge=1, le=256, description="Parts made at the same time")
+    engine: Literal["threads", "local", "ray"] = Field(
+        "threads", description="Where parts are made: threads of this process, processes of this machine, a Ray cluster"
+    )
+    devices: list[str] | None = Field(
+        None, description="GPUs of engine local, as CUDA_VISIBLE_DEVICES names them; all by default"
+    )
+    time_limit: float = Field(
+        900,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most seconds of a sample in a stage; 0: no limit, as in threads",
+    )
+    max_error_share: float = Field(
+        0.5, gt=0, le=1, description="The run stops when a larger share of a stage's samples failed"
+    )
     references: ReferencesConfig = ReferencesConfig()
     planning: PlanningConfig = PlanningConfig()
     synthesis: Synthesis = CollageConfig()

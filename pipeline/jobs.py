@@ -20,7 +20,9 @@ class PartJob:
 
     ``made_from`` is the digest of everything that the part is made from. ``shared`` is the digest of what all parts of
     the stage read (the reference pool, or all decisions); data that a process caches between parts is cached under it.
-    ``force`` makes the part again, ``retry_errors`` makes it again if any of its samples failed.
+    ``force`` makes the part again, ``retry_errors`` makes it again if any of its samples failed. ``doubted`` are
+    samples at work when a process died over this part; the stage is given them one by one. ``given_up`` are samples
+    that killed or blocked it by themselves, each with the code and message of its error row.
     """
 
     run: Run
@@ -30,6 +32,8 @@ class PartJob:
     shared: str
     force: bool = False
     retry_errors: bool = False
+    doubted: tuple[str, ...] = ()
+    given_up: tuple[tuple[str, str, str], ...] = ()
 
     def may_keep(self, part: Part | None) -> bool:
         """Whether a part that was read is complete, is not forced to be made again, and has no errors to retry."""

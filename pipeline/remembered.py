@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_schemas.io.storage import read_facts, url_to_fs, write_file
-from pipeline.config import CurationConfig
+from pipeline.config import HOW, CurationConfig
 
 FILE = "settings.json"
-NOT_COMPARED = ("workers",)
-"""Settings that do not affect the results of a run."""
 
 
 def remember(config: CurationConfig) -> None:
@@ -47,7 +45,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], key: str = ""
     lines = []
     for name in sorted(before.keys() | now.keys()):
         path, old, new = f"{key}{name}", before.get(name), now.get(name)
-        if old == new or path in NOT_COMPARED:
+        if old == new or path in HOW:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, f"{path}.")

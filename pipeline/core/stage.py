@@ -208,10 +208,19 @@ class Stage(ABC):
                     ) from error
                 self._ready = True
 
-    def run(self, samples: Sequence[Sample], failed: Mapping[str, str]) -> tuple[list[dict], dict, dict]:
+    def run(
+        self,
+        samples: Sequence[Sample],
+        failed: Mapping[str, str],
+        working: Callable[[Sequence[str]], None] = lambda ids: None,
+        doubted: Sequence[str] = (),
+        given_up: Sequence[tuple[str, str, str]] = (),
+    ) -> tuple[list[dict], dict, dict]:
         """Process the samples of one part.
 
-        ``failed`` maps samples on which an earlier stage failed to that stage's name.
+        ``failed`` maps samples on which an earlier stage failed to that stage's name. ``working`` is called with the
+        ids of each batch before it is begun, and with none at the end. Samples that are ``doubted`` come last, each in
+        a batch of its own. ``given_up`` has (id, code, message) of samples that are not tried.
 
         Returns the rows, the pictures by sample id, and the seconds by sample id.
         """
@@ -219,15 +228,20 @@ class Stage(ABC):
         seconds: dict[str, float] = {}
         for sample_id, stage in failed.items():
             rows[sample_id] = self._row(sample_id, "skipped", f"{stage}_failed", f"stage {stage} failed on it")
-        todo = [s for s in samples if s.sample_id not in failed]
+        for sample_id, code, message in given_up:
+            rows.setdefault(sample_id, self._row(sample_id, "error", code, message))
+        todo = [s for s in samples if s.sample_id not in rows]
         if todo:
             self.ready()
-        for batch in self.batches(todo):
+        alone = [[s] for s in todo if s.sample_id in doubted]
+        for batch in [*self.batches([s for s in todo if s.sample_id not in doubted]), *alone]:
+            working([s.sample_id for s in batch])
             began = time.perf_counter()
             batch_rows = self._attempt(batch)
             for sample, row in zip(batch, batch_rows, strict=True):
                 rows[sample.sample_id] = row
                 seconds[sample.sample_id] = round((time.perf_counter() - began) / len(batch), 4)
+        working(())
         checked = self._checked([rows[s.sample_id] for s in samples])
         status = {row["sample_id"]: row["status"] for row in checked}
         saved = {s.sample_id: s.saved for s in samples if s.saved and status[s.sample_id] == "ok"}

@@ -31,6 +31,7 @@ from PIL import Image
 
 from data_schemas.io import files, pictures
 from data_schemas.io.storage import file_sha256, write_file
+from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
 from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
 from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, read_all
@@ -137,7 +138,7 @@ def publish(run: Run) -> str:
     digests = {f"{name}.tar": part.tar_sha256 for name, part in shards.items()}
     data = make_manifest(run)
     facts = {
-        "config": run.config.model_dump(mode="json", exclude={"root", "workers"}),
+        "config": run.config.model_dump(mode="json", exclude={"root", *HOW}),
         "fingerprints": dict(run.fingerprints),
         "manifest_sha256": hashlib.sha256(data).hexdigest(),
         "shards": digests,

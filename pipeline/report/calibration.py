@@ -24,8 +24,8 @@ from pipeline.config import CurationConfig
 from pipeline.core.parts import Part
 from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Rule, Sample, Stage
-from pipeline.curate import stage_inputs
 from pipeline.jobs import PartJob, need_part, pool_digest
+from pipeline.making import stage_inputs
 from pipeline.run import Run
 
 QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)

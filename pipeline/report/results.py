@@ -20,7 +20,7 @@ from data_schemas.io.storage import read_facts, url_to_fs, write_file
 from data_schemas.io.text import one_line
 from pipeline.config import CurationConfig
 from pipeline.core.rules import resolve_rules
-from pipeline.curate import CurationResult, Engine, curate, thread_engine
+from pipeline.curate import CurationResult, curate
 from pipeline.dataset.publish import PictureReader, make_manifest, shard_digests
 from pipeline.jobs import pool_digest, pool_rows
 from pipeline.report.card import dataset_card, pool_facts
@@ -102,11 +102,9 @@ def write_results(result: CurationResult) -> dict[str, str]:
     }
 
 
-def curate_dataset(
-    config: CurationConfig, engine: Engine = thread_engine, *, again: str | None = None, retry_errors: bool = False
-) -> dict[str, str]:
+def curate_dataset(config: CurationConfig, again: str | None = None, retry_errors: bool = False) -> dict[str, str]:
     """Curate a dataset (see ``pipeline.curate.curate``) and write its report; returns what ``write_results`` does."""
-    return write_results(curate(config, engine, again=again, retry_errors=retry_errors))
+    return write_results(curate(config, again=again, retry_errors=retry_errors))
 
 
 def outcome(funnel: dict[str, Any], before: dict[str, Any] | None) -> str:

@@ -15,10 +15,10 @@ from skimage import data as photos
 from data_schemas.errors import UserError
 from data_schemas.io.pictures import square_on_white
 from data_schemas.tables import IDENTITY
-from pipeline.curate import stage_inputs
 from pipeline.identity import encoders
 from pipeline.identity.compare import Identity, TimmIdentity, TimmIdentityConfig, compare, views_of
 from pipeline.jobs import PartJob, read_all
+from pipeline.making import stage_inputs
 
 DINO = "vit_small_patch14_dinov2.lvd142m"
 SMALL = "test_vit.r160_in1k"  # with a classifier, as most of timm's files

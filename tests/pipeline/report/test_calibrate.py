@@ -17,9 +17,10 @@ from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from pipeline.config import read_thresholds
 from pipeline.core.stage import Rule
-from pipeline.curate import curate, stage_inputs
+from pipeline.curate import curate
 from pipeline.identity.compare import Identity
 from pipeline.jobs import PartJob, read_all
+from pipeline.making import stage_inputs
 from pipeline.report import calibration
 from pipeline.report.calibration import (
     area_under_curve,

@@ -1,0 +1,147 @@
+"""Worker processes: the same bytes as threads, a device each, and no sample lost to a neighbour that kills or hangs."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from troubled.stages import STUBS
+
+from data_schemas.errors import RunFailed, UserError
+from pipeline.config import CurationConfig
+from pipeline.curate import curate
+from pipeline.engines import workers
+
+PLANNED = 12
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A run of stubs whose pool and plan are there."""
+    root = tmp_path_factory.mktemp("stubs")
+    curate(config(root))
+    return root
+
+
+def config(root, engine="threads", **changes) -> CurationConfig:
+    trouble = changes.pop("trouble", None)
+    settings = {
+        "name": "stubs", "root": str(root), "samples": PLANNED, "part_size": 4, "engine": engine, "devices": [],
+        "planning": {"test_share": 0.25}, **STUBS, **changes,
+    }  # fmt: skip
+    if trouble is not None:
+        settings["filters"] = [{"use": "troubled.stages:Trouble", "config": trouble}]
+    return CurationConfig.parse(settings, "test")
+
+
+def contents(root) -> dict[str, str]:
+    files = [p for p in sorted(Path(root).rglob("*")) if p.suffix in (".parquet", ".tar") and not p.is_symlink()]
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def outcome(result) -> dict[int, tuple]:
+    """Sample number -> (status, error code) of the stage "trouble"."""
+    run = result.run
+    rows = [row for part in run.parts() for row in run.store("trouble").read(part).rows()]
+    index = pd.read_parquet(result.manifest_url).set_index("sample_id")["index"]
+    return {int(index[row["sample_id"]]): (row["status"], row["error_code"]) for row in rows}
+
+
+@pytest.mark.slow
+def test_processes_make_the_bytes_that_threads_make(planned, tmp_path):
+    result = curate(config(tmp_path, "local"))
+    assert result.summaries["synthesis"], "something was made"
+    assert contents(tmp_path) == contents(planned)
+
+
+@pytest.mark.slow
+def test_a_sample_that_kills_and_one_that_hangs_are_error_rows_and_all_others_are_made(planned, tmp_path):
+    trouble = {"crash": [1, 6], "hang": [9], "folder": str(tmp_path), "batch_size": 3}
+    result = curate(config(planned, "local", trouble=trouble, time_limit=1.0))
+    expected = dict.fromkeys(range(PLANNED), ("ok", None))
+    expected |= {1: ("error", "crashed"), 6: ("error", "crashed"), 9: ("error", "timed_out")}
+    assert outcome(result) == expected
+    (row,) = [r for r in result.run.store("trouble").read("part-00000").rows() if r["status"] == "error"]
+    assert "SIGSEGV" in row["error_message"]
+    again = curate(config(planned, "local", trouble=trouble, time_limit=1.0))
+    assert all(summary.cached for summary in again.summaries["trouble"]), "they are not tried in every run"
+
+
+@pytest.mark.slow
+def test_a_sample_that_killed_once_is_made_when_it_is_tried_alone(planned, tmp_path):
+    trouble = {"crash_once": [5], "folder": str(tmp_path), "batch_size": 4}
+    assert set(outcome(curate(config(planned, "local", trouble=trouble))).values()) == {("ok", None)}
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_nothing(planned, tmp_path):
+    """Whatever kills it, as the system does when memory is short."""
+    done = threading.Event()
+
+    def kill_some() -> None:
+        killed = 0
+        while not done.is_set() and killed < 4:
+            children = [int(c) for c in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
+            for child in children:
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+                if b"pipeline.engines.serve" in command and (tmp_path / "made").exists():
+                    os.kill(child, signal.SIGKILL)
+                    killed += 1
+                    time.sleep(3)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_some)
+    killer.start()
+    try:
+        result = curate(config(planned, "local", trouble={"folder": str(tmp_path), "rest": 0.3}, seed=0))
+    finally:
+        done.set()
+        killer.join()
+    assert set(outcome(result).values()) == {("ok", None)}
+
+
+@pytest.mark.slow
+def test_each_device_has_a_process_of_its_own_which_loads_the_model_once(planned, tmp_path):
+    trouble = {"folder": str(tmp_path), "rest": 0.5}
+    curate(config(planned, "local", trouble=trouble, devices=["4", "7"], workers=4, part_size=1))
+    assert Counter((tmp_path / "loads").read_text().split()) == {"4": 1, "7": 1}
+    used = Counter(line.split()[1] for line in (tmp_path / "made").read_text().splitlines())
+    assert used.total() == PLANNED
+    assert min(used["4"], used["7"]) >= PLANNED // 4, "parts are spread over both"
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_before_its_first_sample_ends_the_run_with_one_line(planned):
+    with pytest.raises(UserError, match=r"trouble: .*SIGSEGV, twice, before the first sample .*memory"):
+        curate(config(planned, "local", trouble={"crash_at_setup": True}))
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_first_part_does_not_wait_for_all_others(planned, tmp_path, monkeypatch):
+    trouble = {"folder": str(tmp_path), "rest": 0.5, "hang": [99]}  # not what another test has made
+    config_ = config(planned, "local", trouble=trouble, part_size=1)
+    real = workers.Processes._make
+
+    def refuse_the_first(self, job):
+        if job.stage == "trouble" and job.part == "part-00000":
+            raise UserError("no")
+        return real(self, job)
+
+    monkeypatch.setattr(workers.Processes, "_make", refuse_the_first)
+    with pytest.raises(UserError, match="no"):
+        curate(config_)
+    begun = (tmp_path / "made").read_text().splitlines() if (tmp_path / "made").exists() else []
+    assert len(begun) <= 3, "what was at work was finished, no more was begun"
+
+
+@pytest.mark.slow
+def test_a_run_in_which_too_much_fails_stops_before_later_stages(planned):
+    settings = config(planned, "threads", filters=[{"use": "troubled.stages:Fails"}])
+    with pytest.raises(RunFailed, match=r"stage fails: 8 of 12 samples failed, .*max_error_share is 0.5; mend"):
+        curate(settings)
+    curate(settings.model_copy(update={"max_error_share": 0.8}))
