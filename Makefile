@@ -1,7 +1,7 @@
 # `make quickstart` and `make test` set everything up by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
-PINNED := --constraint constraints.txt --editable '.[s3,paper,dev]'
+PINNED := --constraint constraints.txt --editable '.[s3,ray,paper,dev]'
 # pip's own settings that uv does not read
 UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 # nothing phones home by default

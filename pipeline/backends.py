@@ -60,6 +60,12 @@ def build_stages(config: CurationConfig) -> list[Stage]:
     return stages
 
 
+def own_stages(config: CurationConfig) -> list[str]:
+    """The module:Class of every stage that a user wrote."""
+    sections = [getattr(config, section) for section in STAGE_SECTIONS]
+    return [entry.use for entry in (*sections, *config.filters) if isinstance(entry, OwnStageConfig)]
+
+
 def _own_stage(what: str, entry: OwnStageConfig, before: Sequence[str]) -> Stage:
     """A stage that a user wrote, which may read the stages named in ``before``.
 

@@ -109,10 +109,19 @@ STAGE_SECTIONS = ("synthesis", "matting", "semantics", "identity", "quality")
 """Sections of the config that choose a backend, in the order in which the stages run."""
 
 
-HOW = frozenset({"workers", "engine", "devices", "time_limit", "max_error_share"})
+HOW = frozenset({"workers", "engine", "devices", "ray_address", "resources", "time_limit", "max_error_share"})
 """Settings that say where and how fast parts are made, and change nothing in them."""
 MAX_PARTS = 1_000_000
 """Most parts of one stage. Each part is one or two files and one job."""
+
+
+class Resources(Settings):
+    """What an actor of a stage takes of a Ray cluster, and how many there are (by default as many as ``workers``)."""
+
+    gpus: float = Field(0, ge=0, le=64)
+    cpus: float = Field(1, ge=0, le=1024)
+    memory_gb: float | None = Field(None, gt=0)
+    actors: int | None = Field(None, ge=1, le=10_000)
 
 
 class CurationConfig(Settings):
@@ -129,6 +138,10 @@ class CurationConfig(Settings):
     )
     devices: list[str] | None = Field(
         None, description="GPUs of engine local, as CUDA_VISIBLE_DEVICES names them; all by default"
+    )
+    ray_address: str | None = Field(None, description="A Ray cluster; by default one is started on this machine")
+    resources: dict[str, Resources] = Field(
+        {}, description='What an actor takes of a Ray cluster, by stage; "default" is for all that are not named'
     )
     time_limit: float = Field(
         900,

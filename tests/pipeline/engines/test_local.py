@@ -1,6 +1,5 @@
 """Worker processes: the same bytes as threads, a device each, and no sample lost to a neighbour that kills or hangs."""
 
-import hashlib
 import os
 import signal
 import threading
@@ -8,16 +7,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from troubled.stages import STUBS
+from troubled.runs import PLANNED, config, contents, outcome
 
 from data_schemas.errors import RunFailed, UserError
-from pipeline.config import CurationConfig
 from pipeline.curate import curate
-from pipeline.engines import workers
-
-PLANNED = 12
+from pipeline.engines.local import Processes
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +21,6 @@ def planned(tmp_path_factory):
     root = tmp_path_factory.mktemp("stubs")
     curate(config(root))
     return root
-
-
-def config(root, engine="threads", **changes) -> CurationConfig:
-    trouble = changes.pop("trouble", None)
-    settings = {
-        "name": "stubs", "root": str(root), "samples": PLANNED, "part_size": 4, "engine": engine, "devices": [],
-        "planning": {"test_share": 0.25}, **STUBS, **changes,
-    }  # fmt: skip
-    if trouble is not None:
-        settings["filters"] = [{"use": "troubled.stages:Trouble", "config": trouble}]
-    return CurationConfig.parse(settings, "test")
-
-
-def contents(root) -> dict[str, str]:
-    files = [p for p in sorted(Path(root).rglob("*")) if p.suffix in (".parquet", ".tar") and not p.is_symlink()]
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-def outcome(result) -> dict[int, tuple]:
-    """Sample number -> (status, error code) of the stage "trouble"."""
-    run = result.run
-    rows = [row for part in run.parts() for row in run.store("trouble").read(part).rows()]
-    index = pd.read_parquet(result.manifest_url).set_index("sample_id")["index"]
-    return {int(index[row["sample_id"]]): (row["status"], row["error_code"]) for row in rows}
 
 
 @pytest.mark.slow
@@ -125,14 +96,14 @@ def test_a_process_that_dies_before_its_first_sample_ends_the_run_with_one_line(
 def test_a_mistake_in_the_first_part_does_not_wait_for_all_others(planned, tmp_path, monkeypatch):
     trouble = {"folder": str(tmp_path), "rest": 0.5, "hang": [99]}  # not what another test has made
     config_ = config(planned, "local", trouble=trouble, part_size=1)
-    real = workers.Processes._make
+    real = Processes._make
 
     def refuse_the_first(self, job):
         if job.stage == "trouble" and job.part == "part-00000":
             raise UserError("no")
         return real(self, job)
 
-    monkeypatch.setattr(workers.Processes, "_make", refuse_the_first)
+    monkeypatch.setattr(Processes, "_make", refuse_the_first)
     with pytest.raises(UserError, match="no"):
         curate(config_)
     begun = (tmp_path / "made").read_text().splitlines() if (tmp_path / "made").exists() else []

@@ -1,4 +1,4 @@
-"""Stages that need no model and make no real picture, so that a run costs nothing but its engine; and one that kills."""
+"""Stages without models or real pictures, so that a run costs nothing but its engine; and one that kills."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Cut(Stage):
 
 
 class TroubleConfig(StageConfig):
-    """Samples by their number in the plan. ``folder`` is where the stage leaves traces and finds out what it did before.
+    """Samples by their number in the plan. The stage leaves traces in ``folder``, and reads there what it did before.
 
     ``work`` is seconds of the processor a sample, ``rest`` seconds of waiting.
     """

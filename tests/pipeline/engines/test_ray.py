@@ -1,0 +1,51 @@
+"""A real Ray cluster of two nodes on this machine makes the bytes that processes make, also when a node is lost."""
+
+import threading
+import time
+
+import pytest
+from troubled.runs import PLANNED, config, contents, outcome
+
+from data_schemas.errors import UserError
+from pipeline.curate import curate
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_two_nodes_make_the_bytes_that_threads_make_and_one_that_is_lost_costs_nothing(cluster, tmp_path):
+    """The second node goes while its parts are at work; one sample kills the process of its part."""
+    trouble = {"crash": [3], "folder": str(tmp_path), "rest": 0.4, "batch_size": 2}
+    second = cluster.add_node(num_cpus=1)
+    lost = threading.Event()
+
+    def lose() -> None:
+        while not (tmp_path / "made").exists():
+            time.sleep(0.1)
+        time.sleep(1)
+        cluster.remove_node(second, allow_graceful=False)
+        lost.set()
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    settings = {"trouble": trouble, "part_size": 2}
+    result = curate(config(tmp_path / "ray", "ray", ray_address=cluster.address, **settings))
+    losing.join()
+    assert lost.is_set()
+    expected = dict.fromkeys(range(PLANNED), ("ok", None)) | {3: ("error", "crashed")}
+    assert outcome(result) == expected
+    curate(config(tmp_path / "local", "local", **settings))
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"engine ray: 127.0.0.1:1 cannot be had .*check ray_address"):
+        curate(config(tmp_path, "ray", ray_address="127.0.0.1:1"))

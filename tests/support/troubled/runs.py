@@ -1,0 +1,35 @@
+"""Runs of stub stages: their settings, and what came of them."""
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.config import CurationConfig
+from troubled.stages import STUBS
+
+PLANNED = 12
+
+
+def config(root, engine="threads", **changes) -> CurationConfig:
+    trouble = changes.pop("trouble", None)
+    settings = {
+        "name": "stubs", "root": str(root), "samples": PLANNED, "part_size": 4, "engine": engine, "devices": [],
+        "planning": {"test_share": 0.25}, **STUBS, **changes,
+    }  # fmt: skip
+    if trouble is not None:
+        settings["filters"] = [{"use": "troubled.stages:Trouble", "config": trouble}]
+    return CurationConfig.parse(settings, "test")
+
+
+def contents(root) -> dict[str, str]:
+    files = [p for p in sorted(Path(root).rglob("*")) if p.suffix in (".parquet", ".tar") and not p.is_symlink()]
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def outcome(result) -> dict[int, tuple]:
+    """Sample number -> (status, error code) of the stage "trouble"."""
+    run = result.run
+    rows = [row for part in run.parts() for row in run.store("trouble").read(part).rows()]
+    index = pd.read_parquet(result.manifest_url).set_index("sample_id")["index"]
+    return {int(index[row["sample_id"]]): (row["status"], row["error_code"]) for row in rows}
