@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pipeline.core import review
+from pipeline.core.inputs import Inputs
 from pipeline.core.parts import Part, PartStore
 from pipeline.core.review import Reviews
 from pipeline.core.rules import decide, resolve_rules
-from pipeline.core.stage import Inputs
 from pipeline.dataset import publish
 from pipeline.jobs import PartJob, cutout_reader, need_part, pool_rows, usable_references
 from pipeline.planning import planning

@@ -6,9 +6,10 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.core import split_protocol
@@ -20,6 +21,33 @@ from data_schemas.io.files import replacing
 from data_schemas.io.text import one_line
 
 MEGABYTE = 1 << 20
+R = TypeVar("R")
+
+
+class Unreadable(OSError):
+    """The storage does not answer, or refuses, so that nobody knows whether a file is there. Nothing is made anew."""
+
+
+PAUSES = (0.5, 2.0, 8.0)
+"""Seconds between tries of reading from a storage that does not answer."""
+
+
+def patiently(read: Callable[[], R], what: str) -> R:
+    """The result of ``read``, which is tried again if the storage fails. FileNotFoundError is passed on; what goes on
+    failing becomes Unreadable. ``what`` is read, in its message."""
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError as error:
+            if pause is None:
+                why = one_line(f"{type(error).__name__}: {error}", 200)
+                raise Unreadable(
+                    f"{what} cannot be read ({why}); mend the storage, then run the same command"
+                ) from error
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
 
 def url_to_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

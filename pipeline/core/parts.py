@@ -26,7 +26,15 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
-from data_schemas.io.storage import file_sha256, read_facts, url_to_fs, write_file, write_stream
+from data_schemas.io.storage import (
+    Unreadable,
+    file_sha256,
+    patiently,
+    read_facts,
+    url_to_fs,
+    write_file,
+    write_stream,
+)  # fmt: skip
 from data_schemas.io.text import one_line
 from data_schemas.schema import TableSchema, validate
 
@@ -102,7 +110,7 @@ def _parse_entries(stored: bytes) -> Entries:
 
 
 NOT_WHOLE = (OSError, ValueError, TypeError, AttributeError, pa.ArrowException)
-"""What reading a part raises that is missing, unreadable or damaged."""
+"""What reading a part raises that is missing or damaged."""
 
 
 class PartStore:
@@ -129,17 +137,19 @@ class PartStore:
     def read(self, part: str, made_from: str | None = None) -> Part | None:
         """The part, or None if it is missing, unreadable, damaged or made from another input than ``made_from``.
 
-        The pages of the Parquet file carry checksums. The tar is only hashed if its size or modification time differ
-        from the note. After None, the caller must run the stage again for the part.
-        """
+        Raises Unreadable if the storage does not say whether it is there. The pages of the Parquet file carry
+        checksums. The tar is only hashed if its size or modification time differ from the note. After None, the
+        caller must run the stage again for the part."""
         try:
             return self._whole(part, made_from)
+        except Unreadable:
+            raise
         except NOT_WHOLE:
             return None
 
     def _whole(self, part: str, made_from: str | None) -> Part:
         """The part as in ``read``; one of NOT_WHOLE says why it cannot be had."""
-        data = self.fs.cat_file(self.path(part, "parquet"))
+        data = patiently(lambda: self.fs.cat_file(self.path(part, "parquet")), self.url(part, "parquet"))
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
         validate(table, self.schema, part)
         metadata = table.schema.metadata or {}
@@ -157,9 +167,10 @@ class PartStore:
             seen = self._tar_note(part, sha256)
             if seen == notes.get("tar_seen"):
                 return True
-            if file_sha256(self.fs, self.path(part, "tar")) != sha256:
+            path = self.path(part, "tar")
+            if patiently(lambda: file_sha256(self.fs, path), self.url(part, "tar")) != sha256:
                 return False
-        except OSError:
+        except FileNotFoundError:
             return False
         self._write_notes(part, {**notes, "tar_seen": seen})
         return True
@@ -246,17 +257,19 @@ class PartPictures:
         Raises KeyError if the sample has no such picture, DamagedPart if its bytes changed.
         """
         start, size, checksum = self.entries[sample_id][name]
+        url = self._store.url(self._part, "tar")
+        data = patiently(lambda: self._bytes(start, size), url)
+        if len(data) != size or zlib.crc32(data) != checksum:
+            self._store.distrust(self._part)
+            raise DamagedPart(f"{url}: {sample_id}.{name} is damaged; run the curation again, which makes it anew")
+        return data
+
+    def _bytes(self, start: int, size: int) -> bytes:
         path, fs = self._store.path(self._part, "tar"), self._store.fs
         if isinstance(fs, LocalFileSystem):  # ten times faster than fsspec, and a part has hundreds of pictures
             with open(path, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), size, start)
-        else:
-            data = fs.cat_file(path, start=start, end=start + size)
-        if len(data) != size or zlib.crc32(data) != checksum:
-            self._store.distrust(self._part)
-            url = self._store.url(self._part, "tar")
-            raise DamagedPart(f"{url}: {sample_id}.{name} is damaged; run the curation again, which makes it anew")
-        return data
+                return os.pread(file.fileno(), size, start)
+        return fs.cat_file(path, start=start, end=start + size)
 
     def of(self, sample_id: str) -> Mapping[str, bytes]:
         """The pictures of one sample by name. Pictures are read on access; empty if the sample has none."""

@@ -21,11 +21,12 @@ from pydantic import ConfigDict
 
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
+from data_schemas.io.storage import Unreadable
 from data_schemas.io.text import stored_line
 from data_schemas.schema import Column, TableSchema, validate
 from data_schemas.settings import Settings
 from data_schemas.tables import verdict_schema
-from pipeline.core.parts import DamagedPart, Part, PartPictures, fingerprint
+from pipeline.core.parts import DamagedPart, fingerprint
 from pipeline.core.weights import Weights, identity
 
 
@@ -276,7 +277,7 @@ class Stage(ABC):
                 else self._row(s.sample_id, "ok", scores=values)
                 for s, values in zip(batch, scores, strict=True)
             ]  # fmt: skip
-        except (DamagedPart, StageUnusable):
+        except (DamagedPart, Unreadable, StageUnusable):
             raise  # not an error of the sample
         except (Exception, SystemExit) as error:  # SystemExit may come from a user's own stage
             if len(batch) > 1:
@@ -326,33 +327,3 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     if isinstance(error, UserError):
         return "bad_input", message
     return type(error).__name__, message
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The parts that a part is made from, by stage, and how to read their pictures."""
-
-    parts: Mapping[str, Part]
-    pictures: Mapping[str, PartPictures]
-    reference_file: Callable[[str], bytes]
-    reviews: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    pool: Callable[[], Sequence[Mapping[str, Any]]] = tuple
-
-    def samples(self) -> tuple[list[Sample], dict[str, str]]:
-        """The samples in plan order, and those on which an earlier stage failed (sample id -> stage)."""
-        rows = {stage: {r["sample_id"]: r for r in p.rows()} for stage, p in self.parts.items()}
-        failed: dict[str, str] = {}
-
-        def files_of(sample_id: str) -> Callable[[str], Mapping[str, bytes]]:
-            return lambda stage: self.pictures[stage].of(sample_id)
-
-        samples = []
-        for sample_id in rows["plan"]:
-            for stage in self.parts:
-                if rows[stage][sample_id].get("status", "ok") == "error":
-                    failed.setdefault(sample_id, stage)
-            own = {stage: rows[stage][sample_id] for stage in self.parts}
-            samples.append(
-                Sample(sample_id, own, files_of(sample_id), self.reference_file, self.reviews.get(sample_id), self.pool)
-            )
-        return samples, failed
