@@ -255,12 +255,9 @@ class PictureReader:
 
     def shown(self, sample_id: str, index: int, name: str) -> bytes:
         """The same of a sample's reference 0 or 1 as its shard shows it: as pasted, if the synthesis saved that."""
-        pasted = self.files("synthesis", sample_id).get(f"reference_{index}.png")
-        if pasted is None:
-            return self.reference(self.plan[sample_id][f"reference_{index}_id"], name)
-        if name == "cutout.png":
-            return pasted
-        return pictures.encode_png(pictures.on_white(pictures.decode(pasted, f"reference_{index} of {sample_id}")))
+        pasted = f"reference_{index}.png" if name == "cutout.png" else f"reference_{index}_white.png"
+        found = self.files("synthesis", sample_id).get(pasted)
+        return found or self.reference(self.plan[sample_id][f"reference_{index}_id"], name)
 
     def picture(self, sample_id: str, name: str) -> Image.Image | None:
         """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if it was never made."""

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 from pydantic import Field
 
+from data_schemas.io import pictures
 from data_schemas.tables import SYNTHESIS
 from pipeline.core.stage import Sample, Stage, StageConfig
 from pipeline.references.packaged import load_backgrounds
@@ -62,7 +63,7 @@ class Collage(Stage):
     """
 
     name = "synthesis"
-    version = 4
+    version = 5
     reads = ("references", "plan")
     columns = SYNTHESIS
     saves_pictures = True
@@ -91,7 +92,9 @@ class Collage(Stage):
             if self.config.shown == "pasted":
                 clean = place(cutout, sample.plan[f"box_{i}"], size, pose)
                 elsewhere = np.random.default_rng([seed, 2 + i])
-                sample.save(f"reference_{i}", moved(clean, self.config.shown_step, elsewhere))
+                shown = moved(clean, self.config.shown_step, elsewhere)
+                sample.save(f"reference_{i}", shown)
+                sample.save(f"reference_{i}_white", pictures.on_white(shown))
             if i == one:
                 cutout = {"swapped": cutouts[1 - i], "replaced": another}.get(fault) or cutout
                 cutout = spoil_cutout(cutout, fault)
