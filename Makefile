@@ -8,7 +8,7 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) $(if $(PIP
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup quickstart pretrain quick test long lint accelerator carry fuzz clean
+.PHONY: setup quickstart pretrain quick test long lint accelerator carry fuzz chaos clean
 
 setup: .venv/.done
 
@@ -63,6 +63,10 @@ carry:
 # hostile inputs over all commands; `make fuzz CASES="shard picture"` runs those whose names hold a word
 fuzz: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python -m fuzz $(CASES)
+
+# curations killed at random moments, local and on Ray, and compared with an undisturbed one
+chaos: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python -m chaos
 
 clean:
 	rm -rf .venv

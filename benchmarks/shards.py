@@ -44,7 +44,10 @@ def main() -> None:
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as root:
         config = CurationConfig(
-            name="benchmark", root=root, samples=given.samples, shards={"samples_per_shard": 10_000},
+            name="benchmark",
+            root=root,
+            samples=given.samples,
+            shards={"samples_per_shard": 10_000},
             synthesis={"backend": "collage", "shown": "pasted"},
         )
         result = curate(config)

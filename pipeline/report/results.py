@@ -22,7 +22,7 @@ from pipeline.config import CurationConfig
 from pipeline.core.rules import resolve_rules
 from pipeline.curate import CurationResult, curate
 from pipeline.dataset.publish import PictureReader, make_manifest, shard_digests
-from pipeline.jobs import pool_digest, pool_rows
+from pipeline.jobs import pool_digest, pool_rows, read_all
 from pipeline.report.card import dataset_card, pool_facts
 from pipeline.report.data import ReportData, RuleLine, Training
 from pipeline.report.page import write_report
@@ -33,9 +33,10 @@ from pipeline.synthesis.collage import CollageConfig
 
 
 def read_manifest(result: CurationResult) -> pd.DataFrame:
-    """The manifest of a finished run."""
+    """The manifest of a finished run. Columns that a user's own stage need not have are there and empty."""
     with fsspec.open(result.manifest_url, "rb") as file:
-        return pq.read_table(file).to_pandas()
+        manifest = pq.read_table(file).to_pandas()
+    return manifest.assign(**{name: None for name in ("planted_fault", "true_iou") if name not in manifest})
 
 
 def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def funnel(manifest: pd.DataFrame, run: Run) -> dict[str, Any]:
     rejected = manifest[manifest.decision == "rejected"]
     return {
         "planned": len(manifest),
-        "made": int(manifest.planted_fault.notna().sum()),
+        "made": read_all(run, "synthesis")["status"].to_pylist().count("ok"),
         "errors": int(decisions.get("error", 0)),
         "undecided": int(decisions.get("undecided", 0)),
         "rejected": int(decisions.get("rejected", 0)),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
+from fsspec import AbstractFileSystem
 from PIL import Image
 
+from data_schemas.io import storage
 from data_schemas.schema import Column
 from pipeline import Rule, Sample, Stage, StageConfig
+from pipeline.core import parts
 
 
 class Painted(Stage):
@@ -53,11 +59,13 @@ class TroubleConfig(StageConfig):
     crash: list[int] = []
     crash_once: list[int] = []
     hang: list[int] = []
+    nan: list[int] = []
     crash_at_setup: bool = False
+    full_once: bool = False
     work: float = 0.0
     rest: float = 0.0
     batch_size: int = 1
-    how = frozenset({"folder", "batch_size", "work", "rest"})
+    how = frozenset({"folder", "batch_size", "work", "rest", "crash_once", "full_once"})
 
 
 class Trouble(Stage):
@@ -82,6 +90,16 @@ class Trouble(Stage):
         self.note("loads", os.environ.get("CUDA_VISIBLE_DEVICES"))
         if self.config.crash_at_setup:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self.config.full_once:
+            parts.write_stream = self.full  # type: ignore[assignment]
+
+    def full(self, fs: AbstractFileSystem, path: str, write: Callable[[IO[bytes]], object]) -> object:
+        """Writes like the real one, but the first time the disk is full."""
+        try:
+            (Path(self.config.folder) / "full").touch(exist_ok=False)
+        except FileExistsError:
+            return storage.write_stream(fs, path, write)
+        raise OSError(errno.ENOSPC, "No space left on device", path)
 
     def process(self, sample: Sample) -> dict:
         number = int(sample.plan["index"])
@@ -98,7 +116,7 @@ class Trouble(Stage):
         while time.process_time() < until:
             pass
         time.sleep(self.config.rest)
-        return {"trouble": float(number)}
+        return {"trouble": float("nan") if number in self.config.nan else float(number)}
 
 
 class Fails(Stage):
@@ -115,8 +133,9 @@ class Fails(Stage):
 
 
 STUBS = {
+    "references": {"pool": [{"source": "generated", "count": 24}], "size": 64},
     "synthesis": {"use": "troubled.stages:Painted"},
     "matting": {"use": "troubled.stages:Cut"},
     **{section: {"backend": "none"} for section in ("semantics", "identity", "quality")},
 }
-"""The sections of a config whose stages cost nothing."""
+"""The sections of a config whose work costs nothing."""
