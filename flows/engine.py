@@ -102,8 +102,7 @@ def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress, workers: Wo
     if not jobs:
         return []
     config, stage = jobs[0].run.config, jobs[0].stage
-    size = max(1, RANGE // config.part_size)
-    ranges = {jobs[k].part: jobs[k : k + size] for k in range(0, len(jobs), size)}
+    ranges = {own[0].part: own for own in _ranges(jobs)}
     bar = _Bar(stage, len(jobs), progress)
     stopped = threading.Event()
 
@@ -150,6 +149,19 @@ def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress, workers: Wo
         places.shutdown(cancel_futures=True)
         bar.show()
     return [summary for first in ranges for summary in summaries[first]]
+
+
+def _ranges(jobs: Sequence[PartJob]) -> list[list[PartJob]]:
+    """The jobs in order, divided into ranges of about RANGE samples; a part of the pool or a shard counts as 64."""
+    bounds, ranges, held = jobs[0].run.bounds(), list[list[PartJob]](), RANGE
+    for job in jobs:
+        begin, end = bounds.get(job.part, (0, 64))
+        if held >= RANGE:
+            ranges.append([])
+            held = 0
+        ranges[-1].append(job)
+        held += end - begin
+    return ranges
 
 
 def _key(jobs: Sequence[PartJob]) -> str:

@@ -12,7 +12,7 @@ from data_schemas.io.text import one_line
 from data_schemas.schema import Column
 from data_schemas.settings import first_mistake, suggest
 from pipeline.config import STAGE_SECTIONS, CurationConfig, LeftOutConfig, OwnStageConfig
-from pipeline.core.parts import check_name
+from pipeline.core.names import check_name
 from pipeline.core.stage import Stage, StageConfig
 from pipeline.identity.compare import Identity, TimmIdentity
 from pipeline.matting.ben2 import Ben2

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from data_schemas.errors import UserError
 from data_schemas.io import documents
 from data_schemas.settings import Settings, suggest
-from pipeline.core.parts import check_name
+from pipeline.core.names import LARGEST_PART, check_name
 from pipeline.core.stage import StageConfig, any_of
 from pipeline.identity.compare import IdentityConfig, TimmIdentityConfig
 from pipeline.matting.ben2 import Ben2Config
@@ -131,7 +131,12 @@ class CurationConfig(Settings):
     root: str = Field("runs", min_length=1, description="Folder or bucket URL that holds the runs")
     seed: int = Field(0, ge=0, lt=2**31)
     samples: int = Field(96, ge=1, le=10_000_000, description="Samples to plan")
-    part_size: int = Field(16, ge=1, le=10_000, description="Samples in a part, the unit of caching")
+    part_size: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="Samples in a part, the unit of caching; by default 16, and more in large runs",
+    )
     workers: int = Field(2, ge=1, le=256, description="Parts made at the same time")
     engine: Literal["threads", "local", "ray"] = Field(
         "threads", description="Where parts are made: threads of this process, processes of this machine, a Ray cluster"
@@ -181,7 +186,7 @@ class CurationConfig(Settings):
 
     @model_validator(mode="after")
     def _parts_can_be_counted(self) -> Self:
-        if self.samples > MAX_PARTS * self.part_size:
+        if self.samples > MAX_PARTS * (self.part_size or LARGEST_PART):
             raise ValueError(f"{self.samples} samples make more than {MAX_PARTS} parts; raise part_size")
         return self
 

@@ -124,9 +124,9 @@ def _run_stages(
         step(stage.name, {p: made_from(stage.name, stage.reads, p) for p in run.parts()}, pool)
         _stop_if_too_many_failed(run, stage.name, summaries[stage.name])
     step("decide", {p: made_from("decide", scored, p) for p in run.parts()}, pool)
-    everything = join_digests(digests.values())
-    step("shards", publish.shard_inputs(run, digests, pool), everything)
-    dataset_url = publish.publish(run)
+    everything, tables = join_digests(digests.values()), publish.Tables(run)
+    step("shards", publish.shard_inputs(tables, digests, pool), everything)
+    dataset_url = publish.publish(tables)
     return CurationResult(run, summaries, pool, dataset_url, f"{dataset_url}/manifest.parquet")
 
 

@@ -64,10 +64,8 @@ def _make_references(job: PartJob, store: PartStore) -> Part:
 
 
 def _make_plan(job: PartJob, store: PartStore) -> Part:
-    size = job.run.config.part_size
-    k = job.run.parts().index(job.part)
-    rows = _plan_rows(job.run, job.shared)
-    return store.commit(job.part, rows[k * size : (k + 1) * size], None, job.made_from)
+    begin, end = job.run.bounds()[job.part]
+    return store.commit(job.part, _plan_rows(job.run, job.shared)[begin:end], None, job.made_from)
 
 
 @lru_cache(maxsize=2)

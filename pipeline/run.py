@@ -11,7 +11,8 @@ from data_schemas.schema import TableSchema
 from data_schemas.tables import DECIDE, PLAN, REFERENCES, SHARD_INDEX
 from pipeline.backends import build_stages
 from pipeline.config import CurationConfig
-from pipeline.core.parts import PartStore, fingerprint, part_names
+from pipeline.core.names import part_bounds, part_names
+from pipeline.core.parts import PartStore, fingerprint
 from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Stage
 from pipeline.planning import planning
@@ -99,7 +100,12 @@ class Run:
 
     def parts(self) -> list[str]:
         """The names of the plan's parts."""
-        return part_names(-(-self.config.samples // self.config.part_size))
+        return list(self.bounds())
+
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """The plan's parts, each with the numbers of its first sample and of the one behind its last."""
+        bounds = part_bounds(self.config.samples, self.config.part_size)
+        return dict(zip(part_names(len(bounds)), bounds, strict=True))
 
 
 def _pool_fingerprint(config: CurationConfig, sources: Sequence[Source]) -> str:

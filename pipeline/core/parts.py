@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -327,18 +326,3 @@ class _HashingFile:
 
     def tell(self) -> int:
         return self.written
-
-
-def part_names(count: int, prefix: str = "part") -> list[str]:
-    """The names part-00000, part-00001, ..."""
-    return [f"{prefix}-{k:05d}" for k in range(count)]
-
-
-def check_name(name: str) -> str:
-    """Return the name of a run, stage or part if it is safe in a path; otherwise raise ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ValueError(
-            f"{name!r} is not a name: use at most 100 letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
-        )
-    return name

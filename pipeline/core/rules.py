@@ -58,9 +58,10 @@ def decide(
         missing |= np.isnan(scores)
         for row in np.flatnonzero(broken).tolist():
             reasons[row].append(rule.reason)
+    errors = _first_errors(verdicts)
     decided = []
     for row, sample_id in enumerate(first["sample_id"]):
-        failed = _first_error(verdicts, row)
+        failed = errors.get(row)
         review = (reviews or {}).get(sample_id, {})
         person = {"reviewer": None, "review_reason": None}
         if failed is not None:
@@ -79,12 +80,11 @@ def decide(
     return decided
 
 
-def _first_error(verdicts: Mapping[str, pd.DataFrame], row: int) -> dict | None:
+def _first_errors(verdicts: Mapping[str, pd.DataFrame]) -> dict[int, dict]:
+    """Row number -> stage, code and message of the first stage that failed on the sample."""
+    errors: dict[int, dict] = {}
     for stage, frame in verdicts.items():
-        if frame["status"].iat[row] == "error":
-            return {
-                "error_stage": stage,
-                "error_code": frame["error_code"].iat[row],
-                "error_message": frame["error_message"].iat[row],
-            }
-    return None
+        for row in np.flatnonzero(frame["status"].to_numpy() == "error").tolist():
+            code, message = frame["error_code"].iat[row], frame["error_message"].iat[row]
+            errors.setdefault(row, {"error_stage": stage, "error_code": code, "error_message": message})
+    return errors

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
-from pipeline.dataset.publish import PictureReader, dataset_url, make_manifest
+from pipeline.dataset.publish import PictureReader, Tables, dataset_url, make_manifest
 from pipeline.jobs import pool_digest
 from pipeline.remembered import remembered
 from pipeline.run import Run
@@ -27,7 +27,7 @@ class CuratedRun:
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """A row for every planned sample: its plan, every score, the decision and its reasons."""
-        return pq.read_table(io.BytesIO(make_manifest(self.run))).to_pandas()
+        return pq.read_table(io.BytesIO(make_manifest(Tables(self.run)))).to_pandas()
 
     def shards(self, split: str = "train") -> str:
         """Glob of the shards of a split, "train" or "test", for ``tokenar.train_model`` and others."""

@@ -22,7 +22,8 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import chain
 
 import fsspec
 import pyarrow as pa
@@ -38,105 +39,137 @@ from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, read_a
 from pipeline.run import Run
 
 
-def shard_plan(run: Run) -> dict[str, list[dict]]:
-    """Shard name -> plan rows of the samples that it holds: those that were kept and carry no planted fault.
+class Tables:
+    """The tables of a run's stages, each read when it is first asked for, and which samples each shard holds."""
 
-    With ``shards.unfiltered`` the training shards also hold all others but those without pictures.
-    """
-    plan, decisions = read_all(run, "plan").to_pylist(), read_all(run, "decide")["decision"].to_pylist()
-    held = []
-    for row, decision, fault in zip(plan, decisions, _planted_faults(run), strict=True):
-        good = decision == "kept" and fault in (None, "none")
-        if good or (run.config.shards.unfiltered and row["split"] == "train" and decision != "error"):
-            held.append(row)
-    return assign(held, run.config.shards.samples_per_shard)
+    def __init__(self, run: Run):
+        self.run = run
+        self._read: dict[str, pa.Table] = {}
+
+    def __getitem__(self, stage: str) -> pa.Table:
+        """All rows of a stage, in plan order."""
+        if stage not in self._read:
+            self._read[stage] = read_all(self.run, stage)
+        return self._read[stage]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of all samples, in plan order."""
+        return self["plan"]["sample_id"].to_pylist()
+
+    @cached_property
+    def shards(self) -> dict[str, list[int]]:
+        """Shard name -> numbers of the samples that it holds: those that were kept and carry no planted fault.
+
+        With ``shards.unfiltered`` the training shards also hold all others but those without pictures.
+        """
+        settings, splits = self.run.config.shards, self["plan"]["split"].to_pylist()
+        held = []
+        for number, (split, decision, fault) in enumerate(
+            zip(splits, self["decide"]["decision"].to_pylist(), self._planted_faults(), strict=True)
+        ):
+            good = decision == "kept" and fault in (None, "none")
+            if good or (settings.unfiltered and split == "train" and decision != "error"):
+                held.append(number)
+        return assign(held, splits, settings.samples_per_shard)
+
+    def _planted_faults(self) -> list[str | None]:
+        """The planted fault of every sample in plan order. A user's own synthesis may know of none."""
+        table = self["synthesis"]
+        return table["planted_fault"].to_pylist() if "planted_fault" in table.column_names else [None] * len(table)
+
+    def scores(self) -> dict[str, pa.ChunkedArray]:
+        """Every stage's own columns by name, for the manifest and the shards."""
+        stages = self.run.stages()
+        return score_columns({s.name: self[s.name] for s in stages}, {s.name: s.columns for s in stages})
 
 
-def _planted_faults(run: Run) -> list[str | None]:
-    """The planted fault of every sample in plan order. A user's own synthesis may know of none."""
-    table = read_all(run, "synthesis")
-    return table["planted_fault"].to_pylist() if "planted_fault" in table.column_names else [None] * len(table)
-
-
-def shard_inputs(run: Run, digests: Mapping[tuple[str, str], str], pool: str) -> dict[str, str]:
+def shard_inputs(tables: Tables, digests: Mapping[tuple[str, str], str], pool: str) -> dict[str, str]:
     """Shard name -> digest of its input: which samples it holds, and the parts they come from.
 
     The keys of ``digests`` are (stage, part). ``pool`` is the digest of the reference pool.
     """
+    run, ids = tables.run, tables.ids
     # "references" is covered by the pool's digest, "decide" by the ids of the kept samples, and "shards" is the output.
     reads = [stage for stage in run.order() if stage not in ("references", "decide", "shards")]
-    part_of = PictureReader(run, pool).part_of
+    part_of = [part for part, (begin, end) in run.bounds().items() for _ in range(begin, end)]
+    of_part = {part: [digests[stage, part] for stage in reads] for part in run.parts()}
     return {
-        name: join_digests([pool, *(r["sample_id"] for r in rows),
-                            *(digests[stage, part_of[r["sample_id"]]] for r in rows for stage in reads)])
-        for name, rows in shard_plan(run).items()
-    }  # fmt: skip
+        name: join_digests([pool, *(ids[k] for k in numbers), *chain(*(of_part[part_of[k]] for k in numbers))])
+        for name, numbers in tables.shards.items()
+    }
 
 
 @dataclass(frozen=True)
 class _SharedData:
-    """What all shards of a run share, read once in each process. ``scores`` are those of all samples."""
+    """What all shards of a run share, read once in each process. ``scores`` has a row for every sample."""
 
-    shards: dict[str, list[dict]]
-    scores: dict[str, dict]
+    tables: Tables
+    scores: pa.Table
     pictures: PictureReader
 
 
 @lru_cache(maxsize=1)
 def _shared_data(run: Run, shared: str) -> _SharedData:
     """``shared`` is the digest of all parts before the shards. It only distinguishes cache entries."""
-    tables = {s.name: read_all(run, s.name) for s in run.stages()}
-    columns = score_columns(tables, {s.name: s.columns for s in run.stages()})
-    ids = read_all(run, "plan").column("sample_id")
-    scores = {row.pop("sample_id"): row for row in pa.table({"sample_id": ids, **columns}).to_pylist()}
-    return _SharedData(shard_plan(run), scores, PictureReader(run, pool_digest(run)))
+    tables = Tables(run)
+    return _SharedData(
+        tables,
+        pa.table({"sample_id": tables["plan"]["sample_id"], **tables.scores()}),
+        PictureReader(run, pool_digest(run)),
+    )
 
 
 def make_shard(job: PartJob, store: PartStore) -> Part:
     """Write one part. Its tar is the shard, and its Parquet file lists the shard's samples."""
     data = _shared_data(job.run, job.shared)
     split = job.part.rpartition("-")[0]  # the part train-00000 is of the split "train"
-    plan_rows = data.shards[job.part]
-    members = {plan["sample_id"]: _members(data, plan) for plan in plan_rows}
+    numbers = data.tables.shards[job.part]
+    plan_rows = data.tables["plan"].take(numbers).to_pylist()
+    scores = data.scores.take(numbers).to_pylist()
+    members = {plan["sample_id"]: _members(data, plan, own) for plan, own in zip(plan_rows, scores, strict=True)}
     rows = [{"sample_id": p["sample_id"], "shard": f"{job.part}.tar", "split": split} for p in plan_rows]
     return store.commit(job.part, rows, members, job.made_from)
 
 
-def _members(data: _SharedData, plan: dict) -> dict[str, bytes]:
+def _members(data: _SharedData, plan: dict, scores: dict) -> dict[str, bytes]:
     sample_id = plan["sample_id"]
-    scores = {column: score for column, score in data.scores[sample_id].items() if score is not None}
     return shard_members(
         plan,
-        sample_info(plan, scores),
+        sample_info(
+            plan, {column: score for column, score in scores.items() if score is not None and column != "sample_id"}
+        ),
         data.pictures.files("synthesis", sample_id),
         data.pictures.files("matting", sample_id),
         lambda i, name: data.pictures.shown(sample_id, i, name),
     )
 
 
-def make_manifest(run: Run) -> bytes:
+def make_manifest(tables: Tables) -> bytes:
     """The bytes of manifest.parquet, with one row for every planned sample."""
-    tables = {s.name: read_all(run, s.name) for s in run.stages()}
-    scores = score_columns(tables, {s.name: s.columns for s in run.stages()})
-    fields = {c.name: s.schema().arrow().field(c.name) for s in run.stages() for c in s.columns}
-    shard_of = {row["sample_id"]: f"{name}.tar" for name, rows in shard_plan(run).items() for row in rows}
-    return manifest_bytes(read_all(run, "plan"), read_all(run, "decide"), shard_of, scores, fields)
+    fields = {c.name: s.schema().arrow().field(c.name) for s in tables.run.stages() for c in s.columns}
+    shard_of: list[str | None] = [None] * len(tables.ids)
+    for name, numbers in tables.shards.items():
+        for number in numbers:
+            shard_of[number] = f"{name}.tar"
+    return manifest_bytes(tables["plan"], tables["decide"], shard_of, tables.scores(), fields)
 
 
-def shard_digests(run: Run) -> dict[str, str | None]:
+def shard_digests(tables: Tables) -> dict[str, str | None]:
     """File name -> SHA-256 of each shard of the run's dataset."""
-    return {f"{name}.tar": need_part(run, "shards", name).tar_sha256 for name in shard_plan(run)}
+    return {f"{name}.tar": need_part(tables.run, "shards", name).tar_sha256 for name in tables.shards}
 
 
-def publish(run: Run) -> str:
+def publish(tables: Tables) -> str:
     """Make sure the dataset exists and is undamaged, then point ``<run>/dataset`` at it. Earlier datasets are kept.
 
     Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket, which has no link.
     """
+    run = tables.run
     store = run.store("shards")
-    shards = {name: need_part(run, "shards", name) for name in shard_plan(run)}
+    shards = {name: need_part(run, "shards", name) for name in tables.shards}
     digests = {f"{name}.tar": part.tar_sha256 for name, part in shards.items()}
-    data = make_manifest(run)
+    data = make_manifest(tables)
     facts = {
         "config": run.config.model_dump(mode="json", exclude={"root", *HOW}),
         "fingerprints": dict(run.fingerprints),
@@ -157,7 +190,7 @@ def publish(run: Run) -> str:
     write_file(fs, f"{dataset_folder}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
     if not isinstance(fs, LocalFileSystem):
         return fs.unstrip_protocol(dataset_folder)
-    link = dataset_url(run)
+    link = f"{run.config.run_url}/dataset"
     with files.replacing(link) as temporary:
         os.symlink(os.path.relpath(dataset_folder, os.path.dirname(os.path.abspath(link))), temporary)
     return link
@@ -168,7 +201,8 @@ def dataset_url(run: Run) -> str:
     fs = run.store("shards").fs
     if isinstance(fs, LocalFileSystem):
         return f"{run.config.run_url}/dataset"
-    return fs.unstrip_protocol(_dataset_folder(run, make_manifest(run), shard_digests(run)))
+    tables = Tables(run)
+    return fs.unstrip_protocol(_dataset_folder(run, make_manifest(tables), shard_digests(tables)))
 
 
 def _dataset_folder(run: Run, manifest: bytes, digests: Mapping[str, str | None]) -> str:

@@ -13,11 +13,12 @@ from data_schemas.shards import encode_words
 from data_schemas.tables import MANIFEST, SPLITS, STATUS_COLUMNS
 
 
-def assign(plan: Sequence[dict], samples_per_shard: int) -> dict[str, list[dict]]:
-    """Shard name (train-00000) -> its rows of the plan, in plan order and without gaps."""
-    shards: dict[str, list[dict]] = {}
+def assign(held: Sequence[int], splits: Sequence[str], samples_per_shard: int) -> dict[str, list[int]]:
+    """Shard name (train-00000) -> the numbers of its samples, in plan order. ``splits`` has the split of every sample,
+    ``held`` the numbers of those that get into shards."""
+    shards: dict[str, list[int]] = {}
     for split in SPLITS:
-        own = [row for row in plan if row["split"] == split]
+        own = [number for number in held if splits[number] == split]
         for number, start in enumerate(range(0, len(own), samples_per_shard)):
             shards[f"{split}-{number:05d}"] = own[start : start + samples_per_shard]
     return shards
@@ -77,7 +78,7 @@ def score_columns(
 def manifest_bytes(
     plan: pa.Table,
     decisions: pa.Table,
-    shard_of: Mapping[str, str],
+    shard_of: Sequence[str | None],
     scores: Mapping[str, pa.ChunkedArray],
     fields: Mapping[str, pa.Field],
 ) -> bytes:
@@ -85,8 +86,7 @@ def manifest_bytes(
     table = plan
     for name in decisions.column_names[1:]:
         table = table.append_column(decisions.schema.field(name), decisions.column(name))
-    shards = pa.array([shard_of.get(i) for i in plan.column("sample_id").to_pylist()], pa.string())
-    table = table.append_column(MANIFEST.arrow().field("shard"), shards)
+    table = table.append_column(MANIFEST.arrow().field("shard"), pa.array(shard_of, pa.string()))
     for name, values in scores.items():
         table = table.append_column(fields[name], values)
     table = table.replace_schema_metadata(MANIFEST.arrow().metadata)

@@ -183,7 +183,7 @@ def floor_rows(
     pool = pool_digest(run)
     row_of = {row["sample_id"]: k for k, row in enumerate(plan)}
     rows: list[dict] = []
-    chosen = spread_evenly(parts, math.ceil(count / run.config.part_size))
+    chosen = spread_evenly(parts, math.ceil(count * len(parts) / run.config.samples))
     for k, part in enumerate(chosen):
         inputs = stage_inputs(PartJob(run, stage.name, part, "", pool), stage.reads)
         samples = [s for s in inputs.samples()[0] if s.sample_id in usable]

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pandas as pd
@@ -21,7 +21,7 @@ from data_schemas.io.text import one_line
 from pipeline.config import CurationConfig
 from pipeline.core.rules import resolve_rules
 from pipeline.curate import CurationResult, curate
-from pipeline.dataset.publish import PictureReader, make_manifest, shard_digests
+from pipeline.dataset.publish import PictureReader, Tables, make_manifest, shard_digests
 from pipeline.jobs import pool_digest, pool_rows, read_all
 from pipeline.report.card import dataset_card, pool_facts
 from pipeline.report.data import ReportData, RuleLine, Training
@@ -33,9 +33,14 @@ from pipeline.synthesis.collage import CollageConfig
 
 
 def read_manifest(result: CurationResult) -> pd.DataFrame:
-    """The manifest of a finished run. Columns that a user's own stage need not have are there and empty."""
+    """The manifest of a finished run."""
     with fsspec.open(result.manifest_url, "rb") as file:
-        manifest = pq.read_table(file).to_pandas()
+        return _as_frame(file)
+
+
+def _as_frame(file: IO[bytes]) -> pd.DataFrame:
+    """A manifest. Columns that a user's own stage need not have are there and empty."""
+    manifest = pq.read_table(file).to_pandas()
     return manifest.assign(**{name: None for name in ("planted_fault", "true_iou") if name not in manifest})
 
 
@@ -148,7 +153,7 @@ def report_run(config: CurationConfig) -> str:
     metrics = read_facts(fs, f"{root}/metrics.json")
     if metrics is None:
         raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first")
-    return _write_report(run, pq.read_table(io.BytesIO(make_manifest(run))).to_pandas(), metrics)
+    return _write_report(run, _as_frame(io.BytesIO(make_manifest(Tables(run)))), metrics)
 
 
 def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
@@ -187,7 +192,7 @@ def read_training(folder: str, run: Run | None = None) -> Training | None:
 
 def _differ(run: Run, trained_on: set[str]) -> bool:
     """Whether the training shards of the run's dataset, if it has any, are others than those with these digests."""
-    shards = {digest for name, digest in shard_digests(run).items() if name.startswith("train-")}
+    shards = {digest for name, digest in shard_digests(Tables(run)).items() if name.startswith("train-")}
     return bool(shards) and shards != trained_on
 
 

@@ -140,8 +140,9 @@ def test_a_threshold_reads_no_tar_for_scores_and_only_kept_pictures_for_shards(c
 
 
 def test_shard_names_are_without_gaps():
-    plan = [{"sample_id": str(k), "split": "train" if k % 3 else "test"} for k in range(1, 12, 2)]
-    assert list(assign(plan, 2)) == ["train-00000", "train-00001", "test-00000"]
+    splits = ["train" if number % 3 else "test" for number in range(12)]
+    held = [1, 3, 5, 7, 9, 11]
+    assert assign(held, splits, 2) == {"train-00000": [1, 5], "train-00001": [7, 11], "test-00000": [3, 9]}
 
 
 def test_the_report_tells_a_model_of_an_earlier_dataset(copied):

@@ -49,6 +49,22 @@ class Cut(Stage):
         return {}
 
 
+class Nothing(Stage):
+    """No picture at all."""
+
+    name = "synthesis"
+    reads = ("plan",)
+    columns = ()
+
+    def process(self, sample: Sample) -> dict:
+        return {}
+
+
+class NothingCut(Nothing):
+    name = "matting"
+    reads = ("plan", "synthesis")
+
+
 class TroubleConfig(StageConfig):
     """Samples by their number in the plan. The stage leaves traces in ``folder``, and reads there what it did before.
 
