@@ -9,7 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
+import pyarrow as pa
+
+from data_schemas.tables import PLAN
 from pipeline.core import review
 from pipeline.core.inputs import Inputs
 from pipeline.core.parts import Part, PartStore
@@ -38,6 +42,8 @@ class PartSummary:
     seconds: float
 
 
+PLANNED_AT_ONCE = 1024
+"""Rows of the plan that become a table together: as dictionaries they take ten times the memory."""
 Working = Callable[[Sequence[str]], None]
 """Is called with the ids of the samples that a stage is given next, and with none after the last."""
 
@@ -65,13 +71,16 @@ def _make_references(job: PartJob, store: PartStore) -> Part:
 
 def _make_plan(job: PartJob, store: PartStore) -> Part:
     begin, end = job.run.bounds()[job.part]
-    return store.commit(job.part, _plan_rows(job.run, job.shared)[begin:end], None, job.made_from)
+    rows = _plan_table(job.run, job.shared).slice(begin, end - begin).to_pylist()
+    return store.commit(job.part, rows, None, job.made_from)
 
 
-@lru_cache(maxsize=2)
-def _plan_rows(run: Run, pool: str) -> list[dict]:
+@lru_cache(maxsize=1)
+def _plan_table(run: Run, pool: str) -> pa.Table:
     """The whole plan. It is made once in each process, because pairs and splits depend on all references."""
-    return planning.make_plan(pool_rows(run), run.config.planning, run.config.samples, run.config.seed)
+    rows = planning.planned(pool_rows(run), run.config.planning, run.config.samples, run.config.seed)
+    some = iter(lambda: list(islice(rows, PLANNED_AT_ONCE)), [])
+    return pa.concat_tables([PLAN.table(own) for own in some])
 
 
 def _make_scores(job: PartJob, store: PartStore, existing: Part | None, working: Working) -> Part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 
 import numpy as np
@@ -48,6 +48,11 @@ def chosen_relations(config: PlanningConfig) -> list[str]:
 
 
 def make_plan(references: Sequence[dict], config: PlanningConfig, samples: int, seed: int) -> list[dict]:
+    """The rows of ``planned``."""
+    return list(planned(references, config, samples, seed))
+
+
+def planned(references: Sequence[dict], config: PlanningConfig, samples: int, seed: int) -> Iterator[dict]:
     """``samples`` rows of the plan table. The order of ``references`` does not matter; unusable ones are skipped.
 
     A sample pairs subjects of different categories, in a relation that makes sense between them if a chosen one does.
@@ -72,15 +77,16 @@ def make_plan(references: Sequence[dict], config: PlanningConfig, samples: int, 
         "train": _Drawer({s: c for s, c in categories.items() if s not in held_out}, relations),
         "test": _Drawer({s: c for s, c in categories.items() if s in held_out}, relations),
     }
-    plan = []
+    split_of: dict[str, str] = {}
     for index in range(samples):
         split = "test" if index in test_rows else "train"
         row_rng = np.random.default_rng([seed, index])
         pair, relation = drawers[split].draw(row_rng)
         chosen = [subjects[s][int(row_rng.integers(len(subjects[s])))] for s in pair]
-        plan.append(_plan_row(index, split, chosen, relation, config, row_rng))
-    check_split(plan)
-    return plan
+        for subject in pair:
+            if split_of.setdefault(subject, split) != split:
+                raise RuntimeError(f"subject {subject!r} is in train and in test")  # that would be a bug of ours
+        yield _plan_row(index, split, chosen, relation, config, row_rng)
 
 
 def split_subjects(categories: dict[str, str], share: float, rng: np.random.Generator) -> set[str]:
@@ -131,15 +137,6 @@ def split_subjects(categories: dict[str, str], share: float, rng: np.random.Gene
         hold(waiting[category].popleft()[1])
         used[category] += 1
     return held_out
-
-
-def check_split(plan: Sequence[dict]) -> None:
-    """Raise RuntimeError if a subject is in both splits; that would be a bug of ours."""
-    split_of: dict[str, str] = {}
-    for row in plan:
-        for subject in (row["subject_0_id"], row["subject_1_id"]):
-            if split_of.setdefault(subject, row["split"]) != row["split"]:
-                raise RuntimeError(f"subject {subject!r} is in train and in test")
 
 
 class _Drawer:

@@ -14,7 +14,7 @@ from data_schemas.schema import validate
 from data_schemas.tables import PLAN
 from pipeline.config import CurationConfig
 from pipeline.planning import planning, relations
-from pipeline.planning.planning import PlanningConfig, check_split, make_plan
+from pipeline.planning.planning import PlanningConfig, _Drawer, make_plan
 from pipeline.planning.relations import boxes_fit, draw_boxes, height_of, is_animate, relation_data
 from pipeline.planning.wording import sentence
 
@@ -284,9 +284,8 @@ def test_mistakes_are_named():
             PlanningConfig(**wrong)
 
 
-def test_a_leak_stops_the_run():
-    rows = make_plan(FOUR_EACH, PlanningConfig(), 20, 0)
-    leaked = next(r for r in rows if r["split"] == "test")["subject_0_id"]
-    next(r for r in rows if r["split"] == "train")["subject_1_id"] = leaked
+def test_a_leak_stops_the_run(monkeypatch):
+    same = ([FOUR_EACH[0]["subject_id"], FOUR_EACH[-1]["subject_id"]], "stand_beside")
+    monkeypatch.setattr(_Drawer, "draw", lambda self, rng: same)
     with pytest.raises(RuntimeError, match="in train and in test"):
-        check_split(rows)
+        make_plan(FOUR_EACH, PlanningConfig(), 20, 0)
