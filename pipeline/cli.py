@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -145,6 +146,22 @@ def calibrate_command(
     from pipeline.report.calibration_page import calibrate
 
     _show(calibrate(settings, stage, floor_samples))
+
+
+@app.command("estimate")
+def estimate_command(
+    run: Annotated[str, typer.Argument(help="A finished run of the same settings, such as runs/paper-96")],
+    samples: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="Samples of the larger run")],
+    gpus: Annotated[int, typer.Option(min=1, max=100_000, help="GPUs, or without them worker processes")] = 1,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of one of them")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in the place of the table")] = False,
+) -> None:
+    """What a larger run will take: hours, storage, yield and cost, from the times of a smaller one."""
+    from pipeline.dataset.curated import open_run
+    from pipeline.estimate import estimate, table
+
+    found = estimate(open_run(run).run, samples, gpus, price)
+    typer.echo(json.dumps(found) if as_json else table(found))
 
 
 @models_app.command("check")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ Working = Callable[[Sequence[str]], None]
 
 def make_part(job: PartJob, working: Working = lambda ids: None) -> PartSummary:
     """Return the summary of a part, after making it unless it is already complete."""
+    began = time.perf_counter()
     store = job.run.store(job.stage)
     existing = store.read(job.part, job.made_from)
     if existing is not None and job.may_keep(existing):
@@ -59,7 +61,7 @@ def make_part(job: PartJob, working: Working = lambda ids: None) -> PartSummary:
     }  # fmt: skip
     if job.stage in makers:
         return _summary(job, makers[job.stage](job, store), cached=False)
-    return _summary(job, _make_scores(job, store, existing, working), cached=False)
+    return _summary(job, _make_scores(job, store, existing, working, began), cached=False)
 
 
 def _make_references(job: PartJob, store: PartStore) -> Part:
@@ -83,7 +85,7 @@ def _plan_table(run: Run, pool: str) -> pa.Table:
     return pa.concat_tables([PLAN.table(own) for own in some])
 
 
-def _make_scores(job: PartJob, store: PartStore, existing: Part | None, working: Working) -> Part:
+def _make_scores(job: PartJob, store: PartStore, existing: Part | None, working: Working, began: float) -> Part:
     stage = job.run.stage(job.stage)
     inputs = stage_inputs(job, stage.reads)
     samples, failed = inputs.samples()
@@ -98,7 +100,11 @@ def _make_scores(job: PartJob, store: PartStore, existing: Part | None, working:
     row_of = {row["sample_id"]: row for row in rows} | kept_rows
     order = [s.sample_id for s in samples]
     members = {i: f for i in order if (f := saved.get(i) or kept_files.get(i))} if stage.saves_pictures else None
-    timing = {"samples": seconds, "latency": {s.sample_id: s.latency for s in todo if s.latency is not None}}
+    timing = {
+        "samples": seconds,
+        "latency": {s.sample_id: s.latency for s in todo if s.latency is not None},
+        "all": round(time.perf_counter() - began, 4),  # reading, and loading the model, as well
+    }
     return store.commit(job.part, [row_of[i] for i in order], members, job.made_from, timing)
 
 
