@@ -87,9 +87,12 @@ def main() -> None:
         cached = measured(settings(large, many))
         threshold = measured(settings(large, many, decide={"thresholds": {"troubled": 2e9}}))
         under_prefect = measured(settings(f"{root}/prefect", few), prefect=True)
+        worked = max(8, min(240, many // 100))
         work = {"use": "troubled.stages:Trouble", "config": {"work": 0.2}}
         one, two = (
-            measured(settings(f"{root}/{n}", 240, engine="local", devices=[], workers=n, part_size=4, filters=[work]))
+            measured(
+                settings(f"{root}/{n}", worked, engine="local", devices=[], workers=n, part_size=4, filters=[work])
+            )
             for n in (1, 2)
         )
     line = {

@@ -148,6 +148,19 @@ def calibrate_command(
     _show(calibrate(settings, stage, floor_samples))
 
 
+@app.command("status")
+def status_command(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart; it may be at work")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in the place of the table")] = False,
+) -> None:
+    """How far a run is: parts, errors and hours of each stage, and how long the one at work will take."""
+    from pipeline.dataset.curated import open_run
+    from pipeline.report.status import status, told
+
+    found = status(open_run(run).run)
+    typer.echo(json.dumps(found) if as_json else told(found))
+
+
 @app.command("estimate")
 def estimate_command(
     run: Annotated[str, typer.Argument(help="A finished run of the same settings, such as runs/paper-96")],

@@ -39,6 +39,8 @@ NOT_HERE = {
     "--profile pretrain": "makes subjects for a minute; tests/flows/test_pretrain.py makes a few",
     "--name unfiltered": "takes ten minutes; tests/pipeline/test_curate.py has unfiltered shards",
     "--sweep": "takes most of an hour; tests/tokenar/sweeps runs small ones",
+    "make chaos": "takes half an hour; tests/pipeline/engines/test_chaos.py is a short one",
+    "benchmarks/engine.py": "takes minutes; tests/benchmarks runs a small one",
     "benchmarks/ceilings.py": "fits three codebooks for minutes; tests/benchmarks has figures that are known",
 }
 ENDS_WITH = {"instructar models check": 1}

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from paths import ROOT, SUPPORT
 from troubled.runs import PLANNED, config, contents, outcome
 
 from data_schemas.errors import RunFailed, UserError
@@ -116,3 +119,24 @@ def test_a_run_in_which_too_much_fails_stops_before_later_stages(planned):
     with pytest.raises(RunFailed, match=r"stage fails: 8 of 12 samples failed, .*max_error_share is 0.5; mend"):
         curate(settings)
     curate(settings.model_copy(update={"max_error_share": 0.8}))
+
+
+@pytest.mark.slow
+def test_ctrl_c_finishes_what_is_at_work_and_the_same_command_goes_on(tmp_path):
+    settings = config(tmp_path, "local", trouble={"rest": 1.0, "folder": str(tmp_path)}, part_size=1)
+    file = tmp_path / "settings.json"
+    file.write_text(settings.model_dump_json())
+    command = [sys.executable, "-m", "pipeline.cli", "curate", "--config", str(file)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{SUPPORT}"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "made").exists():
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process gets it
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopping after the parts at work" in told
+    assert "Traceback" not in told
+    begun = (tmp_path / "made").read_text().splitlines()
+    assert len(begun) < PLANNED
+    assert set(outcome(curate(settings)).values()) == {("ok", None)}
+    assert len((tmp_path / "made").read_text().splitlines()) == PLANNED, "no part is made twice"

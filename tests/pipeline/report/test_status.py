@@ -1,0 +1,54 @@
+"""How far a run is, before, while and after it is made."""
+
+import json
+import threading
+import time
+
+import pytest
+from commands import run_here
+from troubled.runs import PLANNED, config
+
+from data_schemas.errors import UserError
+from pipeline import cli
+from pipeline.curate import curate
+from pipeline.report.results import curate_dataset
+
+
+def ask(root, *options):
+    return run_here(cli.main, "instructar", "status", root / "stubs", *options)
+
+
+def test_a_whole_run_tells_its_parts_errors_and_hours(tmp_path):
+    curate_dataset(config(tmp_path, filters=[{"use": "troubled.stages:Fails"}], max_error_share=0.8))
+    found = json.loads(ask(tmp_path, "--json").stdout)
+    assert found["stages"]["fails"] | {"hours": 0} == {
+        "parts": 3, "done": 3, "samples": PLANNED, "errors": {"ValueError": 8}, "hours": 0,
+    }  # fmt: skip
+    assert (found["working"], found["kept"]) == (None, 4)
+    told = ask(tmp_path).stdout
+    assert "ValueError 8" in told
+    assert "whole; kept 4" in told
+
+
+@pytest.mark.slow
+def test_a_run_at_work_tells_how_long_it_will_take(tmp_path):
+    settings = config(tmp_path, trouble={"rest": 0.5}, part_size=1)
+    making = threading.Thread(target=curate, args=[settings])
+    making.start()
+    found, until = None, time.monotonic() + 30
+    while time.monotonic() < until and not (found and found["working"] and found["working"]["samples_per_second"]):
+        time.sleep(0.2)
+        answer = ask(tmp_path, "--json")
+        if answer.returncode == 0 and making.is_alive():
+            found = json.loads(answer.stdout)
+    making.join()
+    assert found["working"]["stage"] == "trouble"
+    assert 1 < found["working"]["samples_per_second"] < 8, "two workers, half a second a sample"
+    assert 0 < found["working"]["seconds_left"] < 12
+    assert found["stages"]["trouble"]["done"] < found["stages"]["trouble"]["parts"] == PLANNED
+
+
+def test_a_run_that_stopped_says_where(tmp_path):
+    with pytest.raises(UserError):
+        curate(config(tmp_path, filters=[{"use": "troubled.stages:Fails"}]))
+    assert "decide is not whole" in ask(tmp_path).stdout
