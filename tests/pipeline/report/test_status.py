@@ -32,20 +32,17 @@ def test_a_whole_run_tells_its_parts_errors_and_hours(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_at_work_tells_how_long_it_will_take(tmp_path):
-    settings = config(tmp_path, trouble={"rest": 0.5}, part_size=1)
+    settings = config(tmp_path, trouble={"rest": 0.5}, part_size=1, samples=40)
     making = threading.Thread(target=curate, args=[settings])
     making.start()
     found, until = None, time.monotonic() + 30
-    while time.monotonic() < until and not (found and found["working"] and found["working"]["samples_per_second"]):
-        time.sleep(0.2)
+    while time.monotonic() < until and not (found and found["stage"] == "trouble" and found["samples_per_second"]):
         answer = ask(tmp_path, "--json")
-        if answer.returncode == 0 and making.is_alive():
-            found = json.loads(answer.stdout)
+        found = json.loads(answer.stdout)["working"] if answer.returncode == 0 else None
     making.join()
-    assert found["working"]["stage"] == "trouble"
-    assert 1 < found["working"]["samples_per_second"] < 8, "two workers, half a second a sample"
-    assert 0 < found["working"]["seconds_left"] < 12
-    assert found["stages"]["trouble"]["done"] < found["stages"]["trouble"]["parts"] == PLANNED
+    assert found["stage"] == "trouble"
+    assert 1 < found["samples_per_second"] < 8, "two workers, half a second a sample"
+    assert 0 < found["seconds_left"] < 40
 
 
 def test_a_run_that_stopped_says_where(tmp_path):

@@ -140,6 +140,7 @@ def test_no_byte_of_a_run_tells_the_key(tmp_path, monkeypatch):
         servers.append(server)
         judge = {"backend": "openai", "base_url": server.url, "api_key_env": "JUDGE_KEY", "retries": 0, "attempts": 2}
         small = {"synthesis": {"backend": "collage", "size": 64}, "references": {"size": 64}, "samples": 14}
+        small["max_error_share"] = 1
         result = curate(small_config(tmp_path, semantics=judge, **small))
         write_results(result)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
