@@ -46,6 +46,8 @@ NOT_HERE = {
 ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
+READING = "models|status|estimate"
+"""Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
 """The settings of the small run, where the command would make the profile's 96 samples or more."""
 
@@ -102,7 +104,7 @@ def place(tmp_path_factory):
     (folder / "bin").mkdir()
     for program in PROGRAMS:  # the real programs, told last to do little
         less = {"tokenar-train": "--steps 2", "instructar": FEWER}.get(program, "")
-        text = f'#!/bin/sh\n[ "$1" = models ] || less="{less}"\nexec {here / program} "$@" $less\n'
+        text = f'#!/bin/sh\ncase "$1" in {READING}) ;; *) less="{less}" ;; esac\nexec {here / program} "$@" $less\n'
         (folder / "bin" / program).write_text(text)
         (folder / "bin" / program).chmod(0o755)
     env = os.environ | {
