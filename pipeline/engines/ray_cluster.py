@@ -52,10 +52,10 @@ class Cluster:
         try:
             if found := re.fullmatch(r"([^/]+):(\d+)", config.ray_address or ""):
                 socket.create_connection((found[1], int(found[2])), timeout=5).close()  # Ray tries for minutes
+            here: dict[str, Any] = {} if config.ray_address else {"_node_ip_address": "127.0.0.1"}
             ray.init(
-                address=config.ray_address, runtime_env=shipped if config.ray_address else None, log_to_driver=True,
-                include_dashboard=False, logging_level=logging.ERROR,
-            )  # fmt: skip
+                config.ray_address, runtime_env=shipped, include_dashboard=False, logging_level=logging.ERROR, **here
+            )
         except (OSError, RayError, RuntimeError, ValueError) as error:
             where = config.ray_address or "a cluster of this machine"
             reason = str(error).strip().splitlines()[0][:200]
