@@ -175,19 +175,23 @@ class _Bar:
     """The progress of a stage, in the terminal and as an artifact of the flow run."""
 
     def __init__(self, stage: str, total: int, progress: StageProgress):
-        self.total, self.progress, self.done, self.shown = total, progress, 0, time.monotonic()
+        self.total, self.progress, self.shown = total, progress, time.monotonic()
+        self.done: set[str] = set()
         self.lock = threading.Lock()
         self.artifact: Any = create_progress_artifact(0.0, key=f"{stage}-progress", description=f"stage {stage}")
 
     def made(self, summary: PartSummary) -> None:
-        """Count a part. The artifact is updated every few seconds, as each time asks the server."""
+        """Count a part, once, also where its range is retried. The artifact is updated every few seconds, as each time
+        asks the server."""
         with self.lock:
+            if summary.part in self.done:
+                return
             self.progress.advance(summary)
-            self.done += 1
+            self.done.add(summary.part)
             if time.monotonic() - self.shown < SHOWN_EVERY:
                 return
             self.shown = time.monotonic()
         self.show()
 
     def show(self) -> None:
-        update_progress_artifact(self.artifact, 100.0 * self.done / self.total)
+        update_progress_artifact(self.artifact, 100.0 * len(self.done) / self.total)

@@ -45,6 +45,14 @@ class PartSummary:
 
 PLANNED_AT_ONCE = 1024
 """Rows of the plan that become a table together: as dictionaries they take ten times the memory."""
+
+
+def kept(job: PartJob) -> PartSummary | None:
+    """The summary of a part that is complete and may be kept; None if it has to be made."""
+    part = job.run.store(job.stage).read(job.part, job.made_from)
+    return _summary(job, part, cached=True) if part is not None and job.may_keep(part) else None
+
+
 Working = Callable[[Sequence[str]], None]
 """Is called with the ids of the samples that a stage is given next, and with none after the last."""
 

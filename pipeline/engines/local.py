@@ -15,7 +15,7 @@ from glob import glob
 from data_schemas.errors import UserError
 from pipeline.engines.process import Died, WorkerProcess
 from pipeline.jobs import PartJob
-from pipeline.making import PartSummary, make_part
+from pipeline.making import PartSummary, kept, make_part
 
 DEATHS = 2
 """How often a process may die over a part while no sample is at work, as when a model is loaded. Then the run stops."""
@@ -54,7 +54,7 @@ class Processes:
             self._places.put(self.processes[place % len(self.processes)])
 
     def make(self, job: PartJob) -> PartSummary:
-        return protected(self._make, job)
+        return kept(job) or protected(self._make, job)  # what is there needs no process
 
     def _make(self, job: PartJob) -> PartSummary:
         place = self._places.get()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from paths import ROOT, SUPPORT
@@ -16,6 +17,7 @@ from troubled.runs import PLANNED, config, contents, outcome
 from data_schemas.errors import RunFailed, UserError
 from pipeline.curate import curate
 from pipeline.engines.local import Processes
+from pipeline.engines.process import WorkerProcess
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,8 @@ def test_processes_make_the_bytes_that_threads_make(planned, tmp_path):
     result = curate(config(tmp_path, "local"))
     assert result.summaries["synthesis"], "something was made"
     assert contents(tmp_path) == contents(planned)
+    with mock.patch.object(WorkerProcess, "_start", side_effect=AssertionError("what is there needs no process")):
+        curate(config(tmp_path, "local"))
 
 
 @pytest.mark.slow
