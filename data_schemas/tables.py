@@ -34,7 +34,7 @@ STATUS_COLUMNS = (
 
 REFERENCES = TableSchema(
     "references",
-    3,
+    4,
     (
         Column("reference_id", _text, "Content-derived name of the reference picture.", "id"),
         *STATUS_COLUMNS,
@@ -51,13 +51,18 @@ REFERENCES = TableSchema(
         Column("pixels_sha256", _text, "Digest of the decoded picture and its mask; null if it cannot be used.",
                "hex digits", nullable=True),
         Column("mirror", pa.bool_(), "Whether a target may show it mirrored; not for letters and signs.", "yes or no"),
+        Column("phash", _text, "Perceptual hash of the cut-out on white.", "hex digits", nullable=True),
+        Column("colours", pa.binary(), "Its mean colours in 8 x 8 cells, to find near-copies.", "RGB bytes",
+               nullable=True),
+        Column("features", pa.binary(), "Its EfficientNet features, to find near-copies.", "1280 float16",
+               nullable=True),
     ),
     key="reference_id",
 )  # fmt: skip
 
 PLAN = TableSchema(
     "plan",
-    2,
+    3,
     (
         SAMPLE_ID,
         Column("index", _int, "Position in the plan.", "count from 0", low=0),
@@ -71,6 +76,9 @@ PLAN = TableSchema(
         Column("reference_1_category", _text, "Class of the second subject.", "text"),
         Column("subject_0_id", _text, "The first subject.", "id"),
         Column("subject_1_id", _text, "The second subject.", "id"),
+        Column("draw", _int, "How many samples before have the same references and relation.", "count", low=0),
+        Column("other_reference_id", _text, "Some other subject of the split, for planted faults; null: there is none.",
+               "id", nullable=True),
         Column("relation", _text, "What the first subject does with the second.", "code"),
         Column("layout", _text, "Layout class of the relation: where the boxes are.", "code"),
         Column("box_0", _box, "Where the first subject goes: left, top, right, bottom.", "fraction"),
@@ -248,7 +256,7 @@ SHARD_INDEX = TableSchema(
 
 MANIFEST = TableSchema(
     "manifest",
-    3,
+    4,
     (
         *PLAN.columns,
         *DECIDE.columns[1:],

@@ -27,9 +27,9 @@ from pipeline.core.review import Reviews
 from pipeline.dataset import publish
 from pipeline.engines.workers import Workers, make_parts, workers_of
 from pipeline.jobs import PartJob, need_part, pool_digest, pool_rows
-from pipeline.making import PartSummary
+from pipeline.making import PartSummary, plan_inputs
 from pipeline.references import cutouts, pools
-from pipeline.run import Run
+from pipeline.run import Run, list_pool
 
 Engine = Callable[[Sequence[PartJob], StageProgress, Workers], list[PartSummary]]
 """Has workers make the parts of one stage; the summaries are in the order of the jobs."""
@@ -109,15 +109,20 @@ def _run_stages(
             summaries[stage] = make(jobs, progress)
         digests.update({(stage, s.part): s.digest for s in summaries[stage]})
 
-    step("references", dict.fromkeys(run.pool_parts(), dict(run.fingerprints)["references"]), "")
+    sources = list_pool(run.config)
+    run.set_pool_parts(list(sources))
+    step("references", {part: cutouts.sources_digest(own) for part, own in sources.items()}, "")
     cutouts.check_pool(pool_rows(run))
     pool = pool_digest(run)
-    step("plan", dict.fromkeys(run.parts(), pool), pool)
+    if "plan" in forced:  # otherwise its rows would be taken for those of an earlier plan, which stay
+        run.store("plan").clear()
+    step("plan", *plan_inputs(run, pool))
     scored = [s.name for s in run.stages()]
     ids = {p: need_part(run, "plan", p).table.column("sample_id").to_pylist() for p in run.parts()}
 
     def made_from(stage: str, reads: Sequence[str], part: str) -> str:
-        read = [pool if name == "references" else digests[name, part] for name in reads]
+        # the plan names its references by their content, so it stands for them
+        read = [digests[name, part] for name in reads if name != "references"]
         return join_digests([*read, *reviews.digest(stage, ids[part])])
 
     for stage in run.stages():
@@ -125,7 +130,7 @@ def _run_stages(
         _stop_if_too_many_failed(run, stage.name, summaries[stage.name])
     step("decide", {p: made_from("decide", scored, p) for p in run.parts()}, pool)
     everything, tables = join_digests(digests.values()), publish.Tables(run)
-    step("shards", publish.shard_inputs(tables, digests, pool), everything)
+    step("shards", publish.shard_inputs(tables, digests), everything)
     dataset_url = publish.publish(tables)
     return CurationResult(run, summaries, pool, dataset_url, f"{dataset_url}/manifest.parquet")
 

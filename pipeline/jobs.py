@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from data_schemas.errors import UserError
 from pipeline.core.parts import Part, PartPictures, join_digests
-from pipeline.references import cutouts
+from pipeline.references import copies
 from pipeline.run import Run
 
 
@@ -64,7 +64,7 @@ def read_all(run: Run, stage: str) -> pa.Table:
 def pool_rows(run: Run) -> list[dict]:
     """The rows of all reference pictures in the pool's order, with duplicates across parts marked as errors."""
     rows = [row for part in run.pool_parts() for row in need_part(run, "references", part).rows()]
-    return cutouts.mark_duplicates(rows)
+    return copies.mark_duplicates(rows)
 
 
 def pool_digest(run: Run) -> str:
@@ -84,9 +84,3 @@ def cutout_reader(run: Run, pool: str) -> Callable[[str, str], bytes]:
         pictures = store.pictures(part, need_part(run, "references", part))
         pictures_of |= dict.fromkeys(pictures.entries, pictures)
     return lambda reference_id, name: pictures_of[reference_id].read(reference_id, name)
-
-
-@lru_cache(maxsize=2)
-def usable_references(run: Run, pool: str) -> tuple[dict, ...]:
-    """The rows of the references that a sample can show, in the pool's order. ``pool`` is the digest of the pool."""
-    return tuple(row for row in pool_rows(run) if row["status"] == "ok")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from data_schemas.errors import UserError
+from data_schemas.io.storage import read_facts, write_file
 from data_schemas.schema import TableSchema
 from data_schemas.tables import DECIDE, PLAN, REFERENCES, SHARD_INDEX
 from pipeline.backends import build_stages
@@ -19,38 +20,38 @@ from pipeline.planning import planning
 from pipeline.references import cutouts
 from pipeline.references.sources import Source
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 DECIDE_VERSION = 2
 SHARDS_VERSION = 2
-POOL_PART = 64
-"""Reference pictures in a part of the pool: about two seconds of work and a few megabytes."""
+POOL_FILE = "pool.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A config together with the fingerprint of every stage and the number of reference pictures."""
+    """A config together with the fingerprint of every stage."""
 
     config: CurationConfig
     fingerprints: tuple[tuple[str, str], ...]
-    pictures: int
 
     def __hash__(self) -> int:  # the config holds lists, so it has no hash of its own
         return hash((self.config.run_url, self.fingerprints))
 
     @classmethod
     def of(cls, config: CurationConfig) -> Run:
-        """The run of a config.
+        """The run of a config. Computes all fingerprints, which reads no picture and loads no model.
 
-        Computes all fingerprints, which reads every reference picture's bytes but loads no model.
+        Neither the pool nor the number of samples is part of them, so that both can grow: parts tell by their input
+        what they were made from.
         """
         planning.chosen_relations(config.planning)  # an unknown relation raises UserError before any work
-        sources = cutouts.list_pool(config.references)
-        known = {"references": _pool_fingerprint(config, sources)}
+        known = {
+            "references": fingerprint(stage="references", version=cutouts.VERSION, size=config.references.size),
+        }
         known["plan"] = fingerprint(
             stage="plan",
             version=PLAN_VERSION,
             config=config.planning.model_dump(mode="json"),
-            shape=[config.samples, config.seed, config.part_size],
+            shape=[config.seed, config.part_size],
             inputs=known["references"],
         )
         stages = build_stages(config)
@@ -69,10 +70,7 @@ class Run:
             config=config.shards.model_dump(mode="json"),
             inputs=known["decide"],
         )
-        run = cls(config, tuple(known.items()), len(sources))
-        _listed.clear()
-        _listed[run] = sources
-        return run
+        return cls(config, tuple(known.items()))
 
     def store(self, stage: str) -> PartStore:
         """The part store of a stage."""
@@ -95,8 +93,15 @@ class Run:
         return ["references", "plan", *(s.name for s in self.stages()), "decide", "shards"]
 
     def pool_parts(self) -> list[str]:
-        """The names of the reference pool's parts."""
-        return part_names(-(-self.pictures // POOL_PART), "pool")
+        """The names of the reference pool's parts, as of the last curation; empty before the first."""
+        store = self.store("references")
+        return (read_facts(store.fs, f"{store.root}/{POOL_FILE}") or {}).get("parts", [])
+
+    def set_pool_parts(self, parts: Sequence[str]) -> None:
+        """Say which of the parts in the store are the pool's; others are left from pools of before."""
+        store = self.store("references")
+        if list(parts) != self.pool_parts():
+            write_file(store.fs, f"{store.root}/{POOL_FILE}", json.dumps({"parts": list(parts)}).encode())
 
     def parts(self) -> list[str]:
         """The names of the plan's parts."""
@@ -108,29 +113,22 @@ class Run:
         return dict(zip(part_names(len(bounds)), bounds, strict=True))
 
 
-def _pool_fingerprint(config: CurationConfig, sources: Sequence[Source]) -> str:
-    return fingerprint(
-        stage="references",
-        version=cutouts.VERSION,
-        config=config.references.model_dump(mode="json"),
-        part_size=POOL_PART,
-        sources=[[s.reference_id, s.source] for s in sources],
-    )
+_listed: dict[str, dict[str, list[Source]]] = {}
+"""The reference pool that this process listed last, by its settings. Listing a pool reads all of its files."""
 
 
-_listed: dict[Run, list[Source]] = {}
-"""The reference pictures of the run that this process fingerprinted last. Listing a pool reads all of its files."""
+def list_pool(config: CurationConfig) -> dict[str, list[Source]]:
+    """The reference pictures as they are now, by the part of the pool that they belong to."""
+    _listed.clear()
+    return pool_sources(config)
 
 
-def pool_sources(run: Run) -> list[Source]:
-    """The reference pictures of a run. Raises UserError if they have changed since the run was fingerprinted."""
-    if run not in _listed:
-        sources = cutouts.list_pool(run.config.references)
-        if _pool_fingerprint(run.config, sources) != dict(run.fingerprints)["references"]:
-            raise UserError("references.pool: its pictures changed while they were read; run it again")
-        _listed.clear()
-        _listed[run] = sources
-    return _listed[run]
+def pool_sources(config: CurationConfig) -> dict[str, list[Source]]:
+    """The same, as this process listed them before."""
+    settings = config.references.model_dump_json()
+    if settings not in _listed:
+        _listed[settings] = cutouts.in_parts(cutouts.list_pool(config.references))
+    return _listed[settings]
 
 
 @lru_cache(maxsize=8)

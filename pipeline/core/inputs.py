@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.core.parts import Part, PartPictures
+from pipeline.core.parts import Part, PartPictures, content_digest
 from pipeline.core.stage import Sample
 
 
@@ -18,7 +18,16 @@ class Inputs:
     pictures: Mapping[str, PartPictures]
     reference_file: Callable[[str], bytes]
     reviews: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    pool: Callable[[], Sequence[Mapping[str, Any]]] = tuple
+
+    def digests(self) -> dict[str, str]:
+        """Sample id -> a digest of what that sample is made from: its rows, its earlier pictures, and its review."""
+        rows = {stage: {r["sample_id"]: r for r in p.rows()} for stage, p in self.parts.items()}
+        entries = [part.entries for part in self.parts.values()]
+        digests = {}
+        for i in rows["plan"]:
+            made_from = [[own[i] for own in rows.values()], [own.get(i) for own in entries], self.reviews.get(i)]
+            digests[i] = content_digest(repr(made_from).encode())[:16]
+        return digests
 
     def samples(self) -> tuple[list[Sample], dict[str, str]]:
         """The samples in plan order, and those on which an earlier stage failed (sample id -> stage)."""
@@ -35,6 +44,6 @@ class Inputs:
                     failed.setdefault(sample_id, stage)
             own = {stage: rows[stage][sample_id] for stage in self.parts}
             samples.append(
-                Sample(sample_id, own, files_of(sample_id), self.reference_file, self.reviews.get(sample_id), self.pool)
+                Sample(sample_id, own, files_of(sample_id), self.reference_file, self.reviews.get(sample_id))
             )
         return samples, failed

@@ -90,11 +90,14 @@ class Part:
     """A complete part as read from its store.
 
     ``digest`` is the ``content_digest`` of the Parquet file's bytes. Later stages record it to say what they were made
-    from. ``tar_sha256`` and ``entries`` describe the part's tar, if the stage makes pictures.
+    from, as this one has in ``made_from`` and for each of its samples in ``inputs``. ``tar_sha256`` and ``entries``
+    describe the part's tar, if the stage makes pictures.
     """
 
     table: pa.Table
     digest: str
+    made_from: str
+    inputs: Mapping[str, str]
     tar_sha256: str | None
     entries: Entries
 
@@ -108,7 +111,7 @@ def _parse_entries(stored: bytes) -> Entries:
     return {i: {name: TarEntry(*entry) for name, entry in members.items()} for i, members in by_sample.items()}
 
 
-NOT_WHOLE = (OSError, ValueError, TypeError, AttributeError, pa.ArrowException)
+NOT_WHOLE = (OSError, ValueError, TypeError, AttributeError, KeyError, pa.ArrowException)
 """What reading a part raises that is missing or damaged."""
 
 
@@ -128,6 +131,11 @@ class PartStore:
         """A part's file as users write it: a plain path on a local disk, a URL such as s3://... in a bucket."""
         path = self.path(part, suffix)
         return path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
+
+    def clear(self) -> None:
+        """Remove all parts."""
+        if self.fs.exists(self.root):
+            self.fs.rm(self.root, recursive=True)
 
     def exists(self, part: str) -> bool:
         """Whether the part was committed. Only ``read`` checks that it is undamaged."""
@@ -153,12 +161,14 @@ class PartStore:
         validate(table, self.schema, part)
         metadata = table.schema.metadata or {}
         entries = _parse_entries(metadata.get(b"members", b"{}"))
-        if made_from is not None and metadata.get(b"made_from") != made_from.encode():
+        inputs = json.loads(metadata.get(b"inputs", b"{}"))
+        found = metadata[b"made_from"].decode()
+        if made_from is not None and found != made_from:
             raise ValueError("made from another input")
         tar = metadata.get(b"tar_sha256")
         if tar is not None and not self._tar_is_whole(part, tar.decode()):
             raise ValueError("its tar is missing or has other bytes")
-        return Part(table, content_digest(data), None if tar is None else tar.decode(), entries)
+        return Part(table, content_digest(data), found, inputs, None if tar is None else tar.decode(), entries)
 
     def _tar_is_whole(self, part: str, sha256: str) -> bool:
         notes = self.notes(part)
@@ -198,18 +208,21 @@ class PartStore:
         members: Members | None,
         made_from: str,
         timing: Mapping[str, object] | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> Part:
         """Write a part and return it.
 
         First the tar is written, then the notes, then the Parquet file that completes the part.
 
         ``members`` is None for a stage without pictures. ``made_from`` is the digest of the input, which ``read``
-        compares. ``timing`` is stored in the notes. The same rows, members and ``made_from`` always give the same tar
-        and Parquet bytes; the notes differ.
+        compares, ``inputs`` that of each sample's own input. ``timing`` is stored in the notes. All but the timing
+        being the same, tar and Parquet file have the same bytes; the notes differ.
         """
         table = self.schema.table(rows)
         validate(table, self.schema, part)
         metadata = {**(table.schema.metadata or {}), b"made_from": made_from.encode()}
+        if inputs:
+            metadata[b"inputs"] = json.dumps(inputs, separators=(",", ":")).encode()
         notes: dict[str, object] = dict(timing or {})
         if members is not None:
             path = self.path(part, "tar")

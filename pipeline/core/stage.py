@@ -94,8 +94,6 @@ class Sample:
     reference_file: Callable[[str], bytes]
     review: Mapping[str, Any] | None = None
     """The sample's row of the review table, if there is one and the stage is listed in review.STAGES."""
-    pool: Callable[[], Sequence[Mapping[str, Any]]] = tuple
-    """The rows of all usable references of the run."""
     saved: dict[str, bytes] = field(default_factory=dict)
     latency: float | None = None
     """Seconds from request to answer, set by stages that ask a model or server.
@@ -116,8 +114,13 @@ class Sample:
         """The cut-out of reference 0 or 1, RGBA."""
         return self.cutout(self.plan[f"reference_{index}_id"])
 
+    def other(self) -> Image.Image | None:
+        """The cut-out of some subject of the same split that is not in the sample, RGBA; None if there is none."""
+        reference_id = self.plan["other_reference_id"]
+        return None if reference_id is None else self.cutout(reference_id)
+
     def cutout(self, reference_id: str) -> Image.Image:
-        """The cut-out of any reference of the pool, RGBA."""
+        """The cut-out of a reference of the plan, RGBA."""
         return pictures.decode(self.reference_file(reference_id), f"reference {reference_id}").convert("RGBA")
 
     def save(self, name: str, picture: Image.Image) -> None:

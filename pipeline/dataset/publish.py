@@ -84,18 +84,18 @@ class Tables:
         return score_columns({s.name: self[s.name] for s in stages}, {s.name: s.columns for s in stages})
 
 
-def shard_inputs(tables: Tables, digests: Mapping[tuple[str, str], str], pool: str) -> dict[str, str]:
+def shard_inputs(tables: Tables, digests: Mapping[tuple[str, str], str]) -> dict[str, str]:
     """Shard name -> digest of its input: which samples it holds, and the parts they come from.
 
-    The keys of ``digests`` are (stage, part). ``pool`` is the digest of the reference pool.
+    The keys of ``digests`` are (stage, part).
     """
     run, ids = tables.run, tables.ids
-    # "references" is covered by the pool's digest, "decide" by the ids of the kept samples, and "shards" is the output.
+    # the plan stands for "references", the ids of the kept samples for "decide", and "shards" is the output
     reads = [stage for stage in run.order() if stage not in ("references", "decide", "shards")]
     part_of = [part for part, (begin, end) in run.bounds().items() for _ in range(begin, end)]
     of_part = {part: [digests[stage, part] for stage in reads] for part in run.parts()}
     return {
-        name: join_digests([pool, *(ids[k] for k in numbers), *chain(*(of_part[part_of[k]] for k in numbers))])
+        name: join_digests([*(ids[k] for k in numbers), *chain(*(of_part[part_of[k]] for k in numbers))])
         for name, numbers in tables.shards.items()
     }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 import cv2
@@ -16,16 +17,20 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.text import one_line
+from pipeline.core.parts import join_digests
 from pipeline.core.stage import SampleError, StageConfig, any_of, describe_error
 from pipeline.matting.grabcut import run_grabcut
-from pipeline.references import pools
+from pipeline.references import copies, pools
 from pipeline.references.boxes import Box, in_pixels
 from pipeline.references.files import census
 from pipeline.references.generated.subjects import Generated, draw
 from pipeline.references.pools import PoolConfig
 from pipeline.references.sources import Reader, Source
 
-VERSION = 4
+VERSION = 5
+MEAN_PART, LARGEST_PART = 32, 128
+"""Reference pictures in a part of the pool: about two seconds of work and a few megabytes."""
+
 WORKING_SIDE = 384
 """Longest side, in pixels, of the picture that GrabCut works on."""
 
@@ -83,6 +88,26 @@ def list_pool(config: ReferencesConfig) -> list[Source]:
     return pools.tell_apart(taken)
 
 
+def in_parts(sources: Sequence[Source]) -> dict[str, list[Source]]:
+    """The pictures of a pool by the name of their part, in the pool's order.
+
+    A part ends with a picture whose id says so, one of MEAN_PART, and is named after it. A picture that is added or
+    removed therefore changes one part and leaves the others as they are.
+    """
+    parts: dict[str, list[Source]] = {}
+    own: list[Source] = []
+    for source in sources:
+        own.append(source)
+        if int(source.reference_id, 16) % MEAN_PART == 0 or len(own) == LARGEST_PART:
+            parts[f"pool-{source.reference_id}"], own = own, []
+    return parts | ({"pool-end": own} if own else {})
+
+
+def sources_digest(sources: Sequence[Source]) -> str:
+    """The digest of what a part of the pool is made from."""
+    return join_digests(text for source in sources for text in (source.reference_id, source.source, str(source.mirror)))
+
+
 def skipped(config: ReferencesConfig) -> list[str]:
     """One line for each pool whose folder contains files of kinds that are not read."""
     counted = [(pool.source, pools.skipped(pool)) for pool in config.pools()]
@@ -94,49 +119,36 @@ def skipped(config: ReferencesConfig) -> list[str]:
 
 
 def make_references(
-    sources: Sequence[Source], config: ReferencesConfig
-) -> tuple[list[dict], dict[str, dict[str, bytes]], dict[str, float]]:
+    sources: Sequence[Source],
+    config: ReferencesConfig,
+    made: Mapping[str, tuple[dict, Mapping[str, bytes]]] = MappingProxyType({}),
+) -> tuple[list[dict], dict[str, Mapping[str, bytes]], dict[str, float]]:
     """Make the cut-outs of ``sources``. A picture that fails gets an error row and does not affect the others.
+
+    ``made`` has rows and cut-outs, by reference id, that were made before and are taken over.
 
     Returns rows, cut-outs (reference id -> file name -> bytes) and seconds by reference id.
     """
     rows: list[dict] = []
-    members: dict[str, dict[str, bytes]] = {}
+    members: dict[str, Mapping[str, bytes]] = {}
     seconds: dict[str, float] = {}
     reader = Reader()
     for source in sources:
         began = time.perf_counter()
         try:
-            row, members[source.reference_id] = make_reference(source, config, reader)
+            if source.reference_id in made:
+                row, members[source.reference_id] = made[source.reference_id]
+                row = row | {"source": source.source, "mirror": source.mirror}
+            else:
+                row, members[source.reference_id] = make_reference(source, config, reader)
         except Exception as error:
             code, message = describe_error(error)
             row = _row(source, "error", error_code=code, error_message=one_line(message))
         rows.append(row)
         seconds[source.reference_id] = round(time.perf_counter() - began, 4)
-    rows = mark_duplicates(rows)
+    rows = copies.mark_duplicates(rows)
     usable = {row["reference_id"] for row in rows if row["status"] == "ok"}
     return rows, {reference_id: files for reference_id, files in members.items() if reference_id in usable}, seconds
-
-
-def mark_duplicates(rows: Sequence[dict]) -> list[dict]:
-    """The rows; each usable row that repeats an earlier one becomes an error ``duplicate`` that names the first.
-
-    Two pictures are the same if their decoded pixels, masks and boxes are equal, whatever files they come from. Rows
-    that are already marked are compared again, so parts that were marked separately can be marked together.
-    """
-    first: dict[tuple, str] = {}
-    marked = []
-    for row in rows:
-        if row["status"] == "ok" or row["error_code"] == "duplicate":
-            key = (row["pixels_sha256"], row["box"] and tuple(row["box"]))
-            if key in first:
-                message = f"{row['source']}: the same picture as {first[key]}; remove one"
-                nothing = dict.fromkeys(("width", "height", "area_share"))
-                row = row | nothing | {"status": "error", "error_code": "duplicate", "error_message": message}
-            else:
-                first[key] = row["source"]
-        marked.append(row)
-    return marked
 
 
 def make_reference(source: Source, config: ReferencesConfig, reader: Reader) -> tuple[dict, dict[str, bytes]]:
@@ -172,7 +184,8 @@ def _stored(source: Source, cutout: Image.Image, digest: str) -> tuple[dict, dic
     share = float(np.asarray(cutout.getchannel("A")).mean() / 255)
     row = _row(source, "ok", width=cutout.width, height=cutout.height, area_share=share, pixels_sha256=digest)
     flat = pictures.on_white(cutout)  # what models are shown; made here once instead of for every shard
-    return row, {"cutout.png": pictures.encode_png(cutout), "white.png": pictures.encode_png(flat)}
+    files = {"cutout.png": pictures.encode_png(cutout), "white.png": pictures.encode_png(flat)}
+    return row | copies.marks_of(flat), files
 
 
 def _check_subject(cutout: Image.Image, source: Source, size: int) -> None:
@@ -243,6 +256,7 @@ def _row(source: Source, status: str, **values: object) -> dict:
         "area_share": None,
         "pixels_sha256": None,
         "mirror": source.mirror,
+        **dict.fromkeys(copies.MARKS),
         **values,
     }
 

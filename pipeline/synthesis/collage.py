@@ -63,7 +63,7 @@ class Collage(Stage):
     """
 
     name = "synthesis"
-    version = 5
+    version = 6
     reads = ("references", "plan")
     columns = SYNTHESIS
     saves_pictures = True
@@ -75,7 +75,7 @@ class Collage(Stage):
         scene, spoiling = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
         fault, subject = choose_fault(sample.plan["index"], spoiling, self.config.fault_share, self.config.faults)
         cutouts = [sample.reference(i) for i in range(2)]
-        another = another_subject(sample, spoiling) if fault in NEED_ANOTHER else None
+        another = sample.other() if fault in NEED_ANOTHER else None
         fault, subject = visible_fault(fault, subject, cutouts, another is not None)
         one = -1 if subject is None else subject  # the subject that the fault hits
         by_other = fault == "hidden" and spoiling.random() < 0.5
@@ -116,13 +116,6 @@ class Collage(Stage):
         sample.save("target", picture)
         sample.save("alpha_true", Image.fromarray((matte * 255).round().astype(np.uint8)))
         return {"planted_fault": fault, "planted_subject": subject}
-
-
-def another_subject(sample: Sample, rng: np.random.Generator) -> Image.Image | None:
-    """The cut-out (RGBA) of a random subject of the pool that is not in the sample; None if there is none."""
-    own = {sample.plan["subject_0_id"], sample.plan["subject_1_id"]}
-    others = [row["reference_id"] for row in sample.pool() if row["subject_id"] not in own]
-    return sample.cutout(others[int(rng.integers(len(others)))]) if others else None
 
 
 def alpha_of(layer: Image.Image) -> np.ndarray:

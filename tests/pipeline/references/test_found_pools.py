@@ -13,7 +13,8 @@ from small.pools import CAT, CELLS, FILES, folder, listed, made, parquet, png
 
 from data_schemas.errors import UserError
 from pipeline.curate import curate
-from pipeline.references.cutouts import ReferencesConfig, make_references, mark_duplicates
+from pipeline.references.copies import mark_duplicates
+from pipeline.references.cutouts import ReferencesConfig, make_references
 from pipeline.references.cutouts import list_pool as list_pools
 from pipeline.references.cutouts import skipped as skipped_lines
 from pipeline.references.pools import PoolConfig, skipped
