@@ -13,9 +13,10 @@ from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from data_schemas.tables import PLAN
 from pipeline.config import CurationConfig
-from pipeline.planning import planning, relations
-from pipeline.planning.planning import PlanningConfig, _Drawer, make_plan
+from pipeline.planning import relations
+from pipeline.planning.planning import PlanningConfig, make_plan
 from pipeline.planning.relations import boxes_fit, draw_boxes, height_of, is_animate, relation_data
+from pipeline.planning.splits import split_subjects
 from pipeline.planning.wording import sentence
 
 
@@ -80,14 +81,14 @@ def test_only_usable_references_are_planned():
 
 
 def test_subjects_and_relations_are_used_evenly():
-    rows = make_plan(FOUR_EACH, PlanningConfig(), 300, 0)
+    rows = make_plan(pool(cat=8, person=8, building=8, cup=8), PlanningConfig(), 400, 0)
     for split in ("train", "test"):
         own = [r for r in rows if r["split"] == split]
         used = Counter(r[f"subject_{i}_id"] for r in own for i in (0, 1))
         assert max(used.values()) <= 2 * min(used.values()) + 3
         told = Counter(r["relation"] for r in own)
         assert len(told) == (13 if split == "train" else 7), "few test subjects: all animate ones of one category"
-        assert max(told.values()) - min(told.values()) <= 1
+        assert max(told.values()) <= 1.5 * min(told.values())
     first = Counter(r["reference_0_category"] for r in rows)
     assert min(first.values()) > 20
 
@@ -156,7 +157,7 @@ def test_whether_a_reference_may_be_mirrored_reaches_the_plan():
             assert row[f"mirror_{i}"] == (row[f"reference_{i}_category"] != "building")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 6), min_size=2, max_size=5),
     share=st.floats(0, 0.5),
@@ -165,7 +166,7 @@ def test_whether_a_reference_may_be_mirrored_reaches_the_plan():
 )
 def test_no_subject_is_in_both_splits(counts, share, seed, samples):
     references = pool(**{f"kind{k}": n for k, n in enumerate(counts)})
-    tests = round(samples * share)
+    tests = int(samples * share)
     # Two categories must remain on each side: two with a subject to spare, or enough categories for both.
     possible = sum(min(n, 2) for n in counts) >= 4
     try:
@@ -182,18 +183,61 @@ def test_no_subject_is_in_both_splits(counts, share, seed, samples):
     assert not train & test
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 6), min_size=4, max_size=6),
     share=st.floats(0.01, 0.5),
-    seed=st.integers(0, 99),
+    added=st.lists(st.integers(0, 5), min_size=1, max_size=9),
 )
-def test_both_splits_have_two_categories(counts, share, seed):
+def test_a_split_has_two_categories_and_a_planned_subject_keeps_its_own(counts, share, added):
     categories = {f"{k}/{n}": str(k) for k, count in enumerate(counts) for n in range(count)}
-    held_out = planning.split_subjects(categories, share, np.random.default_rng(seed))
-    assert len({categories[s] for s in held_out}) >= 2
-    assert len({c for s, c in categories.items() if s not in held_out}) >= 2
-    assert len(held_out) <= max(2, np.ceil(len(categories) * share))
+    splits = split_subjects(categories, {}, share, {})
+    for split in ("train", "test"):
+        assert len({categories[s] for s in categories if splits[s] == split}) >= 2
+    more = categories | {f"{k}/new {n}": str(k) for n, k in enumerate(added)}
+    planned = dict(list(splits.items())[::2])
+    again = split_subjects(more, {}, share, planned)
+    assert planned.items() <= again.items()
+    assert again.keys() == more.keys()
+
+
+def test_about_the_share_of_a_large_pool_is_held_out_whoever_else_is_in_it():
+    categories = {f"{k % 7}/{k}": str(k % 7) for k in range(4000)}
+    splits = split_subjects(categories, {}, 0.17, {})
+    assert 0.155 < Counter(splits.values())["test"] / 4000 < 0.185
+    few = dict(list(categories.items())[:900])
+    assert split_subjects(few, {}, 0.17, {}).items() <= splits.items()
+
+
+def test_copies_stay_together_and_one_that_connects_both_splits_is_not_used():
+    categories = {s: s[0] for s in ("a1", "a2", "b1", "b2", "c1", "c2", "d1", "d2")}
+    groups = dict.fromkeys(("a1", "b1"), "a1") | dict.fromkeys(("c1", "d1"), "c1")
+    for share in (0.1, 0.3, 0.5):
+        splits = split_subjects(categories, groups, share, {})
+        assert splits["a1"] == splits["b1"]
+        assert splits["c1"] == splits["d1"]
+    known = {"a1": "test", "a2": "train", "c1": "test", "d2": "train"}
+    joined = split_subjects(categories, dict.fromkeys(("a1", "b1", "a2"), "a1"), 0.3, known)
+    assert "b1" not in joined
+    assert known.items() <= joined.items()
+
+
+def test_near_copies_are_never_paired_nor_shown_as_another():
+    references = pool(cat=6, person=6, cup=6)
+    groups = {f"{category}/{k}": f"cat/{k}" for category in ("cat", "person") for k in range(6)}
+    rows = make_plan(references, PlanningConfig(), 300, 0, groups)
+    for row in rows:
+        own = [groups.get(row[f"subject_{i}_id"], row[f"subject_{i}_id"]) for i in (0, 1)]
+        other = row["other_reference_id"].rsplit("-", 1)[0].replace("-", "/")
+        assert len({*own, groups.get(other, other)}) == 3
+    split_of = {groups.get(r[f"subject_{i}_id"], r[f"subject_{i}_id"]): r["split"] for r in rows for i in (0, 1)}
+    assert all(split_of[groups.get(r["subject_0_id"], r["subject_0_id"])] == r["split"] for r in rows)
+    copies_alone = dict.fromkeys((r["subject_id"] for r in references if r["category"] != "cup"), "cat/0")
+    assert {"cup"} < {
+        r["reference_1_category"] for r in make_plan(references, PlanningConfig(test_share=0), 40, 0, groups)
+    }
+    lone = make_plan(references, PlanningConfig(test_share=0), 40, 0, copies_alone)
+    assert all("cup" in (r["reference_0_category"], r["reference_1_category"]) for r in lone)
 
 
 @settings(max_examples=300, deadline=None)
@@ -282,10 +326,3 @@ def test_mistakes_are_named():
     for wrong in ({"relations": []}, {"test_share": 0.6}, {"jitter": -1}, {"typo": 1}):
         with pytest.raises(ValidationError):
             PlanningConfig(**wrong)
-
-
-def test_a_leak_stops_the_run(monkeypatch):
-    same = ([FOUR_EACH[0]["subject_id"], FOUR_EACH[-1]["subject_id"]], "stand_beside")
-    monkeypatch.setattr(_Drawer, "draw", lambda self, rng: same)
-    with pytest.raises(RuntimeError, match="in train and in test"):
-        make_plan(FOUR_EACH, PlanningConfig(), 20, 0)

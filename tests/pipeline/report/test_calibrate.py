@@ -147,7 +147,7 @@ def test_right_references_stand_out_from_the_floor(small_run, found):
     low = figures_of(found["identity"], "identity_low")
     manifest = pd.read_parquet(small_run[1]["manifest"]).set_index("sample_id")
     clean = low.scores[manifest.loc[low.scores.index].planted_fault == "none"]
-    assert area_under_curve(clean.to_numpy(), low.floor, "min") > 0.95
+    assert area_under_curve(clean.to_numpy(), low.floor, "min") > 0.9
     assert 0.8 < low.auc < 1, "planted faults are among the samples"
     assert np.median(low.scores) - np.median(low.floor) > 0.25
     assert low.at(low.suggested).floor_share < 0.2
