@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -37,13 +38,14 @@ Engine = Callable[[Sequence[PartJob], StageProgress, Workers], list[PartSummary]
 
 @dataclass(frozen=True)
 class CurationResult:
-    """The paths of a run's results and the summaries of its parts by stage."""
+    """The paths of a run's results, the summaries of its parts by stage, and how far its splits are apart."""
 
     run: Run
     summaries: dict[str, list[PartSummary]]
     pool_digest: str
     dataset_url: str
     manifest_url: str
+    apart: dict[str, Any]
 
 
 def check_inputs(config: CurationConfig) -> None:
@@ -132,7 +134,7 @@ def _run_stages(
     everything, tables = join_digests(digests.values()), publish.Tables(run)
     step("shards", publish.shard_inputs(tables, digests), everything)
     dataset_url = publish.publish(tables)
-    return CurationResult(run, summaries, pool, dataset_url, f"{dataset_url}/manifest.parquet")
+    return CurationResult(run, summaries, pool, dataset_url, f"{dataset_url}/manifest.parquet", tables.apart)
 
 
 def _sweep(run: Run) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -34,8 +35,9 @@ from data_schemas.io import files, pictures
 from data_schemas.io.storage import file_sha256, write_file
 from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
+from pipeline.dataset.leaks import check_leaks
 from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
-from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, read_all
+from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, pool_rows, read_all
 from pipeline.run import Run
 
 
@@ -77,6 +79,11 @@ class Tables:
         """The planted fault of every sample in plan order. A user's own synthesis may know of none."""
         table = self["synthesis"]
         return table["planted_fault"].to_pylist() if "planted_fault" in table.column_names else [None] * len(table)
+
+    @cached_property
+    def apart(self) -> dict[str, Any]:
+        """How far train and test are apart. Raises RunFailed if they have a subject or a near-copy in common."""
+        return check_leaks(self["plan"], sorted(chain(*self.shards.values())), pool_rows(self.run))
 
     def scores(self) -> dict[str, pa.ChunkedArray]:
         """Every stage's own columns by name, for the manifest and the shards."""
@@ -175,6 +182,7 @@ def publish(tables: Tables) -> str:
         "fingerprints": dict(run.fingerprints),
         "manifest_sha256": hashlib.sha256(data).hexdigest(),
         "shards": digests,
+        "apart": tables.apart,
     }
     fs, dataset_folder = store.fs, _dataset_folder(run, data, digests)
     if not _is_whole(store, dataset_folder, shards, data):

@@ -86,6 +86,17 @@ def near_pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
                     yield marked[i + a], marked[j + b]
 
 
+def likeness(some: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> float | None:
+    """The largest cosine between features of references of both sides; None if a side is empty."""
+    one, two = (
+        np.array([np.frombuffer(row["features"], np.float16) for row in rows if row.get("features")], np.float32)
+        for rows in (some, others)
+    )
+    if not len(one) or not len(two):
+        return None
+    return max(float((one[k : k + BLOCK] @ two.T).max()) for k in range(0, len(one), BLOCK))
+
+
 def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Subject id -> its group: the smallest id of all subjects that near-copies connect with it, itself included."""
     subjects = sorted({row["subject_id"] for row in rows})

@@ -140,6 +140,7 @@ def dataset_card(
         ],
         reasons=sorted(funnel["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0])),
         planted=metrics.get("planted"),
+        apart=metrics.get("apart"),
         stages=[
             {
                 "name": stage,

@@ -50,6 +50,7 @@ def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]
         "name": result.run.config.name,
         "funnel": funnel(manifest, result.run),
         "splits": {s: int(n) for s, n in manifest[manifest.shard.notna()].split.value_counts().items()},
+        "apart": result.apart,
         "planted": planted(manifest),
         "matting_true_iou": _mean(manifest[manifest.planted_fault == "none"].true_iou),
         "stages": {
