@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -90,9 +91,13 @@ def _make_references(job: PartJob, store: PartStore) -> Part:
     return store.commit(job.part, rows, members, job.made_from, {"samples": seconds})
 
 
+_drawing = threading.Lock()
+
+
 def _make_plan(job: PartJob, store: PartStore) -> Part:
     begin, end = job.run.bounds()[job.part]
-    tables = [_new_rows(job.run, job.shared)]
+    with _drawing:  # the other threads wait for the first, which draws for all
+        tables = [_new_rows(job.run, job.shared)]
     if (existing := store.read(job.part)) is not None:
         tables.append(existing.table.filter(_stay(existing, _mirrors(job.run, job.shared))))
     rows = {

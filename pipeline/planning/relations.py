@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import numpy as np
@@ -32,6 +32,7 @@ def relation_data() -> dict:
     return yaml.safe_load((files("pipeline.planning") / "relations.yaml").read_text())
 
 
+@lru_cache(maxsize=4096)
 def height_of(category: str) -> float:
     """Height of a subject of this category, as a fraction of its slot's height."""
     heights = relation_data()["heights"]
