@@ -41,6 +41,7 @@ NOT_HERE = {
     "--sweep": "takes most of an hour; tests/tokenar/sweeps runs small ones",
     "make chaos": "takes half an hour; tests/pipeline/engines/test_chaos.py is a short one",
     "benchmarks/engine.py": "takes minutes; tests/benchmarks runs a small one",
+    "benchmarks/copies.py": "needs Debian's stamps; tests/benchmarks runs it on two pools",
     "benchmarks/ceilings.py": "fits three codebooks for minutes; tests/benchmarks has figures that are known",
 }
 ENDS_WITH = {"instructar models check": 1}

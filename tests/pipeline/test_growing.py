@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
+from small.shapes import make_pool
 from troubled.stages import STUBS
 
 from data_schemas.errors import UserError
@@ -201,3 +202,12 @@ def test_different_subjects_are_no_copies(pool, tmp_path):
     cosine = features @ features.T - 2 * np.eye(len(rows))
     assert cosine.max() < 0.95
     assert result.summaries["references"]
+
+
+def test_a_pool_made_of_shapes_has_every_kind_of_picture(tmp_path):
+    assert make_pool(tmp_path / "shapes", 30) == 20
+    assert Counter(p.suffix for p in (tmp_path / "shapes").rglob("*.*")) == {
+        ".jpg": 20, ".png": 5, ".webp": 5, ".txt": 6,
+    }  # fmt: skip
+    found = manifest(run(tmp_path, tmp_path / "shapes", 20))
+    assert found.reference_0_category.nunique() > 2
