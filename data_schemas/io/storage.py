@@ -54,6 +54,7 @@ def url_to_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a URL or path, and the path inside it. Raises UserError for an unusable protocol."""
     with reaching(url):
         fs, path = fsspec.core.url_to_fs(url)
+        fs.dircache.use_listings_cache = False  # other processes and machines write there too
         return fs, str(path)
 
 
