@@ -65,8 +65,12 @@ def _run_config(
     from pipeline.remembered import remembered
 
     config = _config(profile or "embedded", file, overrides, name, root, samples, pool)
-    stored = remembered(config) if profile is None and file is None else None
-    return config if stored is None else _config("embedded", None, overrides, None, None, samples, pool, stored)
+    stored = remembered(config)
+    return (
+        config
+        if profile or file or stored is None
+        else _config("embedded", None, overrides, None, None, samples, pool, stored)
+    )
 
 
 def _show(results: dict[str, str]) -> None:

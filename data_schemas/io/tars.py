@@ -20,7 +20,7 @@ from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.documents import MAX_BYTES as MAX_TEXT
 from data_schemas.io.files import check_file
-from data_schemas.io.storage import reaching, shown, url_to_fs
+from data_schemas.io.storage import need_bucket, reaching, shown, url_to_fs
 from data_schemas.io.text import is_plain, one_line
 
 MAX_SAMPLE = 2 * pictures.MAX_BYTES
@@ -178,6 +178,8 @@ def expand_shards(pattern: str) -> list[str]:
                 paths = [fs.unstrip_protocol(match) for match in fs.glob(path)]
         except FileNotFoundError:
             paths = []
+        if not paths:
+            need_bucket(pattern)
     else:
         paths = [pattern] if _is_there(pattern) else _glob(pattern)
         for path in paths:
