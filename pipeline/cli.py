@@ -26,7 +26,7 @@ Root = Annotated[str | None, typer.Option(help="Folder or bucket URL that holds 
 Samples = Annotated[int | None, typer.Option(help="Samples to plan")]
 Pool = Annotated[
     str | None,
-    typer.Option(help="'packaged', 'generated', a folder (a sub-folder a category), or relationbench, human_parsing"),
+    typer.Option(help="'packaged', 'generated', a folder or bucket URL (a sub-folder a category), relationbench, ..."),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as decide.thresholds.identity_low=0.6")]
 
