@@ -8,7 +8,11 @@ from contextlib import contextmanager
 
 import fsspec
 
-KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "a-very-secret-key", "AWS_DEFAULT_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIATESTTESTTEST",
+    "AWS_SECRET_ACCESS_KEY": "a-very-secret-key",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 NOTHING_ELSE = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/nowhere",
                 "AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "AWS_PROFILE": None, "AWS_SESSION_TOKEN": None}  # fmt: skip
 
