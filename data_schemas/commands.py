@@ -16,13 +16,11 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from data_schemas.errors import RunFailed, UserError
+from data_schemas.errors import REMOTE, RunFailed, UserError
 from data_schemas.io.text import one_line
 from data_schemas.settings import first_mistake, redacted
 
 INTERRUPTED = 130
-REMOTE = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"}
-"""Packages that talk to buckets. Their errors (no credentials, no network) are not OSErrors."""
 LONGEST = 4000
 """Most characters of a message. It is large because messages list names that should be readable in full."""
 

@@ -11,3 +11,7 @@ class UserError(ValueError):
 
 class RunFailed(UserError):
     """What was asked for could be done, but too much of it failed. Commands exit with code 1."""
+
+
+REMOTE = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"}
+"""Packages that talk to buckets. Their errors (no credentials, no network) are not OSErrors."""

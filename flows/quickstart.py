@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS as
 
 from data_schemas import commands
 from data_schemas.errors import UserError
+from data_schemas.io.storage import shown
 from flows.curate import curate_instructar
 from flows.engine import callable_of, reports_mistakes
 from flows.train import train_tokenar
@@ -40,6 +41,8 @@ def quickstart(config: CurationConfig = CurationConfig(), steps: int | None = No
     Results of an earlier run with the same settings are kept.
     """
     config = config.on_profile("embedded")
+    if "://" in config.root:
+        raise UserError(f"root {shown(config.root)}: the quickstart trains on this machine's disk; give a folder")
     results = callable_of(curate_instructar)(config)
     training = Path(config.run_url) / "training"
 

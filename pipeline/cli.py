@@ -26,7 +26,7 @@ Root = Annotated[str | None, typer.Option(help="Folder or bucket URL that holds 
 Samples = Annotated[int | None, typer.Option(help="Samples to plan")]
 Pool = Annotated[
     str | None,
-    typer.Option(help="'packaged', 'generated', a folder (a sub-folder a category), or relationbench, human_parsing"),
+    typer.Option(help="'packaged', 'generated', a folder or bucket URL (a sub-folder a category), relationbench, ..."),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as decide.thresholds.identity_low=0.6")]
 
@@ -65,8 +65,12 @@ def _run_config(
     from pipeline.remembered import remembered
 
     config = _config(profile or "embedded", file, overrides, name, root, samples, pool)
-    stored = remembered(config) if profile is None and file is None else None
-    return config if stored is None else _config("embedded", None, overrides, None, None, samples, pool, stored)
+    stored = remembered(config)
+    return (
+        config
+        if profile or file or stored is None
+        else _config("embedded", None, overrides, None, None, samples, pool, stored)
+    )
 
 
 def _show(results: dict[str, str]) -> None:

@@ -17,7 +17,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import RunFailed, UserError
 from data_schemas.io import files
-from data_schemas.io.storage import reaching
 from data_schemas.settings import suggest
 from pipeline import models, remembered
 from pipeline.backends import build_stages
@@ -74,11 +73,10 @@ def curate(
     Raises UserError for mistakes that the user can correct.
     """
     check_inputs(config)
+    before = remembered.remembered(config)  # an unreachable bucket is reported before any work
     for line in cutouts.skipped(config.references):
         print(line, file=sys.stderr, flush=True)
     run = Run.of(config)
-    with reaching(config.run_url):  # an unreachable bucket is reported before any work
-        before = remembered.remembered(config)
     if before is not None and (changed := remembered.differences(before, config.model_dump(mode="json"))):
         print(f"settings that differ from this run's last curation: {'; '.join(changed)}", file=sys.stderr, flush=True)
     order = run.order()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_schemas.io.storage import read_facts, url_to_fs, write_file
+from data_schemas.io.storage import need_bucket, parse_facts, reaching, url_to_fs, write_file
 from pipeline.config import HOW, CurationConfig
 
 FILE = "settings.json"
@@ -22,10 +22,17 @@ def remember(config: CurationConfig) -> None:
 def remembered(config: CurationConfig) -> dict[str, Any] | None:
     """The settings of the last curation of the run that ``config`` names, as plain values; None if there was none.
 
-    Name and root are taken from ``config``, because the run may have been moved since.
+    Name and root are taken from ``config``, because the run may have been moved since. Every command begins with this,
+    so it raises UserError if the bucket is missing, does not answer or refuses.
     """
     fs, root = url_to_fs(config.run_url)
-    before = read_facts(fs, f"{root}/{FILE}")
+    path = f"{root}/{FILE}"
+    try:
+        with reaching(config.run_url):  # not patiently: a mistyped address is told at once
+            before = parse_facts(fs.cat_file(path), path)
+    except FileNotFoundError:
+        need_bucket(config.run_url)
+        before = None
     return None if before is None else before | {"name": config.name, "root": config.root}
 
 

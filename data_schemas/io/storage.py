@@ -15,7 +15,7 @@ import fsspec
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
-from data_schemas.errors import UserError
+from data_schemas.errors import REMOTE, UserError
 from data_schemas.io.documents import parse_json
 from data_schemas.io.files import replacing
 from data_schemas.io.text import one_line
@@ -24,36 +24,69 @@ MEGABYTE = 1 << 20
 R = TypeVar("R")
 
 
-class Unreadable(OSError):
+class Unreadable(UserError, OSError):
     """The storage does not answer, or refuses, so that nobody knows whether a file is there. Nothing is made anew."""
 
 
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+"""Protocols of buckets. They need no folders, and asking for one would create a bucket whose name was mistyped."""
 PAUSES = (0.5, 2.0, 8.0)
-"""Seconds between tries of reading from a storage that does not answer."""
+"""Seconds between tries of a storage that does not answer."""
 
 
-def patiently(read: Callable[[], R], what: str) -> R:
-    """The result of ``read``, which is tried again if the storage fails. FileNotFoundError is passed on; what goes on
-    failing becomes Unreadable. ``what`` is read, in its message."""
+def patiently(work: Callable[[], R], what: str, done: str = "read") -> R:
+    """The result of ``work``, which is tried again if the storage fails; not if it refuses the credentials.
+
+    FileNotFoundError is passed on; what goes on failing becomes Unreadable. ``what`` is ``done``, in its message.
+    """
     for pause in (*PAUSES, None):
         try:
-            return read()
+            return work()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise
-        except OSError as error:
-            if pause is None:
-                why = one_line(f"{type(error).__name__}: {error}", 200)
+        except Exception as error:
+            if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in REMOTE:
+                raise
+            if pause is None or _refused(error):
+                advice = _advice(error) if _refused(error) else "mend the storage"
+                why = f"{type(error).__name__}: {_reason(error)}"
                 raise Unreadable(
-                    f"{what} cannot be read ({why}); mend the storage, then run the same command"
+                    f"{shown(what)} cannot be {done} ({why}); {advice}, then run the same command"
                 ) from error
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
+
+
+def url_of(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """A file as users write it: a plain path on a local disk, a URL such as s3://... in a bucket."""
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def in_bucket(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is an object store."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return bool(protocols & OBJECT_STORES)
+
+
+def need_bucket(url: str) -> None:
+    """Raise UserError if a URL's bucket does not exist. Asked after something in it was not found."""
+    fs, path = url_to_fs(url)
+    if not in_bucket(fs):
+        return
+    bucket = path.partition("/")[0]
+    try:
+        fs.info(bucket)
+    except FileNotFoundError as error:
+        raise UserError(f"{shown(url)}: there is no bucket {bucket!r}; create it, or correct the address") from error
+    except Exception:  # keys that may read in one folder of a bucket may not ask about the bucket itself
+        return
 
 
 def url_to_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a URL or path, and the path inside it. Raises UserError for an unusable protocol."""
     with reaching(url):
         fs, path = fsspec.core.url_to_fs(url)
+        fs.dircache.use_listings_cache = False  # other processes and machines write there too
         return fs, str(path)
 
 
@@ -79,8 +112,21 @@ def reaching(url: str) -> Iterator[None]:
             raise UserError(
                 f"{shown(url)}: there is no protocol {protocol!r}; give a path or s3://, gs://, ..."
             ) from error
-        advice = "mend that and run the command again" if on_disk else "check the address, network and credentials"
+        advice = "mend that and run the command again" if on_disk else _advice(error)
         raise UserError(f"{shown(url)}: cannot be read ({_reason(error)}); {advice}") from error
+
+
+def _refused(error: Exception) -> bool:
+    """Whether a storage wants other credentials, or misses them."""
+    return isinstance(error, PermissionError) or "Credential" in type(error).__name__
+
+
+def _advice(error: Exception) -> str:
+    if _refused(error):
+        return "check the credentials and what they allow"
+    if "Connect" in type(error).__name__:  # EndpointConnectionError, ClientConnectorError, ConnectionRefusedError
+        return "check the network and the address of the storage"
+    return "check the address, network and credentials"
 
 
 def file_sha256(fs: fsspec.AbstractFileSystem, path: str) -> str:
@@ -100,11 +146,17 @@ def write_stream(fs: fsspec.AbstractFileSystem, path: str, write: Callable[[IO[b
             file.flush()
             os.fsync(file.fileno())
         return result
+    url = url_of(fs, path)
     with tempfile.NamedTemporaryFile() as file:  # object stores publish an object only once it is whole
         result = write(file)
         file.flush()
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        fs.put_file(file.name, path)
+        if not in_bucket(fs):
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            patiently(lambda: fs.put_file(file.name, path), url, "written")
+        except FileNotFoundError:
+            need_bucket(url)
+            raise
     return result
 
 
@@ -114,10 +166,21 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """The JSON object in an informational file of a run, or None if the file is missing or unreadable."""
+    """The JSON object in an informational file of a run, or None if the file is missing or damaged.
+
+    Raises Unreadable if the storage does not say.
+    """
     try:
-        facts = parse_json(fs.cat_file(path).decode(), path)
-    except (OSError, ValueError):
+        return parse_facts(patiently(lambda: fs.cat_file(path), url_of(fs, path)), path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+
+
+def parse_facts(data: bytes, path: str) -> dict[str, Any] | None:
+    """The JSON object in the bytes of an informational file; None if it is damaged."""
+    try:
+        facts = parse_json(data.decode(), path)
+    except ValueError:
         return None
     return facts if isinstance(facts, dict) else None
 

@@ -20,7 +20,8 @@ from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.documents import MAX_BYTES as MAX_TEXT
 from data_schemas.io.files import check_file
-from data_schemas.io.storage import reaching, shown, url_to_fs
+from data_schemas.io.pointers import followed
+from data_schemas.io.storage import need_bucket, reaching, shown, url_to_fs
 from data_schemas.io.text import is_plain, one_line
 
 MAX_SAMPLE = 2 * pictures.MAX_BYTES
@@ -169,15 +170,15 @@ def _content(file: IO[bytes], entry: tarfile.TarInfo) -> bytes:
 def expand_shards(pattern: str) -> list[str]:
     """The sorted shards that a glob such as ``data/train-*.tar`` (disk or bucket) matches.
 
-    Raises UserError if none does.
+    In a bucket ``<run>/dataset`` stands for the run's newest dataset. Raises UserError if nothing matches.
     """
     if "://" in pattern:
-        fs, path = url_to_fs(pattern)
-        try:
-            with reaching(pattern):
-                paths = [fs.unstrip_protocol(match) for match in fs.glob(path)]
-        except FileNotFoundError:
-            paths = []
+        folder, _, name = pattern.rpartition("/")
+        paths = _glob_url(pattern)
+        if not paths and (newest := followed(folder)) is not None:
+            paths = _glob_url(f"{newest}/{name}")
+        if not paths:
+            need_bucket(pattern)
     else:
         paths = [pattern] if _is_there(pattern) else _glob(pattern)
         for path in paths:
@@ -197,6 +198,15 @@ def _is_there(path: str) -> bool:
         return os.path.lexists(path)
     except ValueError:  # a NUL
         return False
+
+
+def _glob_url(pattern: str) -> list[str]:
+    fs, path = url_to_fs(pattern)
+    try:
+        with reaching(pattern):
+            return [fs.unstrip_protocol(match) for match in fs.glob(path)]
+    except FileNotFoundError:
+        return []
 
 
 def _glob(pattern: str) -> list[str]:

@@ -30,6 +30,7 @@ from data_schemas.io.storage import (
     file_sha256,
     patiently,
     read_facts,
+    url_of,
     url_to_fs,
     write_file,
     write_stream,
@@ -129,8 +130,7 @@ class PartStore:
 
     def url(self, part: str, suffix: str) -> str:
         """A part's file as users write it: a plain path on a local disk, a URL such as s3://... in a bucket."""
-        path = self.path(part, suffix)
-        return path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
+        return url_of(self.fs, self.path(part, suffix))
 
     def clear(self) -> None:
         """Remove all parts."""
@@ -139,7 +139,7 @@ class PartStore:
 
     def exists(self, part: str) -> bool:
         """Whether the part was committed. Only ``read`` checks that it is undamaged."""
-        return self.fs.exists(self.path(part, "parquet"))
+        return patiently(lambda: self.fs.exists(self.path(part, "parquet")), self.url(part, "parquet"))
 
     def read(self, part: str, made_from: str | None = None) -> Part | None:
         """The part, or None if it is missing, unreadable, damaged or made from another input than ``made_from``.
@@ -192,7 +192,7 @@ class PartStore:
         """
         path = self.path(part, "tar")
         if not isinstance(self.fs, LocalFileSystem):
-            return f"{sha256} {self.fs.ukey(path)}"
+            return f"{sha256} {patiently(lambda: self.fs.ukey(path), self.url(part, 'tar'))}"
         # Publishing hard-links the tars. fsspec's key would change with each link.
         status = os.stat(path)
         return f"{sha256} {status.st_size} {status.st_mtime_ns}"

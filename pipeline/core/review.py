@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.files import read_file
-from data_schemas.io.storage import url_to_fs
+from data_schemas.io.storage import patiently, url_to_fs
 from data_schemas.schema import validate
 from data_schemas.tables import REVIEW
 from pipeline.core.parts import fingerprint
@@ -33,7 +33,7 @@ class Reviews:
         self.root = root.rstrip("/")
         path = f"{self.root}/{FILE}"
         self.rows: dict[str, dict[str, Any]] = {}
-        if not self.fs.exists(path):
+        if not patiently(lambda: self.fs.exists(path), path):
             return
         try:
             table = pq.read_table(io.BytesIO(self._read(path, "write the review again", MAX_TABLE)))

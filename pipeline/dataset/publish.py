@@ -3,14 +3,15 @@ decisions need.
 
     <run>/shards/<fingerprint>/       the part store, with the shards of all decisions so far
     <run>/datasets/<content>/         a dataset: shards, manifest.parquet, run.json, README.md
-    <run>/dataset -> datasets/<content>
+    <run>/dataset -> datasets/<content>     a link on a disk, the object dataset.json in a bucket
 
 A dataset's folder is named after a digest of its manifest and shards. README.md is written by
 pipeline/report/results.py.
 
 On a disk the folder gets its name when it is complete, and its shards and manifest are never changed afterwards. Then
 the link is switched to it in one step. A reader of the link never sees an incomplete dataset or a mixture of two.
-In a bucket there is no link, and the folder is built in place.
+In a bucket the folder is built in place, and <run>/dataset.json is written when it is complete; see
+data_schemas/io/pointers.py.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from data_schemas.io import files, pictures
+from data_schemas.io import files, pictures, pointers
 from data_schemas.io.storage import file_sha256, write_file
 from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
@@ -170,17 +171,18 @@ def shard_digests(tables: Tables) -> dict[str, str | None]:
 def publish(tables: Tables) -> str:
     """Make sure the dataset exists and is undamaged, then point ``<run>/dataset`` at it. Earlier datasets are kept.
 
-    Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket, which has no link.
+    Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket, which any tool can read.
     """
     run = tables.run
     store = run.store("shards")
     shards = {name: need_part(run, "shards", name) for name in tables.shards}
     digests = {f"{name}.tar": part.tar_sha256 for name, part in shards.items()}
     data = make_manifest(tables)
+    manifest_sha256 = hashlib.sha256(data).hexdigest()
     facts = {
         "config": run.config.model_dump(mode="json", exclude={"root", *HOW}),
         "fingerprints": dict(run.fingerprints),
-        "manifest_sha256": hashlib.sha256(data).hexdigest(),
+        "manifest_sha256": manifest_sha256,
         "shards": digests,
         "apart": tables.apart,
     }
@@ -196,21 +198,19 @@ def publish(tables: Tables) -> str:
         if temporary_folder != dataset_folder:
             _take_name(temporary_folder, dataset_folder)
     write_file(fs, f"{dataset_folder}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
-    if not isinstance(fs, LocalFileSystem):
-        return fs.unstrip_protocol(dataset_folder)
     link = f"{run.config.run_url}/dataset"
+    if not isinstance(fs, LocalFileSystem):
+        pointers.point(link, "/".join(dataset_folder.rsplit("/", 2)[1:]), manifest_sha256)
+        return fs.unstrip_protocol(dataset_folder)
     with files.replacing(link) as temporary:
         os.symlink(os.path.relpath(dataset_folder, os.path.dirname(os.path.abspath(link))), temporary)
     return link
 
 
 def dataset_url(run: Run) -> str:
-    """Where ``publish`` puts the run's dataset: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket."""
-    fs = run.store("shards").fs
-    if isinstance(fs, LocalFileSystem):
-        return f"{run.config.run_url}/dataset"
-    tables = Tables(run)
-    return fs.unstrip_protocol(_dataset_folder(run, make_manifest(tables), shard_digests(tables)))
+    """Where the run's newest dataset is: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket."""
+    link = f"{run.config.run_url}/dataset"
+    return link if isinstance(run.store("shards").fs, LocalFileSystem) else pointers.followed(link) or link
 
 
 def _dataset_folder(run: Run, manifest: bytes, digests: Mapping[str, str | None]) -> str:

@@ -16,6 +16,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
+from data_schemas.io.storage import Unreadable
 from data_schemas.io.text import one_line
 from pipeline.core.parts import join_digests
 from pipeline.core.stage import SampleError, StageConfig, any_of, describe_error
@@ -63,7 +64,7 @@ class ReferencesConfig(StageConfig):
 
     pool: Annotated[OneName | SeveralPools, Discriminator(_kind)] = Field(
         "packaged",
-        description="'packaged', 'generated', a folder, a preset such as relationbench, or a list of pools",
+        description="'packaged', 'generated', a folder, its URL, a preset such as relationbench, or a list of pools",
         json_schema_extra=any_of,
     )
     count: int | None = Field(None, ge=1, le=10**6, description="Subjects, if the pool is 'generated'")
@@ -141,6 +142,8 @@ def make_references(
                 row = row | {"source": source.source, "mirror": source.mirror}
             else:
                 row, members[source.reference_id] = make_reference(source, config, reader)
+        except Unreadable:
+            raise  # not an error of the picture
         except Exception as error:
             code, message = describe_error(error)
             row = _row(source, "error", error_code=code, error_message=one_line(message))

@@ -12,6 +12,7 @@ from data_schemas.errors import UserError
 from data_schemas.io import text
 from data_schemas.io.files import check_file
 from data_schemas.io.pictures import SUFFIXES
+from pipeline.references.places import BucketPath, Place
 
 SPLIT_NAMES = {"train", "training", "test", "validation", "valid", "val", "dev"}
 """Usual names of folders and files that hold one split of a data set."""
@@ -25,8 +26,17 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def walk(root: Path, suffixes: Sequence[str]) -> list[Path]:
+def walk(root: Place, suffixes: Sequence[str]) -> list[Place]:
     """Files under ``root`` with these suffixes, sorted by relative path, without hidden files and folders."""
+    found = root.below() if isinstance(root, BucketPath) else _on_disk(str(root))
+    paths: list[Place] = [path for path in found if path.name.lower().endswith(tuple(suffixes))]
+    if isinstance(root, BucketPath):
+        paths = [path for path in paths if not any(map(is_hidden, path.relative_to(root).parts))]
+    return sorted(paths, key=lambda path: path.relative_to(root).parts)
+
+
+def _on_disk(root: str) -> list[Path]:
+    """All files under a folder, without hidden files and folders."""
 
     def refuse(error: OSError) -> None:
         raise UserError(
@@ -36,11 +46,11 @@ def walk(root: Path, suffixes: Sequence[str]) -> list[Path]:
     paths = []
     for folder, below, names in os.walk(root, onerror=refuse):
         below[:] = [name for name in below if not is_hidden(name)]
-        paths += [Path(folder, n) for n in names if n.lower().endswith(tuple(suffixes)) and not is_hidden(n)]
-    return sorted(paths, key=lambda path: path.relative_to(root).parts)
+        paths += [Path(folder, name) for name in names if not is_hidden(name)]
+    return paths
 
 
-def descend(root: Path, split: str) -> Path:
+def descend(root: Place, split: str) -> Place:
     """The folder that contains the category folders.
 
     Starting at ``root``, it enters a folder that is alone in its parent, and the folder of the split if all folders are
@@ -62,7 +72,7 @@ def descend(root: Path, split: str) -> Path:
             return root
 
 
-def mask_file(path: Path) -> Path:
+def mask_file(path: Place) -> Place:
     """The mask that belongs to this path, with any picture suffix.
 
     If there is none, a .png that does not exist is returned; reading it later makes an error row.
@@ -70,22 +80,29 @@ def mask_file(path: Path) -> Path:
     return next((p for s in SUFFIXES if (p := path.with_suffix(s)).is_file()), path.with_suffix(".png"))
 
 
-def note(path: Path) -> str:
+def note(path: Place) -> str:
     """The name in the .txt file beside a picture, or "" if there is none. Raises UserError if it cannot be read.
 
     It is the first line without an article at its beginning, because prompts add their own.
     """
     beside = path.with_suffix(".txt")
-    if not os.path.lexists(beside):
-        return ""
+    return LEADING_ARTICLE.sub("", text.label(text.decoded(_start_of(beside))))
+
+
+def _start_of(beside: Place) -> bytes:
+    """The beginning of a note; empty if there is none."""
+    if isinstance(beside, BucketPath):
+        return beside.start(text.CUT) if beside.is_file() else b""
+    if not os.path.lexists(str(beside)):
+        return b""
     try:
-        with check_file(beside, "write the name into a plain file").open("rb") as file:
-            return LEADING_ARTICLE.sub("", text.label(text.decoded(file.read(text.CUT))))
+        with check_file(str(beside), "write the name into a plain file").open("rb") as file:
+            return file.read(text.CUT)
     except OSError as error:
         raise UserError(f"{beside}: cannot be read ({error.strerror}); change its permissions") from error
 
 
-def other_kinds(root: Path, read: Sequence[str], masks: Path | None = None) -> Counter[str]:
+def other_kinds(root: Place, read: Sequence[str], masks: Place | None = None) -> Counter[str]:
     """The number of files under ``root`` by suffix, without files that are ``read``, notes, masks and READMEs."""
     return Counter(
         path.suffix.lower() or "without suffix"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.files import check_file
 from data_schemas.io.text import decoded, one_line
+from pipeline.references.places import BucketPath, Place
 
 ROWS_AT_ONCE = 16
 BUFFER = 1 << 20
@@ -59,12 +60,12 @@ class Row:
     name: str
 
 
-def column_names(path: Path) -> list[str]:
+def column_names(path: Place) -> list[str]:
     """The names of all columns of a file."""
     return list(_open(path).schema_arrow.names)
 
 
-def find_columns(path: Path, image: str | None, mask: str | None, category: str | None, name: str | None) -> Columns:
+def find_columns(path: Place, image: str | None, mask: str | None, category: str | None, name: str | None) -> Columns:
     """The columns to read. Raises UserError if a named column does not exist or does not hold pictures.
 
     Where ``image`` is None, the first column of pictures is taken; where ``category`` or ``name`` is None, a column
@@ -87,14 +88,13 @@ def find_columns(path: Path, image: str | None, mask: str | None, category: str 
     return Columns(image, mask, category, name or next((c for c in NAME_COLUMNS if c in texts), None))
 
 
-def list_rows(path: Path, columns: Columns) -> tuple[Row, ...]:
+def list_rows(path: Place, columns: Columns) -> tuple[Row, ...]:
     """All rows with the digests of their pictures. The file is only read again if its size or time has changed."""
-    status = path.stat()
-    return _list_rows(path, status.st_size, status.st_mtime_ns, columns)
+    return _list_rows(path, _version(path), columns)
 
 
 @lru_cache(maxsize=256)
-def _list_rows(path: Path, size: int, changed: int, columns: Columns) -> tuple[Row, ...]:
+def _list_rows(path: Place, version: object, columns: Columns) -> tuple[Row, ...]:
     file = _open(path)
     labels = _class_names(file.schema_arrow)
     used = [c for c in (columns.image, columns.mask, columns.category, columns.name) if c is not None]
@@ -130,7 +130,7 @@ def _list_rows(path: Path, size: int, changed: int, columns: Columns) -> tuple[R
 class PictureColumn:
     """Reads one picture column of one file in ascending order of rows. An earlier row restarts its row group."""
 
-    def __init__(self, path: Path, column: str):
+    def __init__(self, path: Place, column: str):
         self._path, self._column = path, column
         self._file = _open(path)
         self._groups = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
@@ -164,21 +164,32 @@ class PictureColumn:
         self._file.close()
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    check_file(path, "give a Parquet file")
+def _open(path: Place) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, buffer_size=BUFFER)
+        if isinstance(path, BucketPath):
+            return pq.ParquetFile(path.opened(), buffer_size=BUFFER)
+        return pq.ParquetFile(check_file(str(path), "give a Parquet file"), buffer_size=BUFFER)
+    except UserError:  # Unreadable is one
+        raise
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
 
-def _limit(path: Path) -> int:
+def _limit(path: Place) -> int:
     """Most bytes that a column of this file may have after decompression."""
-    return max(UNPACKED, EXPANSION * path.stat().st_size)
+    return max(UNPACKED, EXPANSION * (path.size if isinstance(path, BucketPath) else os.stat(str(path)).st_size))
+
+
+def _version(path: Place) -> object:
+    """Changes when the file is written again."""
+    if isinstance(path, BucketPath):
+        return path.size, path.version
+    status = os.stat(str(path))
+    return status.st_size, status.st_mtime_ns
 
 
 def _batches(
-    file: pq.ParquetFile, path: Path, columns: Sequence[str], groups: list[int] | None
+    file: pq.ParquetFile, path: Place, columns: Sequence[str], groups: list[int] | None
 ) -> Iterator[pa.RecordBatch]:
     """Batches of a few rows, or of one row if rows may be large.
 
@@ -188,11 +199,13 @@ def _batches(
     rows = ROWS_AT_ONCE if largest * ROWS_AT_ONCE <= pictures.MAX_BYTES else 1
     try:
         yield from file.iter_batches(rows, row_groups=groups, columns=list(columns))
+    except UserError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
 
-def _check_sizes(metadata: pq.FileMetaData, path: Path, columns: Sequence[str], groups: Sequence[int] | None) -> int:
+def _check_sizes(metadata: pq.FileMetaData, path: Place, columns: Sequence[str], groups: Sequence[int] | None) -> int:
     """Bytes of the largest column chunk after decompression.
 
     Raises UserError if it is too large or there are too many rows.
@@ -214,7 +227,7 @@ def _check_sizes(metadata: pq.FileMetaData, path: Path, columns: Sequence[str], 
     return largest
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Place, error: Exception) -> UserError:
     return UserError(f"{path}: not a Parquet file that can be read ({one_line(error, 200)}); get it again")
 
 

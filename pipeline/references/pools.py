@@ -24,12 +24,14 @@ from pydantic import Field, model_validator
 
 from data_schemas.errors import UserError
 from data_schemas.io.pictures import SUFFIXES
+from data_schemas.io.storage import Unreadable
 from data_schemas.io.text import from_path, label, one_line
 from data_schemas.settings import Settings, suggest
 from pipeline.references.files import SPLIT_NAMES, census, descend, mask_file, note, other_kinds, walk
 from pipeline.references.generated.subjects import Generated, recipe
 from pipeline.references.packaged import package_file, packaged
 from pipeline.references.parquet import column_names, find_columns, list_rows
+from pipeline.references.places import BucketPath, Place, digest_of, each, refused
 from pipeline.references.sources import PictureLocation, Source
 
 BUILT_IN = ("packaged", "generated")
@@ -44,11 +46,11 @@ class PoolConfig(Settings):
 
     ``preset`` names an entry of pools.yaml, whose values apply unless they are set here.
 
-    ``source`` is ``packaged``, ``generated``, a folder of pictures or of Parquet files, one Parquet file, or
-    ``hf:owner/name`` for a data set of the Hugging Face hub that is on this machine. A generated pool has ``count``
-    subjects (GENERATED without it) that follow from ``seed`` and their numbers. A folder that contains Parquet files is
-    read as those. Any other folder is read as pictures, with one sub-folder for each category; outer folders that hold
-    nothing else, and the split's folder, are skipped.
+    ``source`` is ``packaged``, ``generated``, a folder of pictures or of Parquet files, one Parquet file, the URL of
+    either in a bucket, or ``hf:owner/name`` for a data set of the Hugging Face hub that is on this machine. A generated
+    pool has ``count`` subjects (GENERATED without it) that follow from ``seed`` and their numbers. A folder that
+    contains Parquet files is read as those. Any other folder is read as pictures, with one sub-folder for each
+    category; outer folders that hold nothing else, and the split's folder, are skipped.
 
     ``image`` and ``mask`` are columns of Parquet files, or sub-folders with files of the same names. Without ``image``,
     it is the first column of pictures or the whole folder. A mask is a label map: ``subject_labels``, or all labels but
@@ -148,15 +150,17 @@ def take(sources: Sequence[Source], limit: int | None) -> list[Source]:
     return [sources[k] for k in sorted(chosen)]
 
 
-def pool_folder(pool: PoolConfig) -> Path:
-    """The pool's folder or Parquet file on this machine. Raises UserError if it is missing; nothing is downloaded."""
+def pool_folder(pool: PoolConfig) -> Place:
+    """The pool's folder or Parquet file. Raises UserError if it is missing; nothing is downloaded."""
     hub_id = pool.hub_id
     if hub_id is None:
         try:
-            path = Path(pool.source).expanduser()
-            if path.is_dir() or (path.suffix.lower() == ".parquet" and path.is_file()):
+            path = BucketPath.of(pool.source) if "://" in pool.source else Path(pool.source).expanduser()
+            if path is not None and (path.is_dir() or (path.suffix.lower() == ".parquet" and path.is_file())):
                 return path
-            what = "not a folder and not a Parquet file" if path.exists() else "no such folder"
+            what = "no such folder" if path is None or not path.exists() else "not a folder and not a Parquet file"
+        except Unreadable:
+            raise
         except (OSError, RuntimeError) as error:  # the name is too long, no permission, unknown ~user
             what = one_line(error.strerror if isinstance(error, OSError) else error)
         raise UserError(
@@ -205,7 +209,7 @@ def _generated_source(subject: Generated, mirror: bool) -> Source:
     return Source(reference_id, subject.source, made.name, made.kind, subject.source, digest, subject, mirror=mirror)
 
 
-def _of_split(root: Path, paths: list[Path], pool: PoolConfig) -> list[Path]:
+def _of_split(root: Place, paths: list[Place], pool: PoolConfig) -> list[Place]:
     """The Parquet files whose names contain this split; all files if no name contains any split."""
     words = {path: set(re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())) for path in paths}
     own = [path for path in paths if pool.split.lower() in words[path]]
@@ -215,7 +219,7 @@ def _of_split(root: Path, paths: list[Path], pool: PoolConfig) -> list[Path]:
     raise UserError(f"references.pool {pool.source}: no Parquet file of split {pool.split!r}; there is: {names}")
 
 
-def _parquet_sources(root: Path, paths: list[Path], pool: PoolConfig, prefix: str) -> list[Source]:
+def _parquet_sources(root: Place, paths: list[Place], pool: PoolConfig, prefix: str) -> list[Source]:
     sources = []
     for path in paths:
         columns = find_columns(path, pool.image, pool.mask, pool.category_column, pool.name_column)
@@ -240,7 +244,7 @@ def _parquet_sources(root: Path, paths: list[Path], pool: PoolConfig, prefix: st
     return sources
 
 
-def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
+def _folder_sources(root: Place, pool: PoolConfig, prefix: str) -> list[Source]:
     """The pictures of a folder.
 
     The category of a picture is its first sub-folder, or the pool's own name. Its name is in a .txt file beside it, or
@@ -257,17 +261,21 @@ def _folder_sources(root: Path, pool: PoolConfig, prefix: str) -> list[Source]:
             f"{', '.join(SUFFIXES)} files into it, in one sub-folder a category, and unpack archives"
         )
     own_name = (pool.hub_id or top.resolve().name).rpartition("/")[2]
+
+    def contents(path: Place) -> tuple[str, str, Place | None, str]:
+        """What is read for a picture: its digest, its note, and its mask with a digest."""
+        mask = mask_file(top / pool.mask / path.relative_to(folder)) if pool.mask else None
+        return _digest(path), note(path), mask, _digest(mask) if mask else ""
+
     sources = []
-    for path in paths:
+    for path, (digest, noted, mask, mask_digest) in zip(paths, each(contents, paths), strict=True):
         relative = path.relative_to(folder)
         flat = path.stem if pool.subject == "category" else own_name
         category = relative.parts[0] if len(relative.parts) > 1 else flat
-        name = note(path) or ("" if pool.subject == "category" else _words(path.stem))
+        name = noted or ("" if pool.subject == "category" else _words(path.stem))
         where = prefix + from_path(path.relative_to(root).as_posix())
-        mask = mask_file(top / pool.mask / relative) if pool.mask else None
-        mask_digest = _digest(mask) if mask else ""
         image, labels = PictureLocation(path), PictureLocation(mask) if mask else None
-        sources.append(_source(pool, where, image, _digest(path), category, name, labels, mask_digest))
+        sources.append(_source(pool, where, image, digest, category, name, labels, mask_digest))
     return sources
 
 
@@ -316,12 +324,14 @@ def _id(*content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Place) -> str:
     """SHA-256 of a file, or "" if it cannot be read; the cut-out's error row then says why."""
     try:
         if path.is_file():  # false for a pipe, which could block
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return digest_of(path)
+    except Unreadable as error:
+        if not refused(error):
+            raise
     except OSError:
         pass
     return ""

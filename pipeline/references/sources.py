@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
-from data_schemas.io.files import read_file
+from data_schemas.io.storage import Unreadable
 from pipeline.references.boxes import Box
 from pipeline.references.generated.subjects import Generated
 from pipeline.references.parquet import PictureColumn
+from pipeline.references.places import Place, read_place
 
 
 @dataclass(frozen=True)
 class PictureLocation:
     """Where the bytes of a picture are: a file, or a row and column of a Parquet file."""
 
-    path: Path
+    path: Place
     row: int | None = None
     column: str = ""
 
@@ -62,6 +62,8 @@ class Reader:
         """
         try:
             data = self._bytes(location)
+        except Unreadable:
+            raise
         except UserError as error:  # the path on this machine must not be stored
             raise UserError(f"{source}{str(error).removeprefix(str(location.path))}") from error
         if data is None:
@@ -73,7 +75,7 @@ class Reader:
             return self._column(location).at(location.row)
         if not location.path.is_file():
             raise UserError(f"{location.path}: not a file that can be read; replace or remove it")
-        return read_file(location.path, "replace or remove it", pictures.MAX_BYTES)
+        return read_place(location.path, "replace or remove it", pictures.MAX_BYTES)
 
     def _column(self, location: PictureLocation) -> PictureColumn:
         key = replace(location, row=None)

@@ -20,13 +20,13 @@ import yaml
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import parse_yaml
-from data_schemas.io.files import read_file
 from data_schemas.io.text import decoded, label
 from data_schemas.tables import SPLITS
 from pipeline.core.stage import Rule
 from pipeline.references.cutouts import ReferencesConfig
 from pipeline.references.files import census
 from pipeline.references.packaged import packaged
+from pipeline.references.places import Place, read_place
 from pipeline.references.pools import PoolConfig, list_pool, pool_folder, presets, skipped, take, tell_apart
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -238,7 +238,7 @@ def _packaged_licences(used: Iterable[str]) -> tuple[Licence, ...]:
     return tuple(Licence(licence, "; ".join(of[licence])) for licence in sorted(of))
 
 
-def _stated_licence(source: Path) -> str:
+def _stated_licence(source: Place) -> str:
     """The licence that a pool states: ``license`` in the front matter of its README.md, or its LICENSE's first line."""
     folder = source if source.is_dir() else source.parent
     front_matter = re.match(r"---\n(.*?)\n---", _start_of(folder / "README.md"), re.DOTALL)
@@ -254,9 +254,9 @@ def _stated_licence(source: Path) -> str:
     return next((line for line in lines if line), "")
 
 
-def _start_of(path: Path) -> str:
+def _start_of(path: Place) -> str:
     try:
-        return decoded(read_file(path, "", MAX_NOTE)[:NOTE_BYTES]).replace("\r\n", "\n")
+        return decoded(read_place(path, "", MAX_NOTE)[:NOTE_BYTES]).replace("\r\n", "\n")
     except UserError:  # missing, not a file, or no permission
         return ""
 

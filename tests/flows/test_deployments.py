@@ -154,3 +154,21 @@ def test_a_users_mistake_is_a_failed_run_with_one_clear_line(server, tmp_path):
     assert state["type"] == "FAILED"
     assert all(word in state["message"] for word in words), state["message"]
     assert "\n" not in state["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_curation_can_be_deployed_to_kubernetes(server):
+    project = Path(server["PWD"])
+    text = (ROOT / "prefect.kubernetes.yaml").read_text()
+    (project / "k8s.yaml").write_text(text)
+    prefect(server, "work-pool", "create", "kubernetes", "--type", "kubernetes")
+    prefect(server, "deploy", "--all", "--prefect-file", "k8s.yaml")
+    made = requested(server, "deployments/filter", {"deployments": {"name": {"any_": ["kubernetes"]}}})
+    assert {deployment["entrypoint"] for deployment in made} == {
+        "flows/curate.py:curate_instructar", "flows/curate.py:rerun_stage",
+    }  # fmt: skip
+    assert all(deployment["parameters"]["config"]["root"].startswith("s3://") for deployment in made)
+    (project / "k8s.yaml").write_text(text.replace(":curate_instructar", ":curate_instructor"))
+    with pytest.raises(AssertionError, match="curate_instructor"):
+        prefect(server, "deploy", "--all", "--prefect-file", "k8s.yaml")

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from data_schemas.errors import UserError
 from data_schemas.io.files import check_file
-from data_schemas.io.storage import file_sha256, reaching, url_to_fs
+from data_schemas.io.storage import Unreadable, file_sha256, patiently, reaching, url_to_fs
 from data_schemas.settings import Settings, first_mistake
 from data_schemas.shards import MAX_REFERENCES
 
@@ -118,7 +118,7 @@ def file_size(url: str) -> int:
         if "://" not in url:
             return os.stat(url).st_size
         fs, path = url_to_fs(url)
-        return int(fs.size(path))
+        return int(patiently(lambda: fs.size(path), url))
     except FileNotFoundError as error:
         raise _missing(url) from error
 
@@ -133,9 +133,11 @@ def read_bytes(url: str, offset: int, size: int) -> bytes:
             with open(url, "rb", buffering=0) as file:
                 return os.pread(file.fileno(), size, offset)
         fs, path = url_to_fs(url)
-        return fs.cat_file(path, start=offset, end=offset + size)
+        return patiently(lambda: fs.cat_file(path, start=offset, end=offset + size), url)
     except FileNotFoundError as error:
         raise _missing(url) from error
+    except Unreadable:
+        raise
     except OSError as error:
         raise UserError(
             f"{url}: the shard cannot be read ({error.strerror or error}); mend that and run the command again"

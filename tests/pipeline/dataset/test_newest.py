@@ -1,0 +1,68 @@
+"""The newest dataset of a run in a bucket has an address that stays, as the link has on a disk."""
+
+import hashlib
+import json
+
+import fsspec
+import pytest
+from commands import run_here
+from small.run import tiny_config, write_config
+from troubled.runs import PLANNED, config
+
+import tokenar.cli
+from data_schemas.errors import UserError
+from data_schemas.shards import expand_shards, sample_ids
+from pipeline.curate import curate
+from pipeline.dataset.curated import open_run
+from tokenar.config import with_changes
+
+
+@pytest.mark.slow
+def test_the_address_goes_with_the_newest_dataset(bucket):
+    address = f"{bucket}/stubs/dataset/train-*.tar"
+    with pytest.raises(UserError, match=r"no shard matches"):
+        expand_shards(address)
+    first = curate(config(bucket))
+    assert expand_shards(address) == expand_shards(f"{first.dataset_url}/train-*.tar")
+    second = curate(config(bucket, shards={"samples_per_shard": 2}))
+    assert second.dataset_url != first.dataset_url
+    found = expand_shards(address)
+    assert found == expand_shards(f"{second.dataset_url}/train-*.tar")
+    assert len(found) > len(expand_shards(f"{first.dataset_url}/train-*.tar")), "the first is still there"
+    opened = open_run(f"{bucket}/stubs")
+    assert expand_shards(opened.shards()) == found
+    assert (
+        sum(len(sample_ids(url)) for split in ("train", "test") for url in expand_shards(opened.shards(split)))
+        == PLANNED
+    )
+    curate(config(bucket))
+    assert expand_shards(address) == expand_shards(f"{first.dataset_url}/train-*.tar"), "and it can become the newest"
+
+    fs = fsspec.filesystem("s3")
+    manifest = fs.cat_file(first.manifest_url)
+    pointer = json.loads(fs.cat_file(f"{bucket}/stubs/dataset.json"))
+    assert pointer["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"dataset": "../x/datasets/0123456789abcdef"}', b'{"dataset": 3}'])
+def test_an_address_that_leads_elsewhere_is_refused(bucket, content):
+    fsspec.filesystem("s3").pipe_file(f"{bucket}/run/dataset.json", content)
+    with pytest.raises(UserError, match=r"/run/dataset\.json: does not name a dataset of its run; curate"):
+        expand_shards(f"{bucket}/run/dataset/train-*.tar")
+
+
+@pytest.mark.slow
+def test_a_training_reads_the_newest_dataset(bucket, tmp_path):
+    result = curate(config(bucket))
+    dataset = f"{bucket}/stubs/dataset"
+    settings = with_changes(
+        tiny_config(tmp_path, tmp_path / "out", steps=2),
+        shards=f"{dataset}/train-*.tar",
+        val_shards=f"{dataset}/test-*.tar",
+    )
+    done = run_here(tokenar.cli.train_main, "tokenar-train", "--config", write_config(settings, tmp_path / "s.json"))
+    assert done.returncode == 0, done.stderr
+    fs = fsspec.filesystem("s3")
+    trained = json.loads((tmp_path / "out" / "summary.json").read_text())["shards"]
+    names = [url.rpartition("/")[2] for url in expand_shards(f"{result.dataset_url}/train-*.tar")]
+    assert trained == {name: hashlib.sha256(fs.cat_file(f"{result.dataset_url}/{name}")).hexdigest() for name in names}
