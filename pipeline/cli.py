@@ -177,6 +177,20 @@ def estimate_command(
     typer.echo(json.dumps(found) if as_json else table(found))
 
 
+@app.command("diff")
+def diff_command(
+    old: Annotated[str, typer.Argument(help="A run, or a dataset's folder, on a disk or in a bucket")],
+    new: Annotated[str, typer.Argument(help="Another; of a run its newest dataset counts")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in the place of the lines")] = False,
+) -> None:
+    """What differs between two datasets: samples, decisions and why, shards, stages, settings."""
+    from pipeline.dataset.opened import open_dataset
+    from pipeline.upkeep.diff import diff, told
+
+    found = diff(open_dataset(old), open_dataset(new))
+    typer.echo(json.dumps(found) if as_json else told(found))
+
+
 @models_app.command("check")
 def models_check(
     profile: Profile = "paper", config: ConfigFile = None, overrides: Overrides = None,

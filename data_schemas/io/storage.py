@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import parse_json
-from data_schemas.io.files import replacing
+from data_schemas.io.files import read_file, replacing
 from data_schemas.io.text import one_line
 
 MEGABYTE = 1 << 20
@@ -120,6 +120,19 @@ def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | Non
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
+
+
+def read_bounded(fs: fsspec.AbstractFileSystem, path: str, advice: str, limit: int) -> bytes:
+    """The bytes of a file. Raises UserError with ``advice`` if it cannot be read or is larger than ``limit`` bytes."""
+    if isinstance(fs, LocalFileSystem):
+        return read_file(path, advice, limit)
+    try:
+        data = fs.cat_file(path, start=0, end=limit + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read; {advice}") from error
+    if len(data) > limit:
+        raise UserError(f"{path}: more than {limit} bytes; {advice}")
+    return data
 
 
 def shown(url: object) -> str:
