@@ -191,6 +191,21 @@ def diff_command(
     typer.echo(json.dumps(found) if as_json else told(found))
 
 
+@app.command("prune")
+def prune_command(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart")],
+    keep: Annotated[int, typer.Option(min=1, help="Datasets to keep, the newest")] = 1,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed")] = False,
+) -> None:
+    """List, or remove, what the settings of a run's last curation do not reach: parts, datasets, temporary files."""
+    from pipeline.dataset.curated import config_of
+    from pipeline.upkeep import prune
+
+    config = config_of(run)
+    found = (prune.prune if yes else prune.prunable)(config, keep)
+    typer.echo(prune.told(found, done=yes))
+
+
 @models_app.command("check")
 def models_check(
     profile: Profile = "paper", config: ConfigFile = None, overrides: Overrides = None,

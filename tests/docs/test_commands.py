@@ -46,7 +46,7 @@ NOT_HERE = {
 ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
-READING = "models|status|estimate|diff"
+READING = "models|status|estimate|diff|prune"
 """Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
 """The settings of the small run, where the command would make the profile's 96 samples or more."""
