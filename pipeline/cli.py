@@ -191,6 +191,20 @@ def diff_command(
     typer.echo(json.dumps(found) if as_json else told(found))
 
 
+@app.command("merge")
+def merge_command(
+    runs: Annotated[list[str], typer.Argument(help="Runs, or datasets' folders, on a disk or in a bucket")],
+    out: Annotated[str, typer.Option(help="Folder of the merged dataset; it must not be there")],
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Also what was made or judged otherwise")] = False,
+) -> None:
+    """Make one dataset of several: their shards under new numbers and one manifest."""
+    from pipeline.dataset.opened import open_dataset
+    from pipeline.upkeep.merge import merge
+
+    done = merge([open_dataset(run) for run in runs], out, allow_mixed)
+    typer.echo(f"{out}: {done['samples']} samples planned, {done['shards']} shards; there twice: {done['twice']}")
+
+
 @app.command("prune")
 def prune_command(
     run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart")],

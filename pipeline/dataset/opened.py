@@ -46,6 +46,17 @@ class Dataset:
         found = self.facts.get("version")
         return found if isinstance(found, str) else None
 
+    @property
+    def rules(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(reason, column) -> the rule, with its stage, bound and threshold; none if run.json tells none."""
+        stated = self.facts.get("rules")
+        good = [r for r in stated if isinstance(r, dict)] if isinstance(stated, list) else []
+        return {
+            (str(r["reason"]), str(r["column"])): r
+            for r in good
+            if {"reason", "column", "bound", "stage"} <= r.keys() and isinstance(r.get("threshold"), int | float)
+        }
+
     @cached_property
     def schema(self) -> pa.Schema:
         """The columns of the manifest. Raises UserError if it cannot be read."""

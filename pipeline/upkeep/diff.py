@@ -29,7 +29,7 @@ Masks = dict[str, np.ndarray]
 def diff(old: Dataset, new: Dataset) -> dict[str, Any]:
     """The differences as plain values: counts, and up to EXAMPLES sample ids of each kind. UserError if a manifest
     cannot be read."""
-    rules = {"old": _rules(old), "new": _rules(new)}
+    rules = {"old": old.rules, "new": new.rules}
     columns = _compared(old, new)
     tables = [dataset.table([*TELLING, "reasons", *columns]) for dataset in (old, new)]
     before, after = _in_both(*tables)
@@ -60,16 +60,6 @@ def diff(old: Dataset, new: Dataset) -> dict[str, Any]:
 
 Rules = Mapping[tuple[str, str], Mapping[str, Any]]
 """(reason, column) -> the rule as run.json holds it."""
-
-
-def _rules(dataset: Dataset) -> Rules:
-    rules = dataset.facts.get("rules")
-    good = [r for r in rules if isinstance(r, dict)] if isinstance(rules, list) else []
-    return {
-        (str(r["reason"]), str(r["column"])): r
-        for r in good
-        if {"reason", "column", "bound", "stage"} <= r.keys() and isinstance(r.get("threshold"), int | float)
-    }
 
 
 def _compared(old: Dataset, new: Dataset) -> list[str]:

@@ -1,12 +1,15 @@
 """Datasets of a few rows, written as a curation publishes them, but without its work."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_schemas.tables import MANIFEST
+from small.run import make_sample, write_shard
 
 RULES = [
     {"stage": "identity", "column": "similarity_min", "bound": "min", "threshold": 0.5, "reason": "identity_low"},
@@ -42,4 +45,20 @@ def write_dataset(folder: Path, rows: list[dict], **facts) -> str:
     pq.write_table(table(rows), folder / "manifest.parquet")
     stated = {"config": {"name": "small", "seed": 0}, "version": "1.0.0", "stages": STAGES, "rules": RULES, **facts}
     (folder / "run.json").write_text(json.dumps(stated))
+    return str(folder)
+
+
+def write_shards(folder: Path, rows: list[dict], **facts) -> str:
+    """The same with the shards that the rows name. A sample's pictures follow from its number and split."""
+    held: dict[str, list] = {}
+    for own in rows:
+        if own["shard"] is not None:
+            sample = replace(make_sample(own["index"], own["split"], side=32), sample_id=own["sample_id"])
+            held.setdefault(own["shard"], []).append(sample)
+    for name, samples in held.items():
+        write_shard(folder.parent / "being-made" / name, samples)
+    digests = {name: hashlib.sha256((folder.parent / "being-made" / name).read_bytes()).hexdigest() for name in held}
+    write_dataset(folder, rows, shards=digests, **facts)
+    for name in held:
+        (folder.parent / "being-made" / name).rename(folder / name)
     return str(folder)
