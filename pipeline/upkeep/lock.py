@@ -198,26 +198,31 @@ class Lock:
         """Create the file with this number and remove lower ones. False if somebody else was faster."""
         now = time.time()
         ours = Owner(platform.node(), os.getpid(), _place(), now, now, uuid.uuid4().hex)
-        path, data = self._path(number), _bytes(ours)
+        _own.add(ours.token)  # before others of this process can see it
         try:
-            if isinstance(self.fs, LocalFileSystem):  # fsspec itself looks first and then writes
-                os.makedirs(self.folder, exist_ok=True)
-                with open(path, "xb") as file:
-                    file.write(data)
-            else:
-                self._create_in_bucket(path, data)
-        except FileExistsError:
-            return False
-        newest, owner = self._newest()
-        if newest != number or owner is None or owner.token != ours.token:
-            return False
-        self._number, self._ours = number, ours
-        _own.add(ours.token)
+            if not self._written_first(number, ours):
+                return False
+            self._number, self._ours = number, ours
+        finally:
+            if self._ours is not ours:
+                _own.discard(ours.token)
         for lower in self._numbers():
             if lower < number:
                 with suppress(FileNotFoundError):
                     self.fs.rm_file(self._path(lower))
         return True
+
+    def _written_first(self, number: int, ours: Owner) -> bool:
+        path, data = self._path(number), _bytes(ours)
+        try:
+            if isinstance(self.fs, LocalFileSystem):
+                _create_on_disk(path, data)
+            else:
+                self._create_in_bucket(path, data)
+        except FileExistsError:
+            return False
+        newest, owner = self._newest()
+        return newest == number and owner is not None and owner.token == ours.token
 
     def _create_in_bucket(self, path: str, data: bytes) -> None:
         try:
@@ -244,6 +249,26 @@ class Lock:
 
     def _write(self, owner: Owner) -> None:
         write_file(self.fs, self._path(self._number), _bytes(owner))
+
+
+def _create_on_disk(path: str, data: bytes) -> None:
+    """Create a file that is whole as soon as it is seen. FileExistsError if there is one."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{os.path.dirname(path)}/.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        with open(path, "xb") as file:  # a disk without hard links: who sees it half written reads it again
+            file.write(data)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def _bytes(owner: Owner) -> bytes:

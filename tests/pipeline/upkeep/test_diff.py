@@ -2,13 +2,12 @@
 
 import json
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import run_here
-from small.curation import small_config
 from small.datasets import RULES, STAGES, row, table, write_dataset
+from troubled.runs import config
 
 from pipeline import cli
 from pipeline.curate import curate
@@ -164,17 +163,15 @@ def test_what_cannot_be_compared_gets_one_line(tmp_path, harm, said):
     assert said in line
 
 
-@pytest.mark.slow
-def test_a_run_is_compared_with_its_own_earlier_dataset(copied):
-    before = (copied / "small" / "dataset").resolve()
-    curate(small_config(copied, decide={"thresholds": {"identity_low": 0.99}}))
-    done = ask(before, copied / "small", "--json")
-    found = json.loads(done.stdout)
-    assert (found["old"]["version"], found["new"]["version"]) == ("1.0.0", "2.0.0")
-    assert found["new"]["kept"] == 0
-    high = sum("identity_low" not in reasons for reasons in pd.read_parquet(before / "manifest.parquet").reasons)
-    assert found["decided"]["count"] == high
-    low = found["decided"]["reasons"]["identity_low"]
-    assert low == {"appeared": high, "went": 0, "by_score": 0, "by_threshold": high}
-    assert found["settings"] == ["decide.thresholds.identity_low 0.99 (was its default)"]
+def test_a_run_is_compared_with_its_own_earlier_dataset(tmp_path):
+    curate(config(tmp_path, trouble={}))
+    before = (tmp_path / "stubs" / "dataset").resolve()
+    curate(config(tmp_path, trouble={}, decide={"thresholds": {"troubled": 6.0}}))
+    found = json.loads(ask(before, tmp_path / "stubs", "--json").stdout)
+    assert (found["old"]["version"], found["new"]["version"], found["step"]) == ("1.0.0", "2.0.0", "major")
+    assert (found["old"]["kept"], found["new"]["kept"]) == (12, 6)
+    assert found["decided"]["changes"] == {"kept -> rejected": 6}
+    assert found["decided"]["reasons"]["troubled"] == {"appeared": 6, "went": 0, "by_score": 0, "by_threshold": 6}
+    assert found["content"]["count"] == found["split"]["count"] == 0
+    assert found["settings"] == ["decide.thresholds.troubled 6.0 (was its default)"]
     assert found["stages"] == []

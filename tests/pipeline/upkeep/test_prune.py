@@ -177,9 +177,8 @@ def test_what_is_no_run_is_named(tmp_path, where):
     assert f"{where}: no run was curated there" in done.stderr
 
 
-@pytest.mark.slow
-def test_a_bucket_is_pruned_too(bucket):
-    root = bucket
+def test_a_bucket_is_pruned_too():
+    root = "memory://pruned"
     for low, version in [(8.0, 1), (4.0, 0)]:
         result = curate(settings(root, low, version))
     fs, path = fsspec.core.url_to_fs(root)
