@@ -248,7 +248,7 @@ SHARD_INDEX = TableSchema(
 
 MANIFEST = TableSchema(
     "manifest",
-    4,
+    5,
     (
         *PLAN.columns,
         *DECIDE.columns[1:],

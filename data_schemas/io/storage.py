@@ -127,8 +127,8 @@ def read_bounded(fs: fsspec.AbstractFileSystem, path: str, advice: str, limit: i
     if isinstance(fs, LocalFileSystem):
         return read_file(path, advice, limit)
     try:
-        data = fs.cat_file(path, start=0, end=limit + 1)
-    except OSError as error:
+        data = patiently(lambda: fs.cat_file(path, start=0, end=limit + 1), path)
+    except FileNotFoundError as error:
         raise UserError(f"{path}: cannot be read; {advice}") from error
     if len(data) > limit:
         raise UserError(f"{path}: more than {limit} bytes; {advice}")

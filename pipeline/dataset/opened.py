@@ -99,7 +99,7 @@ def open_dataset(url: str) -> Dataset:
     root = root.rstrip("/")
     with reaching(url):
         folder = root if fs.exists(f"{root}/run.json") else _newest(fs, root)
-        if folder is None or not fs.exists(f"{folder}/run.json"):
+        if folder is None:
             raise UserError(f"{shown(url)}: no dataset is there; {GIVE}")
     text = read_bounded(fs, f"{folder}/run.json", GIVE, MAX_BYTES).decode(errors="replace")
     facts = parse_json(text, shown(f"{url}: run.json"))
@@ -110,7 +110,7 @@ def open_dataset(url: str) -> Dataset:
 
 def _newest(fs: fsspec.AbstractFileSystem, run: str) -> str | None:
     """The folder of a run's newest dataset."""
-    if isinstance(fs, LocalFileSystem) and fs.exists(f"{run}/dataset"):
+    if isinstance(fs, LocalFileSystem) and fs.exists(f"{run}/dataset/run.json"):
         return f"{run}/dataset"
-    known = published(fs, f"{run}/datasets")
-    return f"{run}/datasets/{known[-1].dataset}" if known else None
+    folders = [f"{run}/datasets/{entry.dataset}" for entry in published(fs, f"{run}/datasets")]
+    return next((folder for folder in reversed(folders) if fs.exists(f"{folder}/run.json")), None)

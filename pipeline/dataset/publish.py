@@ -215,8 +215,8 @@ def publish(tables: Tables) -> str:
             _take_name(temporary_folder, dataset_folder)
     datasets, _, name = dataset_folder.rpartition("/")
     facts["version"] = versions.version_of(fs, datasets, name, data)
+    versions.record(fs, datasets, name, facts["version"])  # first, so that no other dataset can get it
     write_file(fs, f"{dataset_folder}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
-    versions.record(fs, datasets, name, facts["version"])
     if not isinstance(fs, LocalFileSystem):
         return fs.unstrip_protocol(dataset_folder)
     link = f"{run.config.run_url}/dataset"

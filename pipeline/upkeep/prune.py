@@ -34,7 +34,7 @@ from pipeline.upkeep.lock import FOLDER as LOCKS
 from pipeline.upkeep.lock import held
 
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
-PART = re.compile(r"(part|pool|train|test)-\d{5,}\.(parquet|tar|notes\.json)")
+PART = re.compile(r"(part|train|test|pool)-([0-9a-f]{5,}|end)\.(parquet|tar|notes\.json)|pool\.json")
 IN_DATASET = re.compile(r"(train|test)-\d{5,}\.tar|manifest\.parquet|run\.json|README\.md")
 TEMPORARY = re.compile(r"\.(.*\.)?[0-9a-f]{32}\.tmp(\.old\.tmp)?")
 
