@@ -41,6 +41,8 @@ from pipeline.remembered import differences
 
 NAMED = 5
 """Most differences that a refusal names."""
+APART = ("subject", "reference")
+"""What is never in train of one parent and in test of another. A reference's id follows from its picture."""
 MUST_AGREE = ("content", "decision", "split")
 """What two rows of one sample must have in common."""
 
@@ -153,10 +155,11 @@ def _is_shard(name: str) -> bool:
 
 def _parents(datasets: Sequence[Dataset], tables: Sequence[pa.Table]) -> list[Parent]:
     """What is taken of each parent. UserError for samples and subjects that contradict each other."""
-    columns = ["sample_id", *MUST_AGREE, "shard", "subject_0_id", "subject_1_id"]
+    columns = ["sample_id", *MUST_AGREE, "shard", *(f"{what}_{i}_id" for what in APART for i in range(2))]
     rows = pd.concat([t.select(columns).to_pandas().assign(parent=n) for n, t in enumerate(tables)], ignore_index=True)
     urls = [shown(dataset.url) for dataset in datasets]
-    _check_subjects(rows, urls)
+    for what in APART:
+        _check_apart(rows, what, urls)
     twice = rows.duplicated("sample_id")
     _check_twice(rows, twice, urls)
     left = rows[~twice & rows.shard.notna()]
@@ -174,15 +177,13 @@ def _parents(datasets: Sequence[Dataset], tables: Sequence[pa.Table]) -> list[Pa
     return parents
 
 
-def _check_subjects(rows: pd.DataFrame, urls: Sequence[str]) -> None:
-    sides = [rows[[name, "split", "parent"]].set_axis(["subject", "split", "parent"], axis=1)
-             for name in ("subject_0_id", "subject_1_id")]  # fmt: skip
-    seen = pd.concat(sides).drop_duplicates(["subject", "split"])
-    both = seen[seen.duplicated("subject", keep=False)].sort_values(["subject", "split"])
+def _check_apart(rows: pd.DataFrame, what: str, urls: Sequence[str]) -> None:
+    sides = [rows[[f"{what}_{i}_id", "split", "parent"]].set_axis(["id", "split", "parent"], axis=1) for i in range(2)]
+    seen = pd.concat(sides).drop_duplicates(["id", "split"])
+    both = seen[seen.duplicated("id", keep=False)].sort_values(["id", "split"])
     if len(both):
-        subject = both.subject.iloc[0]
         where = " and ".join(f"in {s} of {urls[n]}" for s, n in zip(both.split[:2], both.parent[:2], strict=True))
-        raise UserError(f"subject {subject} is {where}; a model would be tested on what it has seen")
+        raise UserError(f"{what} {both.id.iloc[0]} is {where}; a model would be tested on what it has seen")
 
 
 def _check_twice(rows: pd.DataFrame, twice: pd.Series, urls: Sequence[str]) -> None:

@@ -118,8 +118,9 @@ def test_a_sample_that_both_hold_is_kept_once_with_its_bytes(two, tmp_path):
         ([row(0, content="other")], "sample s00 has another content in {b} than in {a}"),
         ([row(5)], "sample s05 has another content"),
         ([row(5, shard=None, decision="undecided")], "sample s05 has another decision"),
-        ([row(20, "test", subject_1_id="train-a")], "subject train-a is in test of {b} and in train of {a}"),
-        ([row(20, shard=None, subject_0_id="test-b")], "subject test-b is in test of {a} and in train of {b}"),
+        ([row(20, "test", subject_1_id="train-s0")], "subject train-s0 is in test of {b} and in train of {a}"),
+        ([row(20, shard=None, subject_0_id="test-s1")], "subject test-s1 is in test of {a} and in train of {b}"),
+        ([row(20, "test", reference_1_id="train-r0")], "reference train-r0 is in test of {b} and in train of {a}"),
     ],
 )
 def test_contradictions_are_refused(two, tmp_path, rows, said):

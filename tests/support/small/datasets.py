@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_schemas.schema import Column
 from data_schemas.tables import MANIFEST
 from small.run import make_sample, write_shard
 
@@ -18,20 +19,24 @@ RULES = [
 STAGES = {"identity": {"version": 2, "model": "net@1", "settings": {"padding": 0.1}}, "decide": {"version": 2}}
 
 
+def _blank(column: Column) -> object:
+    if column.nullable:
+        return None
+    if pa.types.is_string(column.type):
+        return "x"
+    return [] if pa.types.is_list(column.type) else pa.scalar(0).cast(column.type).as_py()
+
+
 def row(number: int, split: str = "train", shard: int | None = 0, **changes) -> dict:
     """A row of a manifest: a kept sample, or one that is in no shard."""
-    plan = {
-        "sample_id": f"s{number:02d}", "index": number, "split": split, "seed": number, "reference_0_id": "r0",
-        "reference_1_id": "r1", "reference_0_name": "cat", "reference_1_name": "cup", "reference_0_category": "cat",
-        "reference_1_category": "cup", "subject_0_id": f"{split}-a", "subject_1_id": f"{split}-b", "relation": "hug",
-        "layout": "beside", "box_0": [0.0, 0.0, 0.5, 1.0], "box_1": [0.5, 0.0, 1.0, 1.0], "turn_0": 0.0, "turn_1": 0.0,
-        "mirror_0": False, "mirror_1": False, "front": None, "prompt": "a cat and a cup",
-    }  # fmt: skip
-    decided = {"decision": "kept" if shard is not None else "rejected", "reasons": [], "error_stage": None,
-               "error_code": None, "error_message": None, "reviewer": None, "review_reason": None}  # fmt: skip
-    held = {"shard": None if shard is None else f"{split}-{shard:05d}.tar",
-            "content": None if shard is None else f"c{number}"}  # fmt: skip
-    return plan | decided | held | {"similarity_min": 0.8, "blockiness": 0.1} | changes
+    blank = {c.name: [0.0, 0.0, 1.0, 1.0] if c.name.startswith("box_") else _blank(c) for c in MANIFEST.columns}
+    shown = {f"{what}_{i}_id": f"{split}-{what[0]}{i}" for what in ("subject", "reference") for i in range(2)}
+    own = {"sample_id": f"s{number:02d}", "index": number, "split": split, "decision": "kept"}
+    if shard is None:
+        own |= {"decision": "rejected"}
+    else:
+        own |= {"shard": f"{split}-{shard:05d}.tar", "content": f"c{number}"}
+    return blank | shown | own | {"similarity_min": 0.8, "blockiness": 0.1} | changes
 
 
 def table(rows: list[dict]) -> pa.Table:
