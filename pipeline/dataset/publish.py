@@ -52,7 +52,9 @@ class MadeShard(NamedTuple):
 def _made(part: Part) -> MadeShard:
     # Sizes and checksums of the files are known from the writing, so that nothing has to be read again.
     contents = {
-        sample_id: content_digest(*(f"{name} {f.size} {f.checksum}".encode() for name, f in sorted(files.items())))[:16]
+        sample_id: content_digest(
+            "\n".join(f"{name} {file.size} {file.checksum}" for name, file in sorted(files.items())).encode()
+        )[:16]
         for sample_id, files in part.entries.items()
     }
     return MadeShard(str(part.tar_sha256), contents)
