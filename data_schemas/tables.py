@@ -261,11 +261,18 @@ SHARD_INDEX = TableSchema(
 
 MANIFEST = TableSchema(
     "manifest",
-    4,
+    5,
     (
         *PLAN.columns,
         *DECIDE.columns[1:],
         Column("shard", _text, "Shard that holds the sample; null if none does.", "file name", nullable=True),
+        Column(
+            "content",
+            _text,
+            "Digest of the sample's files in its shard; null if none holds it.",
+            "hex digits",
+            nullable=True,
+        ),
     ),
     key="sample_id",
     open=True,  # the columns of all stages follow, each with its meaning and unit in the field's metadata

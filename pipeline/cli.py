@@ -181,6 +181,49 @@ def estimate_command(
     typer.echo(json.dumps(found) if as_json else table(found))
 
 
+@app.command("diff")
+def diff_command(
+    old: Annotated[str, typer.Argument(help="A run, or a dataset's folder, on a disk or in a bucket")],
+    new: Annotated[str, typer.Argument(help="Another; of a run its newest dataset counts")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in the place of the lines")] = False,
+) -> None:
+    """What differs between two datasets: samples, decisions and why, shards, stages, settings."""
+    from pipeline.dataset.opened import open_dataset
+    from pipeline.upkeep.diff import diff, told
+
+    found = diff(open_dataset(old), open_dataset(new))
+    typer.echo(json.dumps(found) if as_json else told(found))
+
+
+@app.command("merge")
+def merge_command(
+    runs: Annotated[list[str], typer.Argument(help="Runs, or datasets' folders, on a disk or in a bucket")],
+    out: Annotated[str, typer.Option(help="Folder of the merged dataset; it must not be there")],
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Also what was made or judged otherwise")] = False,
+) -> None:
+    """Make one dataset of several: their shards under new numbers and one manifest."""
+    from pipeline.dataset.opened import open_dataset
+    from pipeline.upkeep.merge import merge
+
+    done = merge([open_dataset(run) for run in runs], out, allow_mixed)
+    typer.echo(f"{out}: {done['samples']} samples planned, {done['shards']} shards; there twice: {done['twice']}")
+
+
+@app.command("prune")
+def prune_command(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart")],
+    keep: Annotated[int, typer.Option(min=1, help="Datasets to keep, the newest")] = 1,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed")] = False,
+) -> None:
+    """List, or remove, what the settings of a run's last curation do not reach: parts, datasets, temporary files."""
+    from pipeline.dataset.curated import config_of
+    from pipeline.upkeep import prune
+
+    config = config_of(run)
+    found = (prune.prune if yes else prune.prunable)(config, keep)
+    typer.echo(prune.told(found, done=yes))
+
+
 @models_app.command("check")
 def models_check(
     profile: Profile = "paper", config: ConfigFile = None, overrides: Overrides = None,

@@ -25,11 +25,12 @@ from pipeline.core.parts import join_digests
 from pipeline.core.progress import StageProgress
 from pipeline.core.review import Reviews
 from pipeline.dataset import publish
-from pipeline.engines.workers import Workers, make_parts, workers_of
+from pipeline.engines.workers import WhileHeld, Workers, make_parts, workers_of
 from pipeline.jobs import PartJob, need_part, pool_digest, pool_rows
 from pipeline.making import PartSummary, plan_inputs
 from pipeline.references import cutouts, pools
 from pipeline.run import Run, list_pool
+from pipeline.upkeep import lock
 
 Engine = Callable[[Sequence[PartJob], StageProgress, Workers], list[PartSummary]]
 """Has workers make the parts of one stage; the summaries are in the order of the jobs."""
@@ -70,7 +71,7 @@ def curate(
     """Run every stage. Parts that are complete are not made again.
 
     ``again`` names a stage to make again, together with all later stages. ``retry_errors`` makes failed samples again.
-    Raises UserError for mistakes that the user can correct.
+    Raises UserError for mistakes that the user can correct, and if another curation is at work on the run.
     """
     check_inputs(config)
     before = remembered.remembered(config)  # an unreachable bucket is reported before any work
@@ -82,14 +83,15 @@ def curate(
     order = run.order()
     if again is not None and again not in order:
         raise UserError(f"stage {again!r} does not exist; {suggest(again, order)}")
-    remembered.remember(config)
-    _sweep(run)
-    for stage in run.stages():
-        if not run.store(stage.name).exists(run.parts()[0]):
-            stage.probe()
-    forced = set(order[order.index(again) :]) if again else set()
-    with closing(workers_of(config)) as workers:
-        return _run_stages(run, lambda jobs, progress: engine(jobs, progress, workers), forced, retry_errors)
+    with lock.held(config.run_url) as ours:
+        remembered.remember(config)
+        _sweep(run)
+        for stage in run.stages():
+            if not run.store(stage.name).exists(run.parts()[0]):
+                stage.probe()
+        forced = set(order[order.index(again) :]) if again else set()
+        with closing(WhileHeld(workers_of(config), ours.check)) as workers:
+            return _run_stages(run, lambda jobs, progress: engine(jobs, progress, workers), forced, retry_errors)
 
 
 def _run_stages(

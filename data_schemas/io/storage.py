@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import REMOTE, UserError
 from data_schemas.io.documents import parse_json
-from data_schemas.io.files import replacing
+from data_schemas.io.files import read_file, replacing
 from data_schemas.io.text import one_line
 
 MEGABYTE = 1 << 20
@@ -183,6 +183,19 @@ def parse_facts(data: bytes, path: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return facts if isinstance(facts, dict) else None
+
+
+def read_bounded(fs: fsspec.AbstractFileSystem, path: str, advice: str, limit: int) -> bytes:
+    """The bytes of a file. Raises UserError with ``advice`` if it cannot be read or is larger than ``limit`` bytes."""
+    if isinstance(fs, LocalFileSystem):
+        return read_file(path, advice, limit)
+    try:
+        data = patiently(lambda: fs.cat_file(path, start=0, end=limit + 1), path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: cannot be read; {advice}") from error
+    if len(data) > limit:
+        raise UserError(f"{path}: more than {limit} bytes; {advice}")
+    return data
 
 
 def shown(url: object) -> str:

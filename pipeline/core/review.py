@@ -8,12 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
-from data_schemas.io.files import read_file
-from data_schemas.io.storage import patiently, url_to_fs
+from data_schemas.io.storage import patiently, read_bounded, url_to_fs
 from data_schemas.schema import validate
 from data_schemas.tables import REVIEW
 from pipeline.core.parts import fingerprint
@@ -36,7 +34,7 @@ class Reviews:
         if not patiently(lambda: self.fs.exists(path), path):
             return
         try:
-            table = pq.read_table(io.BytesIO(self._read(path, "write the review again", MAX_TABLE)))
+            table = pq.read_table(io.BytesIO(read_bounded(self.fs, path, "write the review again", MAX_TABLE)))
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: not a readable Parquet file ({error}); write the review again") from error
         self.rows = {row["sample_id"]: row for row in validate(table, REVIEW, path).to_pylist()}
@@ -52,15 +50,7 @@ class Reviews:
         if path.startswith("/") or ".." in path.split("/"):
             raise UserError(f"{where} is outside the run's folder; put it there and name it relative to it")
         advice = f"{where} cannot be read; put it there, relative to the run's folder"
-        return self._read(f"{self.root}/{path}", advice, pictures.MAX_BYTES)
-
-    def _read(self, path: str, advice: str, limit: int) -> bytes:
-        if isinstance(self.fs, LocalFileSystem):
-            return read_file(path, advice, limit)
-        try:
-            return self.fs.cat_file(path, end=limit + 1)
-        except OSError as error:
-            raise UserError(f"{path}: {advice}") from error
+        return read_bounded(self.fs, f"{self.root}/{path}", advice, pictures.MAX_BYTES)
 
     def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:
         """A list with one digest of the reviews that affect this stage and these samples, or an empty list.

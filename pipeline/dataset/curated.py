@@ -44,9 +44,14 @@ class CuratedRun:
 
 def open_run(url: str) -> CuratedRun:
     """Open the folder or bucket URL of a run, such as ``runs/quickstart``; UserError if none was curated there."""
+    return CuratedRun(Run.of(config_of(url)))
+
+
+def config_of(url: str) -> CurationConfig:
+    """The settings of the last curation of the run in a folder or bucket; UserError if none was curated there."""
     root, _, name = url.rstrip("/").rpartition("/")
     config = CurationConfig.parse({"name": name, "root": root or "."}, url)
     settings = remembered(config)
     if settings is None:
         raise UserError(f"{url}: no run was curated there; give the folder that holds settings.json")
-    return CuratedRun(Run.of(CurationConfig.parse(settings, url)))
+    return CurationConfig.parse(settings, url)

@@ -6,7 +6,7 @@ decisions need.
     <run>/dataset -> datasets/<content>     a link on a disk, the object dataset.json in a bucket
 
 A dataset's folder is named after a digest of its manifest and shards. README.md is written by
-pipeline/report/results.py.
+pipeline/report/results.py. run.json names the dataset's version (pipeline/dataset/versions.py).
 
 On a disk the folder gets its name when it is complete, and its shards and manifest are never changed afterwards. Then
 the link is switched to it in one step. A reader of the link never sees an incomplete dataset or a mixture of two.
@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -36,10 +36,30 @@ from data_schemas.io import files, pictures, pointers
 from data_schemas.io.storage import file_sha256, write_file
 from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
+from pipeline.dataset import versions
+from pipeline.dataset.facts import stated
 from pipeline.dataset.leaks import check_leaks
 from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
 from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, pool_rows, read_all
 from pipeline.run import Run
+
+
+class MadeShard(NamedTuple):
+    """A shard in the part store: the SHA-256 of its file, and a digest of each sample's files by sample id."""
+
+    sha256: str
+    contents: dict[str, str]
+
+
+def _made(part: Part) -> MadeShard:
+    # Sizes and checksums of the files are known from the writing, so that nothing has to be read again.
+    contents = {
+        sample_id: content_digest(
+            "\n".join(f"{name} {file.size} {file.checksum}" for name, file in sorted(files.items())).encode()
+        )[:16]
+        for sample_id, files in part.entries.items()
+    }
+    return MadeShard(str(part.tar_sha256), contents)
 
 
 class Tables:
@@ -75,6 +95,11 @@ class Tables:
             if good or (settings.unfiltered and split == "train" and decision != "error"):
                 held.append(number)
         return assign(held, splits, settings.samples_per_shard)
+
+    @cached_property
+    def made_shards(self) -> dict[str, MadeShard]:
+        """Shard name -> what was made. Raises UserError if a shard is missing or damaged."""
+        return {name: _made(need_part(self.run, "shards", name)) for name in self.shards}
 
     def _planted_faults(self) -> list[str | None]:
         """The planted fault of every sample in plan order. A user's own synthesis may know of none."""
@@ -157,15 +182,18 @@ def make_manifest(tables: Tables) -> bytes:
     """The bytes of manifest.parquet, with one row for every planned sample."""
     fields = {c.name: s.schema().arrow().field(c.name) for s in tables.run.stages() for c in s.columns}
     shard_of: list[str | None] = [None] * len(tables.ids)
+    content_of: list[str | None] = [None] * len(tables.ids)
     for name, numbers in tables.shards.items():
         for number in numbers:
             shard_of[number] = f"{name}.tar"
-    return manifest_bytes(tables["plan"], tables["decide"], shard_of, tables.scores(), fields)
+            content_of[number] = tables.made_shards[name].contents[tables.ids[number]]
+    held = {"shard": shard_of, "content": content_of}
+    return manifest_bytes(tables["plan"], tables["decide"], held, tables.scores(), fields)
 
 
-def shard_digests(tables: Tables) -> dict[str, str | None]:
+def shard_digests(tables: Tables) -> dict[str, str]:
     """File name -> SHA-256 of each shard of the run's dataset."""
-    return {f"{name}.tar": need_part(tables.run, "shards", name).tar_sha256 for name in tables.shards}
+    return {f"{name}.tar": made.sha256 for name, made in tables.made_shards.items()}
 
 
 def publish(tables: Tables) -> str:
@@ -174,29 +202,31 @@ def publish(tables: Tables) -> str:
     Returns its URL: ``<run>/dataset`` on a disk, the dataset's own folder in a bucket, which any tool can read.
     """
     run = tables.run
-    store = run.store("shards")
-    shards = {name: need_part(run, "shards", name) for name in tables.shards}
-    digests = {f"{name}.tar": part.tar_sha256 for name, part in shards.items()}
+    store, digests = run.store("shards"), shard_digests(tables)
     data = make_manifest(tables)
     manifest_sha256 = hashlib.sha256(data).hexdigest()
-    facts = {
+    facts: dict[str, Any] = {
         "config": run.config.model_dump(mode="json", exclude={"root", *HOW}),
         "fingerprints": dict(run.fingerprints),
         "manifest_sha256": manifest_sha256,
         "shards": digests,
         "apart": tables.apart,
+        **stated(run),
     }
     fs, dataset_folder = store.fs, _dataset_folder(run, data, digests)
-    if not _is_whole(store, dataset_folder, shards, data):
+    if not _is_whole(store, dataset_folder, digests, data):
         temporary_folder = dataset_folder
         if isinstance(fs, LocalFileSystem):
             temporary_folder = f"{dataset_folder.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
         fs.makedirs(temporary_folder, exist_ok=True)
-        for name in shards:
+        for name in tables.shards:
             _share(fs, store.path(name, "tar"), f"{temporary_folder}/{name}.tar")
         write_file(fs, f"{temporary_folder}/manifest.parquet", data)
         if temporary_folder != dataset_folder:
             _take_name(temporary_folder, dataset_folder)
+    datasets, _, name = dataset_folder.rpartition("/")
+    facts["version"] = versions.version_of(fs, datasets, name, data)
+    versions.record(fs, datasets, name, facts["version"])  # first, so that no other dataset can get it
     write_file(fs, f"{dataset_folder}/run.json", json.dumps(facts, indent=2, sort_keys=True).encode())
     link = f"{run.config.run_url}/dataset"
     if not isinstance(fs, LocalFileSystem):
@@ -213,9 +243,9 @@ def dataset_url(run: Run) -> str:
     return link if isinstance(run.store("shards").fs, LocalFileSystem) else pointers.followed(link) or link
 
 
-def _dataset_folder(run: Run, manifest: bytes, digests: Mapping[str, str | None]) -> str:
+def _dataset_folder(run: Run, manifest: bytes, digests: Mapping[str, str]) -> str:
     """The folder of the dataset with this manifest and these shards, named after a digest of them."""
-    content = content_digest(manifest, *(str(digest).encode() for digest in digests.values()))
+    content = content_digest(manifest, *(digest.encode() for digest in digests.values()))
     return f"{run.store('shards').root.rsplit('/', 2)[0]}/datasets/{content[:16]}"
 
 
@@ -242,8 +272,8 @@ def _take_name(temporary_folder: str, dataset_folder: str) -> None:
     shutil.rmtree(old_folder, ignore_errors=True)
 
 
-def _is_whole(store: PartStore, dataset_folder: str, shards: Mapping[str, Part], manifest: bytes) -> bool:
-    """Whether a dataset's folder holds exactly these shards, unchanged, and this manifest.
+def _is_whole(store: PartStore, dataset_folder: str, digests: Mapping[str, str], manifest: bytes) -> bool:
+    """Whether a dataset's folder holds exactly the shards with these digests, and this manifest.
 
     In a bucket only the sizes of the shards are compared.
     """
@@ -252,21 +282,21 @@ def _is_whole(store: PartStore, dataset_folder: str, shards: Mapping[str, Part],
         if fs.cat_file(f"{dataset_folder}/manifest.parquet") != manifest:
             return False
         names = {path.rpartition("/")[2] for path in fs.ls(dataset_folder, detail=False)}
-        if {name for name in names if name.endswith(".tar")} != {f"{name}.tar" for name in shards}:
+        if {name for name in names if name.endswith(".tar")} != set(digests):
             return False
-        return all(_same(store, name, part, f"{dataset_folder}/{name}.tar") for name, part in shards.items())
+        return all(_same(store, name, digest, f"{dataset_folder}/{name}") for name, digest in digests.items())
     except FileNotFoundError:
         return False
 
 
-def _same(store: PartStore, name: str, part: Part, shared: str) -> bool:
-    """Whether a shard in a dataset equals the one in the part store.
+def _same(store: PartStore, name: str, digest: str, shared: str) -> bool:
+    """Whether a shard in a dataset equals the one with this file name in the part store.
 
     In a bucket only their sizes are compared, to save a transfer.
     """
-    fs, own = store.fs, store.path(name, "tar")
+    fs, own = store.fs, f"{store.root}/{name}"
     if isinstance(fs, LocalFileSystem):
-        return os.path.samefile(own, shared) or file_sha256(fs, shared) == part.tar_sha256
+        return os.path.samefile(own, shared) or file_sha256(fs, shared) == digest
     return fs.size(own) == fs.size(shared)
 
 

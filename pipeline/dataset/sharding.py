@@ -78,15 +78,19 @@ def score_columns(
 def manifest_bytes(
     plan: pa.Table,
     decisions: pa.Table,
-    shard_of: Sequence[str | None],
+    held: Mapping[str, Sequence[str | None]],
     scores: Mapping[str, pa.ChunkedArray],
     fields: Mapping[str, pa.Field],
 ) -> bytes:
-    """The manifest as Parquet: every planned sample with its split, shard, scores, decision and reasons."""
+    """The manifest as Parquet: every planned sample with its split, shard, scores, decision and reasons.
+
+    ``held`` has the manifest's columns "shard" and "content".
+    """
     table = plan
     for name in decisions.column_names[1:]:
         table = table.append_column(decisions.schema.field(name), decisions.column(name))
-    table = table.append_column(MANIFEST.arrow().field("shard"), pa.array(shard_of, pa.string()))
+    for name, own in held.items():
+        table = table.append_column(MANIFEST.arrow().field(name), pa.array(own, pa.string()))
     for name, values in scores.items():
         table = table.append_column(fields[name], values)
     table = table.replace_schema_metadata(MANIFEST.arrow().metadata)

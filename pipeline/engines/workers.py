@@ -27,6 +27,20 @@ class Workers(Protocol):
         """End what was started."""
 
 
+class WhileHeld:
+    """Workers that begin no further part once ``check`` raises, because the lock of the run was lost."""
+
+    def __init__(self, workers: Workers, check: Callable[[], None]):
+        self.count, self._workers, self._check = workers.count, workers, check
+
+    def make(self, job: PartJob) -> PartSummary:
+        self._check()
+        return self._workers.make(job)
+
+    def close(self) -> None:
+        self._workers.close()
+
+
 def workers_of(config: CurationConfig) -> Workers:
     """The workers that a config asks for."""
     if config.engine == "threads":

@@ -23,6 +23,7 @@ from data_schemas.io.documents import parse_yaml
 from data_schemas.io.text import decoded, label
 from data_schemas.tables import SPLITS
 from pipeline.core.stage import Rule
+from pipeline.dataset.facts import bare
 from pipeline.references.cutouts import ReferencesConfig
 from pipeline.references.files import census
 from pipeline.references.packaged import packaged
@@ -119,17 +120,19 @@ def dataset_card(
     rules: Sequence[tuple[str, Rule]],
     pools: Sequence[PoolFacts],
     relations: Mapping[str, int],
+    version: str,
 ) -> str:
     """The README.md of a data set: YAML front matter for the hub, then Markdown.
 
     ``metrics`` is the result of results.metrics_of and ``config`` the dump of a CurationConfig. ``fingerprints`` and
     ``models`` (Stage.model_name) are by stage. ``rules`` have the thresholds that were used. ``relations`` counts the
-    kept samples of each relation.
+    kept samples of each relation. ``version`` is the dataset's, as its run.json names it.
     """
     funnel, splits = metrics["funnel"], metrics["splits"]
     present = [split for split in SPLITS if splits.get(split)]
     return _front_matter(metrics["name"], funnel["kept"], present, pools) + _template().render(
         name=metrics["name"],
+        version=version,
         seed=config["seed"],
         kept=funnel["kept"],
         funnel=funnel,
@@ -145,7 +148,7 @@ def dataset_card(
             {
                 "name": stage,
                 "backend": _backend(config.get(stage)),
-                "model": re.sub(r"(^|(?<=, ))[~/]\S*/", "", models.get(stage, "none")),
+                "model": bare(models.get(stage, "none")),
                 "fingerprint": fingerprint,
             }
             for stage, fingerprint in fingerprints.items()

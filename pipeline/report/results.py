@@ -132,6 +132,7 @@ def outcome(funnel: dict[str, Any], before: dict[str, Any] | None) -> str:
 def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
     """The dataset card of a finished run."""
     run, config = result.run, result.run.config
+    fs, dataset = url_to_fs(result.dataset_url)
     return dataset_card(
         metrics=metrics,
         config=config.model_dump(mode="json"),
@@ -144,6 +145,7 @@ def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, A
             backgrounds=isinstance(config.synthesis, CollageConfig),
         ),
         relations={str(k): int(n) for k, n in manifest[manifest.decision == "kept"].relation.value_counts().items()},
+        version=str((read_facts(fs, f"{dataset}/run.json") or {}).get("version")),
     )
 
 

@@ -12,11 +12,13 @@ from data_schemas.io.storage import read_facts, url_to_fs
 from pipeline.config import CurationConfig
 from pipeline.core.parts import PartStore
 from pipeline.run import Run
+from pipeline.upkeep.lock import Lock
 
 
 def status(run: Run) -> dict[str, Any]:
     """Parts and samples of each stage, its errors by code and the hours of its work; the stage that is being made, with
-    its samples a second and the seconds it has left; and the hours of work for a thousand kept samples."""
+    its samples a second and the seconds it has left; who is at work; and the hours of work for a thousand kept
+    samples."""
     stages: dict[str, dict[str, Any]] = {}
     working: dict[str, Any] | None = None
     bounds = run.bounds()
@@ -37,10 +39,12 @@ def status(run: Run) -> dict[str, Any]:
             working = {"stage": name} | _pace(there, bounds, run.config)
     fs, root = url_to_fs(run.config.run_url)
     funnel = (read_facts(fs, f"{root}/metrics.json") or {}).get("funnel", {})
+    owner = Lock(run.config.run_url).owner()
     hours = sum(row["hours"] for row in stages.values())
     kept = funnel.get("kept") if working is None else None
     return {
-        "run": run.config.run_url, "stages": stages, "working": working, "kept": kept,
+        "run": run.config.run_url, "owner": owner.told() if owner else None, "stages": stages, "working": working,
+        "kept": kept,
         "hours_per_thousand_kept": 1000 * hours / kept if kept else None,
     }  # fmt: skip
 
@@ -94,4 +98,6 @@ def told(found: dict[str, Any]) -> str:
     elif found["kept"] is not None:
         hours = found["hours_per_thousand_kept"]
         lines.append(f"whole; kept {found['kept']}" + (f", {hours:.3f} hours of work for a thousand" if hours else ""))
+    if found["owner"]:
+        lines.append(f"at work: {found['owner']}")
     return "\n".join(lines)

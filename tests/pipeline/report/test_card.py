@@ -40,6 +40,7 @@ VALUES = {
     "rules": [("identity", Rule("similarity_min", "min", 0.5, "identity_low", "Does not look alike."))],
     "pools": [POOL],
     "relations": {"hug": 400, "kiss": 601},
+    "version": "2.1.0",
 }
 
 
@@ -117,6 +118,7 @@ def test_the_card_tells_what_happened():
         **{**VALUES, "config": {**VALUES["config"], "shards": {"unfiltered": True}}}
     )
     assert "precision not defined" in text
+    assert "\nVersion 2.1.0. " in text
     assert "2 relations among the kept samples:\nkiss 601,\nhug 400." in text
     assert "collages" in text
     assert "# two \\| &lt;b&gt;subjects&lt;/b&gt;\n" in text
@@ -188,6 +190,7 @@ def test_the_card_of_a_run_lies_beside_its_shards(small_run, tmp_path):
         rules=resolve_rules(run.stages(), {}),
         pools=pool_facts(run.config.references, pool_rows(run), backgrounds=True),
         relations=kept.relation.value_counts().to_dict(),
+        version="1.0.0",
     )
     assert table_row(text, "kept") == ["kept", str(len(kept))]
     assert all(f"`{fingerprint}`" in text for _, fingerprint in run.fingerprints)
