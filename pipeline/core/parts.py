@@ -131,7 +131,7 @@ class PartStore:
 
     def exists(self, part: str) -> bool:
         """Whether the part was committed. Only ``read`` checks that it is undamaged."""
-        return self.fs.exists(self.path(part, "parquet"))
+        return patiently(lambda: self.fs.exists(self.path(part, "parquet")), self.url(part, "parquet"))
 
     def read(self, part: str, made_from: str | None = None) -> Part | None:
         """The part, or None if it is missing, unreadable, damaged or made from another input than ``made_from``.
@@ -180,12 +180,14 @@ class PartStore:
         It names the SHA-256 because a commit that is killed may leave a new tar and its note beside an old Parquet
         file. It changes whenever the tar is written.
         """
-        path = self.path(part, "tar")
+        return f"{sha256} {patiently(lambda: self._stamp(self.path(part, 'tar')), self.url(part, 'tar'))}"
+
+    def _stamp(self, path: str) -> str:
         if not isinstance(self.fs, LocalFileSystem):
-            return f"{sha256} {self.fs.ukey(path)}"
+            return self.fs.ukey(path)
         # Publishing hard-links the tars. fsspec's key would change with each link.
         status = os.stat(path)
-        return f"{sha256} {status.st_size} {status.st_mtime_ns}"
+        return f"{status.st_size} {status.st_mtime_ns}"
 
     def pictures(self, part: str, whole: Part) -> PartPictures:
         """A reader of single pictures of a part that ``read`` returned."""
@@ -224,6 +226,8 @@ class PartStore:
         write_file(self.fs, self.path(part, "parquet"), buffer.getvalue())
         try:
             return self._whole(part, made_from)
+        except Unreadable:
+            raise
         except NOT_WHOLE as error:
             path, why = self.url(part, "parquet"), one_line(f"{type(error).__name__}: {error}", 200)
             raise OSError(f"{path}: written, but does not read back whole ({why}); check the disk") from error

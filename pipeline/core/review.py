@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.files import read_file
-from data_schemas.io.storage import url_to_fs
+from data_schemas.io.storage import NOT_A_FILE, patiently, url_to_fs
 from data_schemas.schema import validate
 from data_schemas.tables import REVIEW
 from pipeline.core.parts import fingerprint
@@ -33,10 +33,11 @@ class Reviews:
         self.root = root.rstrip("/")
         path = f"{self.root}/{FILE}"
         self.rows: dict[str, dict[str, Any]] = {}
-        if not self.fs.exists(path):
+        if not patiently(lambda: self.fs.exists(path), path):
             return
+        data = self._read(path, "write the review again", MAX_TABLE)
         try:
-            table = pq.read_table(io.BytesIO(self._read(path, "write the review again", MAX_TABLE)))
+            table = pq.read_table(io.BytesIO(data))
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: not a readable Parquet file ({error}); write the review again") from error
         self.rows = {row["sample_id"]: row for row in validate(table, REVIEW, path).to_pylist()}
@@ -58,8 +59,8 @@ class Reviews:
         if isinstance(self.fs, LocalFileSystem):
             return read_file(path, advice, limit)
         try:
-            return self.fs.cat_file(path, end=limit + 1)
-        except OSError as error:
+            return patiently(lambda: self.fs.cat_file(path, end=limit + 1), path)
+        except NOT_A_FILE as error:
             raise UserError(f"{path}: {advice}") from error
 
     def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:

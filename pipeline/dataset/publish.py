@@ -31,7 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from data_schemas.io import files, pictures
-from data_schemas.io.storage import file_sha256, write_file
+from data_schemas.io.storage import file_sha256, patiently, storing, write_file
 from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
 from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
@@ -177,11 +177,11 @@ def publish(tables: Tables) -> str:
         "shards": digests,
     }
     fs, dataset_folder = store.fs, _dataset_folder(run, data, digests)
-    if not _is_whole(store, dataset_folder, shards, data):
+    if not patiently(lambda: _is_whole(store, dataset_folder, shards, data), dataset_folder):
         temporary_folder = dataset_folder
         if isinstance(fs, LocalFileSystem):
             temporary_folder = f"{dataset_folder.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
-        fs.makedirs(temporary_folder, exist_ok=True)
+            fs.makedirs(temporary_folder, exist_ok=True)
         for name in shards:
             _share(fs, store.path(name, "tar"), f"{temporary_folder}/{name}.tar")
         write_file(fs, f"{temporary_folder}/manifest.parquet", data)
@@ -222,7 +222,7 @@ def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
             return
         except OSError:
             pass
-    fs.copy(source, target)
+    storing(fs, target, lambda: fs.cp_file(source, target))
 
 
 def _take_name(temporary_folder: str, dataset_folder: str) -> None:
