@@ -81,9 +81,7 @@ def bucket(chance: random.Random) -> Iterator[Throttled]:
         server.shutdown()
 
 
-def refused_rounds(
-    engine: str, rounds: int, chance: random.Random, folder: Path, **changes: Any
-) -> dict[str, Any]:
+def refused_rounds(engine: str, rounds: int, chance: random.Random, folder: Path, **changes: Any) -> dict[str, Any]:
     """Curate into the bucket while it refuses; then once more while it is gone for so long that the command gives up.
 
     Raises AssertionError if a run ends otherwise than the undisturbed one, or if a sample is made again for it.
