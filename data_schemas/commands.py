@@ -16,11 +16,13 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from data_schemas.errors import RunFailed, UserError, of_storage
+from data_schemas.errors import RunFailed, UserError
 from data_schemas.io.text import one_line
 from data_schemas.settings import first_mistake, redacted
 
 INTERRUPTED = 130
+REMOTE = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"}
+"""Packages that talk to buckets. Their errors (no credentials, no network) are not OSErrors."""
 LONGEST = 4000
 """Most characters of a message. It is large because messages list names that should be readable in full."""
 
@@ -68,7 +70,7 @@ def run(command: Callable[[], object]) -> None:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             why = str(error) or type(error).__name__
             _fail(f"not enough memory ({why}); make batches, pictures or the model smaller")
-        if of_storage(error):
+        if type(error).__module__.partition(".")[0] in REMOTE:
             _fail(f"{type(error).__name__}: {error}; check the address, the network and the credentials")
         raise
 

@@ -11,12 +11,3 @@ class UserError(ValueError):
 
 class RunFailed(UserError):
     """What was asked for could be done, but too much of it failed. Commands exit with code 1."""
-
-
-REMOTE = {"botocore", "aiobotocore", "aiohttp", "urllib3", "gcsfs", "google", "azure"}
-"""Packages that talk to buckets. Their errors (no credentials, no network) are not OSErrors."""
-
-
-def of_storage(error: BaseException) -> bool:
-    """Whether a package that talks to buckets raised the error."""
-    return type(error).__module__.partition(".")[0] in REMOTE

@@ -15,7 +15,7 @@ import fsspec
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
-from data_schemas.errors import UserError, of_storage
+from data_schemas.errors import UserError
 from data_schemas.io.documents import parse_json
 from data_schemas.io.files import replacing
 from data_schemas.io.text import one_line
@@ -29,26 +29,22 @@ class Unreadable(OSError):
 
 
 PAUSES = (0.5, 2.0, 8.0)
-"""Seconds between tries of a storage that does not answer."""
-NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-"""A storage that answers, and has no such file."""
+"""Seconds between tries of reading from a storage that does not answer."""
 
 
-def patiently(ask: Callable[[], R], what: str, done: str = "read") -> R:
-    """The result of ``ask``, which is tried again if the storage fails. A missing file is passed on; what goes on
-    failing becomes Unreadable. Its message says that ``what`` cannot be ``done``."""
+def patiently(read: Callable[[], R], what: str) -> R:
+    """The result of ``read``, which is tried again if the storage fails. FileNotFoundError is passed on; what goes on
+    failing becomes Unreadable. ``what`` is read, in its message."""
     for pause in (*PAUSES, None):
         try:
-            return ask()
-        except NOT_A_FILE:
+            return read()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise
-        except Exception as error:
-            if not (isinstance(error, OSError) or of_storage(error)) or "Credentials" in type(error).__name__:
-                raise
-            if pause is None or isinstance(error, PermissionError):
-                why = _without_secrets(one_line(f"{type(error).__name__}: {error}", 200))
+        except OSError as error:
+            if pause is None:
+                why = one_line(f"{type(error).__name__}: {error}", 200)
                 raise Unreadable(
-                    f"{shown(what)} cannot be {done} ({why}); mend the storage, then run the same command"
+                    f"{what} cannot be read ({why}); mend the storage, then run the same command"
                 ) from error
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
@@ -107,21 +103,9 @@ def write_stream(fs: fsspec.AbstractFileSystem, path: str, write: Callable[[IO[b
     with tempfile.NamedTemporaryFile() as file:  # object stores publish an object only once it is whole
         result = write(file)
         file.flush()
-        storing(fs, path, lambda: fs.put_file(file.name, path))
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        fs.put_file(file.name, path)
     return result
-
-
-def storing(fs: fsspec.AbstractFileSystem, path: str, store: Callable[[], object]) -> None:
-    """Let ``store`` write a remote file, patiently. Its folder is only made where it is missed: buckets have none."""
-
-    def stored() -> None:
-        try:
-            store()
-        except FileNotFoundError:
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            store()
-
-    patiently(stored, fs.unstrip_protocol(path), "written")
 
 
 def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
@@ -130,13 +114,10 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """The JSON object in an informational file of a run, or None if the file is missing or holds something else.
-
-    Unreadable if the storage does not answer: settings that are not read are not the default ones.
-    """
+    """The JSON object in an informational file of a run, or None if the file is missing or unreadable."""
     try:
-        facts = parse_json(patiently(lambda: fs.cat_file(path), path).decode(), path)
-    except (*NOT_A_FILE, ValueError):
+        facts = parse_json(fs.cat_file(path).decode(), path)
+    except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
 

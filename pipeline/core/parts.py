@@ -131,7 +131,7 @@ class PartStore:
 
     def exists(self, part: str) -> bool:
         """Whether the part was committed. Only ``read`` checks that it is undamaged."""
-        return patiently(lambda: self.fs.exists(self.path(part, "parquet")), self.url(part, "parquet"))
+        return self.fs.exists(self.path(part, "parquet"))
 
     def read(self, part: str, made_from: str | None = None) -> Part | None:
         """The part, or None if it is missing, unreadable, damaged or made from another input than ``made_from``.
@@ -180,14 +180,12 @@ class PartStore:
         It names the SHA-256 because a commit that is killed may leave a new tar and its note beside an old Parquet
         file. It changes whenever the tar is written.
         """
-        return f"{sha256} {patiently(lambda: self._stamp(self.path(part, 'tar')), self.url(part, 'tar'))}"
-
-    def _stamp(self, path: str) -> str:
+        path = self.path(part, "tar")
         if not isinstance(self.fs, LocalFileSystem):
-            return self.fs.ukey(path)
+            return f"{sha256} {self.fs.ukey(path)}"
         # Publishing hard-links the tars. fsspec's key would change with each link.
         status = os.stat(path)
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return f"{sha256} {status.st_size} {status.st_mtime_ns}"
 
     def pictures(self, part: str, whole: Part) -> PartPictures:
         """A reader of single pictures of a part that ``read`` returned."""

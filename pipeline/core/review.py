@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.files import read_file
-from data_schemas.io.storage import NOT_A_FILE, patiently, url_to_fs
+from data_schemas.io.storage import patiently, url_to_fs
 from data_schemas.schema import validate
 from data_schemas.tables import REVIEW
 from pipeline.core.parts import fingerprint
@@ -60,7 +60,7 @@ class Reviews:
             return read_file(path, advice, limit)
         try:
             return patiently(lambda: self.fs.cat_file(path, end=limit + 1), path)
-        except NOT_A_FILE as error:
+        except FileNotFoundError as error:
             raise UserError(f"{path}: {advice}") from error
 
     def digest(self, stage: str, sample_ids: Iterable[str]) -> list[str]:

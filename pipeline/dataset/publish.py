@@ -31,7 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from data_schemas.io import files, pictures
-from data_schemas.io.storage import file_sha256, patiently, storing, write_file
+from data_schemas.io.storage import file_sha256, patiently, write_file
 from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
 from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
@@ -222,7 +222,7 @@ def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
             return
         except OSError:
             pass
-    storing(fs, target, lambda: fs.cp_file(source, target))
+    patiently(lambda: fs.cp_file(source, target), target)
 
 
 def _take_name(temporary_folder: str, dataset_folder: str) -> None:

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -65,12 +64,14 @@ def test_a_worker_that_is_killed_costs_nothing(planned, tmp_path):
     done = threading.Event()
 
     def kill_some() -> None:
-        killed, command = 0, b""
+        killed = 0
         while not done.is_set() and killed < 4:
             children = [int(c) for c in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
             for child in children:
-                with suppress(FileNotFoundError):  # it has just ended
+                try:
                     command = Path(f"/proc/{child}/cmdline").read_bytes()
+                except FileNotFoundError:  # it has just ended
+                    continue
                 if b"pipeline.engines.serve" in command and (tmp_path / "made").exists():
                     os.kill(child, signal.SIGKILL)
                     killed += 1

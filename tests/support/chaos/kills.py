@@ -107,9 +107,8 @@ def _kill(process: subprocess.Popen[bytes], cluster: Cluster | None, chance: ran
     """Kill the run, or some of it that is there. Returns what was killed."""
     own = psutil.Process(process.pid).children()
     some = {"worker": own} if cluster is None else {kind: _on_ray(sign) for kind, sign in ON_RAY.items()}
-    what = chance.choice(
-        ["group", "command", *(kind for kind in some if some[kind]), *(["node"] if cluster and cluster.second else [])]
-    )
+    kinds = ["group", "command", *(kind for kind in some if some[kind])]
+    what = chance.choice([*kinds, "node"] if cluster is not None and cluster.second else kinds)
     if what == "node" and cluster is not None:
         cluster.lose()
     elif what in some:
