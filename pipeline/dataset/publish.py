@@ -177,7 +177,7 @@ def publish(tables: Tables) -> str:
         "shards": digests,
     }
     fs, dataset_folder = store.fs, _dataset_folder(run, data, digests)
-    if not patiently(lambda: _is_whole(store, dataset_folder, shards, data), dataset_folder):
+    if not _is_whole(store, dataset_folder, shards, data):
         temporary_folder = dataset_folder
         if isinstance(fs, LocalFileSystem):
             temporary_folder = f"{dataset_folder.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
@@ -241,9 +241,11 @@ def _is_whole(store: PartStore, dataset_folder: str, shards: Mapping[str, Part],
     """
     fs = store.fs
     try:
-        if fs.cat_file(f"{dataset_folder}/manifest.parquet") != manifest:
+        if patiently(lambda: fs.cat_file(f"{dataset_folder}/manifest.parquet"), dataset_folder) != manifest:
             return False
-        names = {path.rpartition("/")[2] for path in fs.ls(dataset_folder, detail=False)}
+        names = {
+            path.rpartition("/")[2] for path in patiently(lambda: fs.ls(dataset_folder, detail=False), dataset_folder)
+        }
         if {name for name in names if name.endswith(".tar")} != {f"{name}.tar" for name in shards}:
             return False
         return all(_same(store, name, part, f"{dataset_folder}/{name}.tar") for name, part in shards.items())
@@ -259,7 +261,7 @@ def _same(store: PartStore, name: str, part: Part, shared: str) -> bool:
     fs, own = store.fs, store.path(name, "tar")
     if isinstance(fs, LocalFileSystem):
         return os.path.samefile(own, shared) or file_sha256(fs, shared) == part.tar_sha256
-    return fs.size(own) == fs.size(shared)
+    return patiently(lambda: fs.size(own), own) == patiently(lambda: fs.size(shared), shared)
 
 
 class PictureReader:
