@@ -74,7 +74,7 @@ def bucket(chance: random.Random) -> Iterator[Throttled]:
     try:
         with mock.patch.dict(os.environ, leading):
             s3fs.S3FileSystem.clear_instance_cache()
-            s3fs.S3FileSystem().mkdir(BUCKET)
+            s3fs.S3FileSystem().makedirs(BUCKET, exist_ok=True)  # moto forgets none in a process
             yield throttled
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
