@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
@@ -172,13 +173,19 @@ def _key(jobs: Sequence[PartJob]) -> str:
 
 
 class _Bar:
-    """The progress of a stage, in the terminal and as an artifact of the flow run."""
+    """The progress of a stage, in the terminal and as an artifact of the flow run.
+
+    Parts are made also while Prefect's server is away. After a first try that failed, which may take a minute, the
+    stage's progress is no longer shown there.
+    """
 
     def __init__(self, stage: str, total: int, progress: StageProgress):
         self.total, self.progress, self.shown = total, progress, time.monotonic()
         self.done: set[str] = set()
         self.lock = threading.Lock()
-        self.artifact: Any = create_progress_artifact(0.0, key=f"{stage}-progress", description=f"stage {stage}")
+        self.artifact: Any = None
+        with suppress(Exception):
+            self.artifact = create_progress_artifact(0.0, key=f"{stage}-progress", description=f"stage {stage}")
 
     def made(self, summary: PartSummary) -> None:
         """Count a part, once, also where its range is retried. The artifact is updated every few seconds, as each time
@@ -194,4 +201,9 @@ class _Bar:
         self.show()
 
     def show(self) -> None:
-        update_progress_artifact(self.artifact, 100.0 * len(self.done) / self.total)
+        if self.artifact is None:
+            return
+        try:
+            update_progress_artifact(self.artifact, 100.0 * len(self.done) / self.total)
+        except Exception:
+            self.artifact = None

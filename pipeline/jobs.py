@@ -21,8 +21,8 @@ class PartJob:
     ``made_from`` is the digest of everything that the part is made from. ``shared`` is the digest of what all parts of
     the stage read (the reference pool, or all decisions); data that a process caches between parts is cached under it.
     ``force`` makes the part again, ``retry_errors`` makes it again if any of its samples failed. ``doubted`` are
-    samples at work when a process died over this part; the stage is given them one by one. ``given_up`` are samples
-    that killed or blocked it by themselves, each with the code and message of its error row.
+    samples at work when a process died over this part, once for each time; the stage is given them one by one.
+    ``given_up`` are samples that killed or blocked it by themselves, each with the code and message of its error row.
     """
 
     run: Run

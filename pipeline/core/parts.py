@@ -237,6 +237,8 @@ class PartStore:
         write_file(self.fs, self.path(part, "parquet"), buffer.getvalue())
         try:
             return self._whole(part, made_from)
+        except Unreadable:
+            raise
         except NOT_WHOLE as error:
             path, why = self.url(part, "parquet"), one_line(f"{type(error).__name__}: {error}", 200)
             raise OSError(f"{path}: written, but does not read back whole ({why}); check the disk") from error

@@ -33,8 +33,9 @@ class Reviews:
         self.rows: dict[str, dict[str, Any]] = {}
         if not patiently(lambda: self.fs.exists(path), path):
             return
+        data = read_bounded(self.fs, path, "write the review again", MAX_TABLE)
         try:
-            table = pq.read_table(io.BytesIO(read_bounded(self.fs, path, "write the review again", MAX_TABLE)))
+            table = pq.read_table(io.BytesIO(data))
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: not a readable Parquet file ({error}); write the review again") from error
         self.rows = {row["sample_id"]: row for row in validate(table, REVIEW, path).to_pylist()}

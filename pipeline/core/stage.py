@@ -76,6 +76,10 @@ class SampleError(Exception):
         self.code = code
 
 
+NEEDED = {"synthesis": ("target",), "matting": ("foreground", "background", "alpha")}
+"""The pictures that these stages must save of each sample, as shards hold them."""
+
+
 class StageUnusable(UserError):
     """A stage raises this if it cannot process any sample. It ends the run."""
 
@@ -277,7 +281,7 @@ class Stage(ABC):
             scores = self.process_batch(batch)
             return [
                 self._row(s.sample_id, "error", *describe_error(values)) if isinstance(values, Exception)
-                else self._row(s.sample_id, "ok", scores=values)
+                else self._scored(s, values)
                 for s, values in zip(batch, scores, strict=True)
             ]  # fmt: skip
         except (DamagedPart, Unreadable, StageUnusable):
@@ -286,6 +290,12 @@ class Stage(ABC):
             if len(batch) > 1:
                 return [self._attempt([sample])[0] for sample in batch]
             return [self._row(batch[0].sample_id, "error", *describe_error(error))]
+
+    def _scored(self, sample: Sample, scores: Any) -> dict:
+        for name in NEEDED.get(self.name, ()) if self.saves_pictures else ():
+            if f"{name}.png" not in sample.saved:
+                return self._row(sample.sample_id, "error", f"no_{name}", f"stage {self.name} saved no picture {name}")
+        return self._row(sample.sample_id, "ok", scores=scores)
 
     def _row(
         self, sample_id: str, status: str, code: str | None = None, message: str | None = None, scores: Any = None

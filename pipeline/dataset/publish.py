@@ -33,7 +33,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from data_schemas.io import files, pictures, pointers
-from data_schemas.io.storage import file_sha256, write_file
+from data_schemas.io.storage import file_sha256, patiently, write_file
 from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
 from pipeline.dataset import versions
@@ -218,7 +218,7 @@ def publish(tables: Tables) -> str:
         temporary_folder = dataset_folder
         if isinstance(fs, LocalFileSystem):
             temporary_folder = f"{dataset_folder.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
-        fs.makedirs(temporary_folder, exist_ok=True)
+            fs.makedirs(temporary_folder, exist_ok=True)
         for name in tables.shards:
             _share(fs, store.path(name, "tar"), f"{temporary_folder}/{name}.tar")
         write_file(fs, f"{temporary_folder}/manifest.parquet", data)
@@ -260,7 +260,7 @@ def _share(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
             return
         except OSError:
             pass
-    fs.copy(source, target)
+    patiently(lambda: fs.cp_file(source, target), target)
 
 
 def _take_name(temporary_folder: str, dataset_folder: str) -> None:
@@ -279,9 +279,10 @@ def _is_whole(store: PartStore, dataset_folder: str, digests: Mapping[str, str],
     """
     fs = store.fs
     try:
-        if fs.cat_file(f"{dataset_folder}/manifest.parquet") != manifest:
+        if patiently(lambda: fs.cat_file(f"{dataset_folder}/manifest.parquet"), dataset_folder) != manifest:
             return False
-        names = {path.rpartition("/")[2] for path in fs.ls(dataset_folder, detail=False)}
+        found = patiently(lambda: fs.ls(dataset_folder, detail=False), dataset_folder)
+        names = {path.rpartition("/")[2] for path in found}
         if {name for name in names if name.endswith(".tar")} != set(digests):
             return False
         return all(_same(store, name, digest, f"{dataset_folder}/{name}") for name, digest in digests.items())
@@ -297,7 +298,7 @@ def _same(store: PartStore, name: str, digest: str, shared: str) -> bool:
     fs, own = store.fs, f"{store.root}/{name}"
     if isinstance(fs, LocalFileSystem):
         return os.path.samefile(own, shared) or file_sha256(fs, shared) == digest
-    return fs.size(own) == fs.size(shared)
+    return patiently(lambda: fs.size(own), own) == patiently(lambda: fs.size(shared), shared)
 
 
 class PictureReader:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_schemas.errors import UserError
 from data_schemas.schema import Column, validate
 from data_schemas.shards import encode_words
 from data_schemas.tables import MANIFEST, SPLITS, STATUS_COLUMNS
+from pipeline.core.stage import NEEDED
 
 
 def assign(held: Sequence[int], splits: Sequence[str], samples_per_shard: int) -> dict[str, list[int]]:
@@ -35,12 +37,18 @@ def shard_members(
 
     Pictures are copied from the parts byte by byte. ``reference`` reads a picture of reference 0 or 1 by its name.
     """
-    members = {"target.png": synthesis["target.png"]}
-    members |= {name: matting[name] for name in ("background.png", "foreground.png", "alpha.png")}
+    saved = {"synthesis": synthesis, "matting": matting}
+    members = {f"{name}.png": _saved(saved[stage], stage, name) for stage in saved for name in NEEDED[stage]}
     for i in range(2):
         members[f"reference_{i}.png"] = reference(i, "white.png")
         members[f"reference_{i}.rgba.png"] = reference(i, "cutout.png")
     return members | encode_words(plan["prompt"], info)
+
+
+def _saved(pictures: Mapping[str, bytes], stage: str, name: str) -> bytes:
+    if f"{name}.png" not in pictures:
+        raise UserError(f"stage {stage}: it saved no picture {name} for the shards; set saves_pictures, and save it")
+    return pictures[f"{name}.png"]
 
 
 def sample_info(plan: dict, scores: Mapping[str, object]) -> dict:

@@ -19,6 +19,8 @@ from pipeline.making import PartSummary, kept, make_part
 
 DEATHS = 2
 """How often a process may die over a part while no sample is at work, as when a model is loaded. Then the run stops."""
+ALONE = 2
+"""How often it may die over a sample that works alone. Once may be another's doing, as when memory is short."""
 
 
 class Threads:
@@ -79,7 +81,7 @@ def protected(make: Callable[[PartJob], PartSummary], job: PartJob) -> PartSumma
     """A part whose samples may kill or hang the process that makes it.
 
     After a death the part is made again in a process of its own, and there the samples that were at work one by one.
-    One over which the process dies again becomes an error row. UserError if it dies without a sample at work.
+    One over which the process dies twice again becomes an error row. UserError if it dies without a sample at work.
     """
     deaths = 0
     while True:
@@ -88,7 +90,7 @@ def protected(make: Callable[[PartJob], PartSummary], job: PartJob) -> PartSumma
         except Died as died:
             if not died.guilty:
                 continue
-            alone = len(died.at_work) == 1 and died.at_work[0] in job.doubted
+            alone = len(died.at_work) == 1 and job.doubted.count(died.at_work[0]) >= ALONE
             if alone or (died.code == "timed_out" and len(died.at_work) == 1):
                 job = replace(job, given_up=(*job.given_up, (died.at_work[0], died.code, died.reason)))
             elif died.at_work:

@@ -26,7 +26,7 @@ from pipeline.config import CurationConfig, Resources
 from pipeline.engines.local import Processes
 from pipeline.engines.serve import portable
 from pipeline.jobs import PartJob
-from pipeline.making import PartSummary
+from pipeline.making import PartSummary, kept
 
 LOST = 20
 """How often the actor of a part may be lost, with its machine or without, before the run stops."""
@@ -38,33 +38,39 @@ PATIENCE = 60.0
 
 class Cluster:
     """Makes parts in the actors of the stage that is at work. Those of a stage are ended when the next one begins, so
-    that no model stays on a GPU that another stage needs."""
+    that no model stays on a GPU that another stage needs. Nothing is started before a part has to be made."""
 
     def __init__(self, config: CurationConfig):
         self.count = max(config.workers, *(r.actors or 0 for r in config.resources.values()), 1)
         self.config, self.stage, self.lock = config, "", threading.Lock()
         self.places: queue.Queue[Any] = queue.Queue()
         self.actors: list[Any] = []
-        self.started = not ray.is_initialized()
-        if not self.started:
+        self.started = False
+
+    def _start(self) -> None:
+        """Connect to the cluster, or start one, unless this process is connected already."""
+        if ray.is_initialized():
             return
-        shipped = {"py_modules": sorted({_folder(use) for use in own_stages(config)})}
+        address = self.config.ray_address
+        shipped = {"py_modules": sorted({_folder(use) for use in own_stages(self.config)})}
         try:
-            if found := re.fullmatch(r"([^/]+):(\d+)", config.ray_address or ""):
+            if found := re.fullmatch(r"([^/]+):(\d+)", address or ""):
                 socket.create_connection((found[1], int(found[2])), timeout=5).close()  # Ray tries for minutes
-            here: dict[str, Any] = {} if config.ray_address else {"_node_ip_address": "127.0.0.1"}
-            ray.init(
-                config.ray_address, runtime_env=shipped, include_dashboard=False, logging_level=logging.ERROR, **here
-            )
+            here: dict[str, Any] = {} if address else {"_node_ip_address": "127.0.0.1"}
+            ray.init(address, runtime_env=shipped, include_dashboard=False, logging_level=logging.ERROR, **here)
+            self.started = True
         except (OSError, RayError, RuntimeError, ValueError) as error:
-            where = config.ray_address or "a cluster of this machine"
+            where = address or "a cluster of this machine"
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(
                 f"engine ray: {where} cannot be had ({reason}); check ray_address, or leave it out"
             ) from error
 
     def make(self, job: PartJob) -> PartSummary:
-        """Have an actor make the part. If the actor is lost, another makes it, and Ray starts it anew where it can."""
+        """Have an actor make the part, unless it is there. If the actor is lost, another makes it, and Ray starts a new
+        one where it can."""
+        if (there := kept(job)) is not None:
+            return there
         with self.lock:
             self._staff(job)
         for _ in range(LOST):
@@ -103,6 +109,7 @@ class Cluster:
         """Actors for the job's stage, if those there are another's. All parts of a stage are made before the next's."""
         if job.stage == self.stage:
             return
+        self._start()
         self._dismiss()
         wanted = self.config.resources.get(job.stage) or self.config.resources.get("default") or Resources()
         options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "max_restarts": -1}

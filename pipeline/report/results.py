@@ -16,7 +16,7 @@ from PIL import Image
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.documents import parse_json
-from data_schemas.io.storage import read_facts, url_to_fs, write_file
+from data_schemas.io.storage import patiently, read_facts, url_to_fs, write_file
 from data_schemas.io.text import one_line
 from pipeline.config import CurationConfig
 from pipeline.core.rules import resolve_rules
@@ -180,7 +180,7 @@ def read_training(folder: str, run: Run | None = None) -> Training | None:
     Unreadable files are treated as missing.
     """
     fs, root = url_to_fs(folder)
-    if not fs.exists(f"{root}/metrics.jsonl"):
+    if not patiently(lambda: fs.exists(f"{root}/metrics.jsonl"), folder):
         return None
     log = list(_rows(fs.cat_file(f"{root}/metrics.jsonl").decode(errors="replace")))
     evaluation, drawn = {}, f"{root}/samples"

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from paths import SUPPORT
 from small.curation import made, small_config
+from troubled.runs import PLANNED, config
 
 from data_schemas.errors import UserError
 from pipeline import cli
@@ -209,3 +210,18 @@ def test_a_run_that_is_there_is_made_again_with_its_own_settings(copied, capsys)
     assert "decide.thresholds.identity_low 0.4 (was 0.9)" in told.err
     assert taken_up(CurationConfig(name="small", root=str(copied))).samples == 12
     assert taken_up(CurationConfig(name="new", root=str(copied))).synthesis.fault_share == 0.2
+
+
+def test_a_synthesis_that_forgets_a_target_fails_on_that_sample_alone(tmp_path):
+    result = curate(config(tmp_path, synthesis={"use": "troubled.stages:Forgets"}))
+    manifest = pd.read_parquet(result.manifest_url).set_index("index")
+    forgotten = manifest.loc[range(0, PLANNED, 3)]
+    assert set(forgotten.error_stage) == {"synthesis"}
+    assert set(forgotten.error_code) == {"no_target"}
+    assert set(manifest.drop(forgotten.index).decision) == {"kept"}
+
+
+def test_stages_that_save_no_picture_at_all_are_one_line_when_shards_are_written(tmp_path):
+    stages = {"synthesis": {"use": "troubled.stages:Nothing"}, "matting": {"use": "troubled.stages:NothingCut"}}
+    with pytest.raises(UserError, match=r"stage synthesis: it saved no picture target .*set saves_pictures"):
+        curate(config(tmp_path, **stages))

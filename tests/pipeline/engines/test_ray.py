@@ -2,6 +2,7 @@
 
 import threading
 import time
+from unittest import mock
 
 import pytest
 from troubled.runs import PLANNED, config, contents, outcome
@@ -43,6 +44,8 @@ def test_two_nodes_make_the_bytes_that_threads_make_and_one_that_is_lost_costs_n
     assert outcome(result) == expected
     curate(config(tmp_path / "local", "local", **settings))
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    with mock.patch("ray.init", side_effect=AssertionError("what is there needs no cluster")):
+        curate(config(tmp_path / "ray", "ray", ray_address=cluster.address, **settings))
 
 
 @pytest.mark.slow

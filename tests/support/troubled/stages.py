@@ -34,6 +34,13 @@ class Painted(Stage):
         return {}
 
 
+class Forgets(Painted):
+    """Saves no target of every third sample."""
+
+    def process(self, sample: Sample) -> dict:
+        return super().process(sample) if int(sample.plan["index"]) % 3 else {}
+
+
 class Cut(Stage):
     """The whole picture as foreground."""
 
@@ -68,7 +75,8 @@ class NothingCut(Nothing):
 class TroubleConfig(StageConfig):
     """Samples by their number in the plan. The stage leaves traces in ``folder``, and reads there what it did before.
 
-    ``work`` is seconds of the processor a sample, ``rest`` seconds of waiting.
+    ``crash_once`` may name a sample several times. ``work`` is seconds of the processor a sample, ``rest`` seconds of
+    waiting.
     """
 
     folder: str = ""
@@ -120,10 +128,11 @@ class Trouble(Stage):
     def process(self, sample: Sample) -> dict:
         number = int(sample.plan["index"])
         self.note("made", f"{number} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
-        once = Path(self.config.folder) / f"crashed-{number}"
-        if number in self.config.crash_once and not once.exists():
-            once.touch()
-            os.kill(os.getpid(), signal.SIGSEGV)
+        for times in range(self.config.crash_once.count(number)):
+            mark = Path(self.config.folder) / f"crashed-{number}-{times}"
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGSEGV)
         if number in self.config.crash:
             os.kill(os.getpid(), signal.SIGSEGV)
         while number in self.config.hang:
