@@ -29,6 +29,7 @@ Pool = Annotated[
     typer.Option(help="'packaged', 'generated', a folder (a sub-folder a category), or relationbench, human_parsing"),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as decide.thresholds.identity_low=0.6")]
+LogFile = Annotated[str | None, typer.Option(help="File to which a line of JSON is appended for each finished part")]
 
 
 @app.callback()
@@ -69,6 +70,13 @@ def _run_config(
     return config if stored is None else _config("embedded", None, overrides, None, None, samples, pool, stored)
 
 
+def _log_parts(file: str | None) -> None:
+    if file is not None:
+        from pipeline.core.progress import log_parts_to
+
+        log_parts_to(file)
+
+
 def _show(results: dict[str, str]) -> None:
     for name, path in results.items():
         typer.echo(f"{name:<12} {path}")
@@ -84,9 +92,11 @@ def curate_command(
     pool: Pool = None,
     overrides: Overrides = None,
     retry_errors: Annotated[bool, typer.Option(help="Make the samples again that failed before")] = False,
+    log_file: LogFile = None,
 ) -> None:
     """Plan, make, cut out, judge, compare, decide, shard and report; what is there already is not made again."""
     settings = _config(profile, config, overrides, name, root, samples, pool)
+    _log_parts(log_file)
     from pipeline.report.results import curate_dataset
 
     _show(curate_dataset(settings, retry_errors=retry_errors))
@@ -102,9 +112,11 @@ def rerun_command(
     samples: Samples = None,
     pool: Pool = None,
     overrides: Overrides = None,
+    log_file: LogFile = None,
 ) -> None:
     """Make one stage of a run again, and what follows it, whatever the cache holds."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
+    _log_parts(log_file)
     from pipeline.report.results import curate_dataset
 
     _show(curate_dataset(settings, again=stage))

@@ -15,7 +15,7 @@ from itertools import islice
 import pyarrow as pa
 
 from data_schemas.tables import PLAN
-from pipeline.core import review
+from pipeline.core import review, sharing
 from pipeline.core.inputs import Inputs
 from pipeline.core.parts import Part, PartStore
 from pipeline.core.review import Reviews
@@ -32,7 +32,7 @@ class PartSummary:
     """The outcome of one part, small enough to be passed between processes and stored.
 
     ``digest`` identifies the part's content, ``counts`` has the samples by status, ``seconds`` the time spent on
-    samples.
+    samples, ``gpu_seconds`` the part's share of a GPU's time.
     """
 
     stage: str
@@ -41,6 +41,7 @@ class PartSummary:
     cached: bool
     counts: dict[str, int]
     seconds: float
+    gpu_seconds: float = 0.0
 
 
 PLANNED_AT_ONCE = 1024
@@ -104,7 +105,11 @@ def _make_scores(job: PartJob, store: PartStore, existing: Part | None, working:
         kept_files = {i: dict(store.pictures(job.part, existing).of(i)) for i in kept_rows}
     todo = [s for s in samples if s.sample_id not in kept_rows]
     failed = {i: f for i, f in failed.items() if i not in kept_rows}
-    rows, saved, seconds = stage.run(todo, failed, working, job.doubted, job.given_up)
+    turn = sharing.GPU.begin()
+    try:
+        rows, saved, seconds = stage.run(todo, failed, working, job.doubted, job.given_up)
+    finally:
+        shared = sharing.GPU.end(turn)
     row_of = {row["sample_id"]: row for row in rows} | kept_rows
     order = [s.sample_id for s in samples]
     members = {i: f for i in order if (f := saved.get(i) or kept_files.get(i))} if stage.saves_pictures else None
@@ -113,6 +118,8 @@ def _make_scores(job: PartJob, store: PartStore, existing: Part | None, working:
         "latency": {s.sample_id: s.latency for s in todo if s.latency is not None},
         "all": round(time.perf_counter() - began, 4),  # reading, and loading the model, as well
     }
+    if todo and stage.on_gpu():
+        timing["gpu"] = round(shared * job.run.config.gpu_share(job.stage), 4)
     return store.commit(job.part, [row_of[i] for i in order], members, job.made_from, timing)
 
 
@@ -144,5 +151,6 @@ def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
 def _summary(job: PartJob, part: Part, cached: bool) -> PartSummary:
     column = next((c for c in ("status", "decision") if c in part.table.column_names), None)
     counts = Counter(part.table.column(column).to_pylist()) if column else Counter({"ok": part.table.num_rows})
-    seconds = sum(job.run.store(job.stage).notes(job.part).get("samples", {}).values())
-    return PartSummary(job.stage, job.part, part.digest, cached, dict(counts), round(seconds, 3))
+    notes = job.run.store(job.stage).notes(job.part)
+    seconds, gpu = sum(notes.get("samples", {}).values()), notes.get("gpu", 0.0)
+    return PartSummary(job.stage, job.part, part.digest, cached, dict(counts), round(seconds, 3), gpu)
