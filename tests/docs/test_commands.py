@@ -41,6 +41,9 @@ NOT_HERE = {
     "--sweep": "takes most of an hour; tests/tokenar/sweeps runs small ones",
     "make chaos": "takes half an hour; tests/pipeline/engines/test_chaos.py is a short one",
     "benchmarks/engine.py": "takes minutes; tests/benchmarks runs a small one",
+    "benchmarks/shards.py": "takes minutes; tests/benchmarks runs a small one",
+    "benchmarks/costs/planning.py": "takes minutes; tests/benchmarks runs a small one",
+    "benchmarks/costs/curation.py": "takes minutes; its runs are curations as others",
     "benchmarks/ceilings.py": "fits three codebooks for minutes; tests/benchmarks has figures that are known",
 }
 ENDS_WITH = {"instructar models check": 1}
