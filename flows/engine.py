@@ -7,6 +7,7 @@ Prefect's database. A part that is missing or damaged on disk is made again, eve
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import threading
 import time
@@ -23,12 +24,13 @@ from prefect import Flow, Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture, as_completed
+from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from data_schemas.errors import UserError
 from pipeline.core.parts import join_digests
-from pipeline.core.progress import StageProgress
+from pipeline.core.progress import PARTS, StageProgress
 from pipeline.curate import Engine
 from pipeline.engines.workers import Workers, made_in, make_parts
 from pipeline.jobs import PartJob
@@ -102,6 +104,7 @@ def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress, workers: Wo
     """
     if not jobs:
         return []
+    _log_to_prefect()
     config, stage = jobs[0].run.config, jobs[0].stage
     ranges = {own[0].part: own for own in _ranges(jobs)}
     bar = _Bar(stage, len(jobs), progress)
@@ -150,6 +153,22 @@ def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress, workers: Wo
         places.shutdown(cancel_futures=True)
         bar.show()
     return [summary for first in ranges for summary in summaries[first]]
+
+
+class _RunLog(APILogHandler):
+    """Sends log records to Prefect's log of the flow run in which they come up."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if under_prefect() or TaskRunContext.get() is not None:
+            super().emit(record)
+
+
+def _log_to_prefect() -> None:
+    """Have the line of each part written to Prefect's log, and not to the console too, where the progress is shown."""
+    if not any(isinstance(handler, _RunLog) for handler in PARTS.handlers):
+        PARTS.addHandler(_RunLog())
+        PARTS.setLevel(logging.INFO)
+        PARTS.propagate = False
 
 
 def _ranges(jobs: Sequence[PartJob]) -> list[list[PartJob]]:

@@ -29,6 +29,7 @@ Pool = Annotated[
     typer.Option(help="'packaged', 'generated', a folder or bucket URL (a sub-folder a category), relationbench, ..."),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, as decide.thresholds.identity_low=0.6")]
+LogFile = Annotated[str | None, typer.Option(help="File to which a line of JSON is appended for each finished part")]
 
 
 @app.callback()
@@ -73,6 +74,13 @@ def _run_config(
     )
 
 
+def _log_parts(file: str | None) -> None:
+    if file is not None:
+        from pipeline.core.progress import log_parts_to
+
+        log_parts_to(file)
+
+
 def _show(results: dict[str, str]) -> None:
     for name, path in results.items():
         typer.echo(f"{name:<12} {path}")
@@ -88,9 +96,11 @@ def curate_command(
     pool: Pool = None,
     overrides: Overrides = None,
     retry_errors: Annotated[bool, typer.Option(help="Make the samples again that failed before")] = False,
+    log_file: LogFile = None,
 ) -> None:
     """Plan, make, cut out, judge, compare, decide, shard and report; what is there already is not made again."""
     settings = _config(profile, config, overrides, name, root, samples, pool)
+    _log_parts(log_file)
     from pipeline.report.results import curate_dataset
 
     _show(curate_dataset(settings, retry_errors=retry_errors))
@@ -106,9 +116,11 @@ def rerun_command(
     samples: Samples = None,
     pool: Pool = None,
     overrides: Overrides = None,
+    log_file: LogFile = None,
 ) -> None:
     """Make one stage of a run again, and what follows it, whatever the cache holds."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
+    _log_parts(log_file)
     from pipeline.report.results import curate_dataset
 
     _show(curate_dataset(settings, again=stage))
@@ -167,17 +179,37 @@ def status_command(
 
 @app.command("estimate")
 def estimate_command(
-    run: Annotated[str, typer.Argument(help="A finished run of the same settings, such as runs/paper-96")],
     samples: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="Samples of the larger run")],
+    run: Annotated[str | None, typer.Argument(help="A finished run of its settings, such as runs/paper-96")] = None,
     gpus: Annotated[int, typer.Option(min=1, max=100_000, help="GPUs, or without them worker processes")] = 1,
     price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of one of them")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="In the place of a run: named settings, with figures of known machines")
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    seconds: Annotated[
+        list[str] | None, typer.Option(help="With --profile: stage=seconds a sample, as semantics=1.2")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object in the place of the table")] = False,
 ) -> None:
-    """What a larger run will take: hours, storage, yield and cost, from the times of a smaller one."""
-    from pipeline.dataset.curated import open_run
-    from pipeline.estimate import estimate, table
+    """What a larger run will take: hours, storage, yield and cost, from a smaller one or from known figures."""
+    from pipeline.estimate.timing import table
 
-    found = estimate(open_run(run).run, samples, gpus, price)
+    if (run is None) == (profile is None):
+        raise UserError("estimate: give a finished run, or --profile for figures of known machines; one of the two")
+    if profile is not None:
+        from pipeline.estimate.from_figures import estimate_profile, given_seconds
+
+        settings = _config(profile, config, overrides)
+        found = estimate_profile(profile, settings, samples, gpus, price, given_seconds(seconds or []))
+    else:
+        from pipeline.dataset.curated import open_run
+        from pipeline.estimate.from_run import estimate
+
+        if config or overrides or seconds:
+            raise UserError("estimate: --config, --set and --seconds go with --profile; a run has its own")
+        found = estimate(open_run(str(run)).run, samples, gpus, price)
     typer.echo(json.dumps(found) if as_json else table(found))
 
 

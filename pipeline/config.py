@@ -195,6 +195,11 @@ class CurationConfig(Settings):
         """The folder of the run, as a path or URL."""
         return f"{self.root.rstrip('/')}/{self.name}"
 
+    def gpu_share(self, stage: str) -> float:
+        """GPUs that a process of this stage has: one, or on Ray the number or fraction that ``resources`` says."""
+        resources = self.resources.get(stage) or self.resources.get("default")
+        return resources.gpus if self.engine == "ray" and resources and resources.gpus else 1.0
+
     @classmethod
     def load(
         cls,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from data_schemas.errors import UserError
 from data_schemas.tables import PLAN
-from pipeline.core import review
+from pipeline.core import review, sharing
 from pipeline.core.inputs import Inputs
 from pipeline.core.parts import Part, PartStore, join_digests
 from pipeline.core.review import Reviews
@@ -35,7 +35,7 @@ class PartSummary:
     """The outcome of one part, small enough to be passed between processes and stored.
 
     ``digest`` identifies the part's content, ``counts`` has the samples by status, ``seconds`` the time spent on
-    samples.
+    samples, ``gpu_seconds`` the part's share of a GPU's time.
     """
 
     stage: str
@@ -44,6 +44,7 @@ class PartSummary:
     cached: bool
     counts: dict[str, int]
     seconds: float
+    gpu_seconds: float = 0.0
 
 
 STAYING = ("reference_0_id", "reference_1_id", "other_reference_id", "mirror_0", "mirror_1")
@@ -165,7 +166,11 @@ def _make_scores(job: PartJob, store: PartStore, working: Working, began: float)
     rows, files = _made_before(job, store, digests)
     todo = [s for s in samples if s.sample_id not in rows]
     failed = {i: f for i, f in failed.items() if i not in rows}
-    made, saved, seconds = stage.run(todo, failed, working, job.doubted, job.given_up)
+    turn = sharing.GPU.begin()
+    try:
+        made, saved, seconds = stage.run(todo, failed, working, job.doubted, job.given_up)
+    finally:
+        shared = sharing.GPU.end(turn)
     rows |= {row["sample_id"]: row for row in made}
     members = {i: f for i in digests if (f := saved.get(i) or files.get(i))} if stage.saves_pictures else None
     timing = {
@@ -173,6 +178,8 @@ def _make_scores(job: PartJob, store: PartStore, working: Working, began: float)
         "latency": {s.sample_id: s.latency for s in todo if s.latency is not None},
         "all": round(time.perf_counter() - began, 4),  # reading, and loading the model, as well
     }
+    if todo and stage.on_gpu():
+        timing["gpu"] = round(shared * job.run.config.gpu_share(job.stage), 4)
     return store.commit(job.part, [rows[i] for i in digests], members, job.made_from, timing, digests)
 
 
@@ -220,5 +227,6 @@ def stage_inputs(job: PartJob, reads: Sequence[str]) -> Inputs:
 def _summary(job: PartJob, part: Part, cached: bool) -> PartSummary:
     column = next((c for c in ("status", "decision") if c in part.table.column_names), None)
     counts = Counter(part.table.column(column).to_pylist()) if column else Counter({"ok": part.table.num_rows})
-    seconds = sum(job.run.store(job.stage).notes(job.part).get("samples", {}).values())
-    return PartSummary(job.stage, job.part, part.digest, cached, dict(counts), round(seconds, 3))
+    notes = job.run.store(job.stage).notes(job.part)
+    seconds, gpu = sum(notes.get("samples", {}).values()), notes.get("gpu", 0.0)
+    return PartSummary(job.stage, job.part, part.digest, cached, dict(counts), round(seconds, 3), gpu)

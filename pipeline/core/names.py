@@ -17,7 +17,7 @@ def part_bounds(samples: int, size: int | None) -> list[tuple[int, int]]:
     bounds: list[tuple[int, int]] = []
     end = 0
     while end < samples:
-        grown = min(LARGEST_PART, 16 * 2 ** (len(bounds) // FIRST_PARTS))
+        grown = 16 << min(len(bounds) // FIRST_PARTS, LARGEST_PART.bit_length() - 5)  # 16 to LARGEST_PART
         bounds.append((end, min(samples, end + (size or grown))))
         end = bounds[-1][1]
     return bounds

@@ -1,13 +1,46 @@
-"""Progress of one stage, counted in parts."""
+"""Progress of one stage, counted in parts: shown on stderr, and as a line of JSON for each part in Python's logging."""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import sys
 import time
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
+from data_schemas.errors import UserError
 from data_schemas.progress import Progress, tell
+
+PARTS = logging.getLogger("pipeline.parts")
+"""Gets a line for each finished part, at the level INFO. Nobody hears it until somebody adds a handler."""
+
+
+def log_parts_to(path: str) -> None:
+    """Append a line for each finished part to a file, from now on. UserError if it cannot be written."""
+    try:
+        # A pipe without a reader must not make the command wait.
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"--log-file {path}: cannot be written ({reason}); give a file in a folder that is there"
+        ) from error
+    os.set_blocking(file, True)
+    PARTS.addHandler(logging.StreamHandler(os.fdopen(file, "w", encoding="utf-8")))
+    PARTS.setLevel(logging.INFO)
+
+
+def _line(summary: Any) -> str:
+    """A part's PartSummary as one JSON object."""
+    samples, seconds = sum(summary.counts.values()), summary.seconds
+    return json.dumps({
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "stage": summary.stage, "part": summary.part,
+        "cached": summary.cached, "counts": summary.counts, "seconds": seconds, "gpu_seconds": summary.gpu_seconds,
+        "samples_per_second": round(samples / seconds, 3) if seconds else None,
+    })  # fmt: skip
 
 
 class StageProgress:
@@ -29,6 +62,8 @@ class StageProgress:
         self.samples += sum(summary.counts.values())
         self.failed += summary.counts.get("error", 0)
         self.cached += summary.cached
+        if PARTS.isEnabledFor(logging.INFO):
+            PARTS.info(_line(summary))
         self._bar.advance()
 
     def line(self, text: str) -> None:

@@ -28,6 +28,7 @@ from data_schemas.settings import Settings
 from data_schemas.tables import verdict_schema
 from pipeline.core.parts import DamagedPart, fingerprint
 from pipeline.core.weights import Weights, identity
+from pipeline.device import device_of
 
 
 def form_title(model: type) -> str:
@@ -200,6 +201,10 @@ class Stage(ABC):
     def schema(cls) -> TableSchema:
         """The schema of the stage's table."""
         return verdict_schema(cls.name, cls.version, cls.columns)
+
+    def on_gpu(self) -> bool:
+        """Whether the stage computes on a GPU: its settings have a ``device``, and that is one."""
+        return hasattr(self.config, "device") and device_of(self.config.device).type == "cuda"
 
     def probe(self) -> None:
         """Raise UserError if an external service that the stage needs, such as a server, is not available."""

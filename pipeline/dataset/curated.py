@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
-from pipeline.dataset.publish import PictureReader, Tables, dataset_url, make_manifest
+from pipeline.dataset.picture_reader import PictureReader
+from pipeline.dataset.publish import Tables, dataset_url, make_manifest
 from pipeline.jobs import pool_digest
 from pipeline.remembered import remembered
 from pipeline.run import Run

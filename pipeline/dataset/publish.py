@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -30,17 +30,17 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
-from PIL import Image
 
-from data_schemas.io import files, pictures, pointers
+from data_schemas.io import files, pointers
 from data_schemas.io.storage import file_sha256, patiently, write_file
 from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
 from pipeline.dataset import versions
 from pipeline.dataset.facts import stated
 from pipeline.dataset.leaks import check_leaks
+from pipeline.dataset.picture_reader import PictureReader
 from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
-from pipeline.jobs import PartJob, cutout_reader, need_part, pool_digest, pool_rows, read_all
+from pipeline.jobs import PartJob, need_part, pool_digest, pool_rows, read_all
 from pipeline.run import Run
 
 
@@ -160,22 +160,46 @@ def make_shard(job: PartJob, store: PartStore) -> Part:
     numbers = data.tables.shards[job.part]
     plan_rows = data.tables["plan"].take(numbers).to_pylist()
     scores = data.scores.take(numbers).to_pylist()
-    members = {plan["sample_id"]: _members(data, plan, own) for plan, own in zip(plan_rows, scores, strict=True)}
+    members = _ShardMembers(data, {p["sample_id"]: (p, own) for p, own in zip(plan_rows, scores, strict=True)})
     rows = [{"sample_id": p["sample_id"], "shard": f"{job.part}.tar", "split": split} for p in plan_rows]
     return store.commit(job.part, rows, members, job.made_from)
 
 
-def _members(data: _SharedData, plan: dict, scores: dict) -> dict[str, bytes]:
-    sample_id = plan["sample_id"]
-    return shard_members(
-        plan,
-        sample_info(
-            plan, {column: score for column, score in scores.items() if score is not None and column != "sample_id"}
-        ),
-        data.pictures.files("synthesis", sample_id),
-        data.pictures.files("matting", sample_id),
-        lambda i, name: data.pictures.shown(sample_id, i, name),
-    )
+class _ShardMembers(Mapping[str, dict[str, bytes]]):
+    """The members of a shard's samples, each read when it is written: a shard may be larger than the memory.
+
+    ``rows`` has the plan and the scores of each sample, in plan order.
+    """
+
+    def __init__(self, data: _SharedData, rows: Mapping[str, tuple[dict, dict]]):
+        self._data, self._rows = data, rows
+        self._fetched = lru_cache(maxsize=2)(self._fetch)  # a part's pictures of two stages are read at a time
+
+    def _fetch(self, stage: str, part: str) -> PartPictures:
+        pictures = self._data.pictures.of_part(stage, part)
+        pictures.fetch()
+        return pictures
+
+    def _files(self, stage: str, sample_id: str) -> Mapping[str, bytes]:
+        return self._fetched(stage, self._data.pictures.part_of[sample_id]).of(sample_id)
+
+    def __getitem__(self, sample_id: str) -> dict[str, bytes]:
+        plan, scores = self._rows[sample_id]
+        given = {column: score for column, score in scores.items() if score is not None and column != "sample_id"}
+        made = self._files("synthesis", sample_id)
+        return shard_members(
+            plan,
+            sample_info(plan, given),
+            made,
+            self._files("matting", sample_id),
+            lambda i, name: self._data.pictures.shown(sample_id, i, name, made),
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def make_manifest(tables: Tables) -> bytes:
@@ -299,43 +323,3 @@ def _same(store: PartStore, name: str, digest: str, shared: str) -> bool:
     if isinstance(fs, LocalFileSystem):
         return os.path.samefile(own, shared) or file_sha256(fs, shared) == digest
     return patiently(lambda: fs.size(own), own) == patiently(lambda: fs.size(shared), shared)
-
-
-class PictureReader:
-    """Reads pictures of any sample by stage.
-
-    It caches where the pictures lie in the tars of the eight parts used last. ``pool`` is the digest of the reference
-    pool.
-    """
-
-    def __init__(self, run: Run, pool: str):
-        self.run, self.pool = run, pool
-        rows = {part: need_part(run, "plan", part).rows() for part in run.parts()}
-        self.part_of = {row["sample_id"]: part for part in rows for row in rows[part]}
-        self.plan = {row["sample_id"]: row for part in rows for row in rows[part]}
-        self._pictures = lru_cache(maxsize=8)(self._open)
-
-    def _open(self, stage: str, part: str) -> PartPictures:
-        return self.run.store(stage).pictures(part, need_part(self.run, stage, part))
-
-    def files(self, stage: str, sample_id: str) -> Mapping[str, bytes]:
-        """The pictures that a stage saved for a sample, by name; empty if it saved none."""
-        return self._pictures(stage, self.part_of[sample_id]).of(sample_id)
-
-    def reference(self, reference_id: str, name: str) -> bytes:
-        """The bytes of a picture of a reference: "cutout.png", or "white.png", the cut-out on white."""
-        return cutout_reader(self.run, self.pool)(reference_id, name)
-
-    def shown(self, sample_id: str, index: int, name: str) -> bytes:
-        """The same of a sample's reference 0 or 1 as its shard shows it: as pasted, if the synthesis saved that."""
-        pasted = f"reference_{index}.png" if name == "cutout.png" else f"reference_{index}_white.png"
-        found = self.files("synthesis", sample_id).get(pasted)
-        return found or self.reference(self.plan[sample_id][f"reference_{index}_id"], name)
-
-    def picture(self, sample_id: str, name: str) -> Image.Image | None:
-        """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if it was never made."""
-        if name.startswith("reference_"):
-            data: bytes | None = self.shown(sample_id, int(name[-1]), "cutout.png")
-        else:
-            data = self.files("synthesis" if name == "target" else "matting", sample_id).get(f"{name}.png")
-        return None if data is None else pictures.decode(data, name)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_schemas.io.storage import url_to_fs, write_file
 from pipeline.config import CurationConfig
-from pipeline.dataset.publish import PictureReader
+from pipeline.dataset.picture_reader import PictureReader
 from pipeline.jobs import pool_digest
 from pipeline.report.calibration import (
     Calibration,

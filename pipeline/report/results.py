@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import fsspec
@@ -21,8 +22,10 @@ from data_schemas.io.text import one_line
 from pipeline.config import CurationConfig
 from pipeline.core.rules import resolve_rules
 from pipeline.curate import CurationResult, curate
-from pipeline.dataset.publish import PictureReader, Tables, make_manifest, shard_digests
+from pipeline.dataset.picture_reader import PictureReader
+from pipeline.dataset.publish import Tables, make_manifest, shard_digests
 from pipeline.jobs import pool_digest, pool_rows, read_all
+from pipeline.making import PartSummary
 from pipeline.report.card import dataset_card, pool_facts
 from pipeline.report.data import ReportData, RuleLine, Training
 from pipeline.report.page import write_report
@@ -45,22 +48,56 @@ def _as_frame(file: IO[bytes]) -> pd.DataFrame:
 
 
 def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]:
-    """The funnel, the splits, the filters' precision and recall on planted faults, and the cost of each stage."""
+    """The funnel, the splits, each stage's yield and cost, and the filters' precision and recall on planted faults."""
+    numbers = funnel(manifest, result.run)
     return {
         "name": result.run.config.name,
-        "funnel": funnel(manifest, result.run),
+        "funnel": numbers,
+        "yield": yields(manifest, result.run),
         "splits": {s: int(n) for s, n in manifest[manifest.shard.notna()].split.value_counts().items()},
         "apart": result.apart,
         "planted": planted(manifest),
         "matting_true_iou": _mean(manifest[manifest.planted_fault == "none"].true_iou),
         "stages": {
             stage: {
-                "seconds": round(sum(s.seconds for s in summaries), 3),
                 "parts": len(summaries),
                 "cached_parts": sum(s.cached for s in summaries),
+                **cost(summaries, numbers["kept"]),
             }
             for stage, summaries in result.summaries.items()
         },
+    }
+
+
+def yields(manifest: pd.DataFrame, run: Run) -> dict[str, float]:
+    """The share of the samples that no stage up to this one failed on or had rejected; and the share kept as "all".
+
+    A sample that a person rejected, or that lacks a score, is lost after the last stage.
+    """
+    stages = [stage.name for stage in run.stages()]
+    stage_of = {rule.reason: stage for stage, rule in resolve_rules(run.stages(), {})}
+    lost: Counter[str] = Counter()
+    for decision, reasons, failed in manifest[["decision", "reasons", "error_stage"]].itertuples(index=False):
+        at = [failed] if decision == "error" else [stage_of[reason] for reason in reasons if reason in stage_of]
+        if decision != "kept" and at:
+            lost[min(at, key=stages.index)] += 1
+    gone, shares = 0, {}
+    for stage in stages:
+        gone += lost[stage]
+        shares[stage] = round(1 - gone / len(manifest), 4)
+    return {**shares, "all": round((manifest.decision == "kept").mean(), 4)}
+
+
+def cost(summaries: Sequence[PartSummary], kept: int) -> dict[str, float | None]:
+    """What a stage cost, also in earlier curations where its parts are from the cache: seconds of its workers and of
+    GPUs, seconds a sample, and hours for a thousand kept samples; of GPUs where the stage used one, else of workers."""
+    seconds, gpu = sum(s.seconds for s in summaries), sum(s.gpu_seconds for s in summaries)
+    tried = sum(count for s in summaries for status, count in s.counts.items() if status != "skipped")
+    return {
+        "seconds": round(seconds, 3),
+        "gpu_seconds": round(gpu, 3),
+        "seconds_per_sample": round((gpu or seconds) / tried, 4) if tried else None,
+        "hours_per_thousand_kept": round((gpu or seconds) / 3.6 / kept, 4) if kept else None,
     }
 
 

@@ -2,50 +2,62 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_schemas.io.storage import read_facts, url_to_fs
+from data_schemas.io.documents import parse_json
 from pipeline.config import CurationConfig
 from pipeline.core.parts import PartStore
 from pipeline.run import Run
 from pipeline.upkeep.lock import Lock
 
+AT_ONCE = 256
+"""Files that are asked for together: a bucket answers them at the same time."""
+
 
 def status(run: Run) -> dict[str, Any]:
-    """Parts and samples of each stage, its errors by code and the hours of its work; the stage that is being made, with
-    its samples a second and the seconds it has left; who is at work; and the hours of work for a thousand kept
-    samples."""
+    """Parts of each stage by state, its samples, its errors by code and the hours of its work; the stage that is being
+    made, with its samples a second and the seconds it has left; who is at work; and the hours of work for a thousand
+    kept samples.
+
+    ``gpu_hours`` are those of GPUs, however many parts were made on one at the same time. ``worker_hours`` are those of
+    workers in stages, or parts of stages, that used no GPU.
+    """
     stages: dict[str, dict[str, Any]] = {}
     working: dict[str, Any] | None = None
     bounds = run.bounds()
     scored = [stage.name for stage in run.stages()]
+    kept = 0
     for name in run.order()[:-1]:  # how many shards there will be, the decisions say
         wanted = run.pool_parts() if name == "references" else run.parts()
         store = run.store(name)
         there = {part: when for part, when in _written(store).items() if part in wanted}
-        row: dict[str, Any] = {"parts": len(wanted), "done": len(there), "errors": {}, "hours": 0.0}
+        row: dict[str, Any] = {
+            "parts": len(wanted), "done": len(there), "left": len(wanted) - len(there), "with_errors": 0, "errors": {},
+            "gpu_hours": 0.0, "worker_hours": 0.0,
+        }  # fmt: skip
         if name in scored:
-            for part in there:
-                row["hours"] += sum(store.notes(part).get("samples", {}).values()) / 3600
-            row["errors"] = dict(_errors(store, list(there)).most_common())
+            row |= _hours(store, list(there)) | _errors(store, list(there))
+        if name == "decide":
+            kept = sum(table["decision"].to_pylist().count("kept") for table in _tables(store, list(there), "decision"))
         if name != "references":
             row["samples"] = sum(bounds[part][1] - bounds[part][0] for part in there)
         stages[name] = row
         if working is None and len(there) < len(wanted):
             working = {"stage": name} | _pace(there, bounds, run.config)
-    fs, root = url_to_fs(run.config.run_url)
-    funnel = (read_facts(fs, f"{root}/metrics.json") or {}).get("funnel", {})
-    owner = Lock(run.config.run_url).owner()
-    hours = sum(row["hours"] for row in stages.values())
-    kept = funnel.get("kept") if working is None else None
+    hours = {unit: sum(row[unit] for row in stages.values()) for unit in ("gpu_hours", "worker_hours")}
+    whole, owner = working is None, Lock(run.config.run_url).owner()
     return {
         "run": run.config.run_url, "owner": owner.told() if owner else None, "stages": stages, "working": working,
-        "kept": kept,
-        "hours_per_thousand_kept": 1000 * hours / kept if kept else None,
+        "kept": kept if whole else None, **hours,
+        **{f"{unit}_per_thousand_kept": 1000 * taken / kept if whole and kept else None
+           for unit, taken in hours.items()},
     }  # fmt: skip
 
 
@@ -64,13 +76,36 @@ def _written(store: PartStore) -> dict[str, float]:
     return found
 
 
-def _errors(store: PartStore, parts: list[str]) -> Counter[str]:
+def _hours(store: PartStore, parts: list[str]) -> dict[str, float]:
+    """Hours of GPUs, and hours of workers in parts that used none."""
+    gpu = worker = 0.0
+    for data in _contents(store, parts, "notes.json"):
+        notes = parse_json(data.decode(), store.root)
+        gpu += notes.get("gpu", 0.0)
+        worker += 0.0 if "gpu" in notes else sum(notes.get("samples", {}).values())
+    return {"gpu_hours": gpu / 3600, "worker_hours": worker / 3600}
+
+
+def _errors(store: PartStore, parts: list[str]) -> dict[str, Any]:
     codes: Counter[str] = Counter()
-    for part in parts:
-        with store.fs.open(store.path(part, "parquet"), "rb") as file:
-            table = pq.read_table(file, columns=["status", "error_code"])
-        codes.update(row["error_code"] for row in table.to_pylist() if row["status"] == "error")
-    return codes
+    touched = 0
+    for table in _tables(store, parts, "status", "error_code"):
+        own = [row["error_code"] for row in table.to_pylist() if row["status"] == "error"]
+        codes.update(own)
+        touched += bool(own)
+    return {"with_errors": touched, "errors": dict(codes.most_common())}
+
+
+def _tables(store: PartStore, parts: list[str], *columns: str) -> Iterator[pa.Table]:
+    for data in _contents(store, parts, "parquet"):
+        yield pq.read_table(io.BytesIO(data), columns=list(columns))
+
+
+def _contents(store: PartStore, parts: list[str], suffix: str) -> Iterator[bytes]:
+    """The files of parts that are there; those that go meanwhile are left out."""
+    for first in range(0, len(parts), AT_ONCE):
+        paths = [store.path(part, suffix) for part in parts[first : first + AT_ONCE]]
+        yield from store.fs.cat(paths, on_error="omit").values()
 
 
 def _pace(there: dict[str, float], bounds: dict[str, tuple[int, int]], config: CurationConfig) -> dict[str, Any]:
@@ -86,18 +121,30 @@ def _pace(there: dict[str, float], bounds: dict[str, tuple[int, int]], config: C
 
 def told(found: dict[str, Any]) -> str:
     """A status as lines of text."""
-    lines = [f"{'stage':<12}{'parts':>14}{'samples':>10}{'hours':>9}  errors"]
+    lines = [f"{'stage':<12}{'parts':>14}{'samples':>10}{'GPU hours':>12}{'worker hours':>14}  errors"]
     for name, row in found["stages"].items():
         errors = ", ".join(f"{code} {count}" for code, count in row["errors"].items())
         parts, samples = f"{row['done']}/{row['parts']}", f"{row.get('samples', '')}"
-        lines.append(f"{name:<12}{parts:>14}{samples:>10}{row['hours']:>9.3f}  {errors}".rstrip())
+        hours = f"{_figure(row['gpu_hours']):>12}{_figure(row['worker_hours']):>14}"
+        lines.append(f"{name:<12}{parts:>14}{samples:>10}{hours}  {errors}".rstrip())
     if (working := found["working"]) is not None:
         pace = working["samples_per_second"]
         left = f": {pace:g} samples/s, {working['seconds_left']} s left" if pace else ""
         lines.append(f"{working['stage']} is not whole{left}")
     elif found["kept"] is not None:
-        hours = found["hours_per_thousand_kept"]
-        lines.append(f"whole; kept {found['kept']}" + (f", {hours:.3f} hours of work for a thousand" if hours else ""))
+        lines.append(f"whole; kept {found['kept']}{_per_thousand(found)}")
     if found["owner"]:
         lines.append(f"at work: {found['owner']}")
     return "\n".join(lines)
+
+
+def _figure(hours: float) -> str:
+    return f"{hours:.3f}" if hours else "-"
+
+
+def _per_thousand(found: dict[str, Any]) -> str:
+    gpu, worker = found["gpu_hours_per_thousand_kept"], found["worker_hours_per_thousand_kept"]
+    told = [
+        f"{hours:.3f} {unit}" for hours, unit in ((gpu, "GPU-hours"), (worker, "worker-hours without a GPU")) if hours
+    ]
+    return f", for a thousand {' and '.join(told)}" if told else ""

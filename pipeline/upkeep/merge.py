@@ -34,7 +34,7 @@ from data_schemas.io.text import label
 from data_schemas.schema import validate
 from data_schemas.tables import MANIFEST, SPLITS
 from pipeline.core.names import part_names
-from pipeline.core.parts import write_tar
+from pipeline.core.tar_writer import write_tar
 from pipeline.dataset.opened import Dataset
 from pipeline.dataset.versions import FIRST
 from pipeline.remembered import differences

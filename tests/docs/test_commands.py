@@ -44,6 +44,9 @@ NOT_HERE = {
     "make chaos": "takes half an hour; tests/pipeline/engines/test_chaos.py is a short one",
     "benchmarks/engine.py": "takes minutes; tests/benchmarks runs a small one",
     "benchmarks/copies.py": "needs Debian's stamps; tests/benchmarks runs it on two pools",
+    "benchmarks/shards.py": "takes minutes; tests/benchmarks runs a small one",
+    "benchmarks/costs/planning.py": "takes minutes; tests/benchmarks runs a small one",
+    "benchmarks/costs/curation.py": "takes minutes; its runs are curations as others",
     "benchmarks/ceilings.py": "fits three codebooks for minutes; tests/benchmarks has figures that are known",
 }
 ENDS_WITH = {"instructar models check": 1}

@@ -9,7 +9,7 @@ from troubled.runs import config
 
 from pipeline import cli
 from pipeline.curate import curate
-from pipeline.estimate import Measured, wall_seconds
+from pipeline.estimate.timing import Measured, wall_seconds
 from pipeline.report.results import curate_dataset
 
 EVEN = Measured("even", [2.0] * 10, apart=0.5, load=10.0, bytes=1000.0)

@@ -20,7 +20,7 @@ from tiny.vlm import save_tiny_gemma
 from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
 from pipeline.curate import curate
-from pipeline.dataset.publish import PictureReader
+from pipeline.dataset.picture_reader import PictureReader
 from pipeline.matting.ben2_network import Ben2Network
 from pipeline.report.results import write_results
 

@@ -2,7 +2,7 @@
 
 import io
 
-from pipeline.core.parts import write_tar
+from pipeline.core.tar_writer import write_tar
 
 
 def pack_tar(members) -> bytes:

@@ -18,7 +18,8 @@ from data_schemas.io.files import sweep
 from data_schemas.schema import Column
 from data_schemas.tables import verdict_schema
 from pipeline.core import parts
-from pipeline.core.parts import DamagedPart, PartStore, fingerprint, write_tar
+from pipeline.core.parts import DamagedPart, PartStore, fingerprint
+from pipeline.core.tar_writer import write_tar
 
 SCHEMA = verdict_schema("toy", 1, (Column("score", pa.float64(), "A number.", "number"),))
 ids = st.text("abcdef0123456789", min_size=4, max_size=8)
@@ -104,6 +105,49 @@ def test_parts_work_on_any_fsspec_file_system():
     store.commit("p", rows({"aaaa": 1.0}), files({"aaaa": 1.0}), "input")
     assert store.read("p", "input").rows() == rows({"aaaa": 1.0})
     assert store.url("p", "tar") == "memory:///bucket/run/toy/f/p.tar"
+
+
+@pytest.mark.parametrize(
+    ("fetched", "asked"),
+    [
+        (False, ["range of aaaa", "range of bbbb"]),  # both pictures of a sample in one request
+        (True, ["all"]),
+    ],
+)
+def test_pictures_in_a_bucket_take_few_requests(monkeypatch, fetched, asked):
+    scores = {"aaaa": 1.5, "bbbb": -2.0}
+    store = PartStore("memory://requests/run", "toy", "f", SCHEMA)
+    pictures = store.pictures("p", store.commit("p", rows(scores), files(scores), "input"))
+    tar, seen = store.path("p", "tar"), []
+    begins = {min(entry.offset for entry in own.values()): sample_id for sample_id, own in pictures.entries.items()}
+    cat_file, get_file = store.fs.cat_file, store.fs.get_file
+
+    def cat(path, start=None, end=None):
+        seen.append(f"range of {begins[start]}")
+        return cat_file(path, start=start, end=end)
+
+    def get(path, local):
+        assert path == tar
+        seen.append("all")
+        return get_file(path, local)
+
+    monkeypatch.setattr(store.fs, "cat_file", cat)
+    monkeypatch.setattr(store.fs, "get_file", get)
+    if fetched:
+        pictures.fetch()
+    assert {i: dict(pictures.of(i)) for i in scores} == files(scores)
+    assert seen == asked
+
+
+def test_a_damaged_picture_in_a_bucket_is_read_again_once_it_is_mended():
+    store = PartStore("memory://damage/run", "toy", "f", SCHEMA)
+    pictures = store.pictures("p", store.commit("p", rows({"aaaa": 1.5}), files({"aaaa": 1.5}), "input"))
+    whole = store.fs.cat_file(store.path("p", "tar"))
+    store.fs.pipe_file(store.path("p", "tar"), whole.replace(b"aaaa\0", b"aaab\0"))
+    with pytest.raises(DamagedPart, match=r"aaaa\.alpha\.png is damaged"):
+        pictures.read("aaaa", "alpha.png")
+    store.fs.pipe_file(store.path("p", "tar"), whole)
+    assert pictures.read("aaaa", "alpha.png") == b"aaaa"
 
 
 def test_a_process_killed_before_the_last_write_leaves_no_part(tmp_path):

@@ -15,7 +15,7 @@ from small.curation import made, small_config
 from data_schemas.errors import UserError
 from data_schemas.tables import REVIEW
 from pipeline.curate import curate
-from pipeline.dataset.publish import PictureReader
+from pipeline.dataset.picture_reader import PictureReader
 from pipeline.jobs import PartJob
 from pipeline.making import stage_inputs
 from pipeline.report.results import read_manifest

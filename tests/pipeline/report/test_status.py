@@ -1,6 +1,7 @@
 """How far a run is, before, while and after it is made."""
 
 import json
+import re
 import threading
 import time
 
@@ -21,13 +22,14 @@ def ask(root, *options):
 def test_a_whole_run_tells_its_parts_errors_and_hours(tmp_path):
     curate_dataset(config(tmp_path, filters=[{"use": "troubled.stages:Fails"}], max_error_share=0.8))
     found = json.loads(ask(tmp_path, "--json").stdout)
-    assert found["stages"]["fails"] | {"hours": 0} == {
-        "parts": 3, "done": 3, "samples": PLANNED, "errors": {"ValueError": 8}, "hours": 0,
+    assert found["stages"]["fails"] | {"worker_hours": 0} == {
+        "parts": 3, "done": 3, "left": 0, "with_errors": 3, "samples": PLANNED, "errors": {"ValueError": 8},
+        "gpu_hours": 0, "worker_hours": 0,
     }  # fmt: skip
     assert (found["working"], found["kept"]) == (None, 4)
     told = ask(tmp_path).stdout
     assert "ValueError 8" in told
-    assert "whole; kept 4" in told
+    assert re.search(r"whole; kept 4, for a thousand \d\.\d+ worker-hours without a GPU$", told.strip())
 
 
 @pytest.mark.slow

@@ -1,0 +1,56 @@
+"""Pictures of single samples of a run, read from wherever its stages stored them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from PIL import Image
+
+from data_schemas.io import pictures
+from pipeline.core.parts import PartPictures
+from pipeline.jobs import cutout_reader, need_part
+from pipeline.run import Run
+
+
+class PictureReader:
+    """Reads pictures of any sample by stage.
+
+    It caches where the pictures lie in the tars of the eight parts used last. ``pool`` is the digest of the reference
+    pool.
+    """
+
+    def __init__(self, run: Run, pool: str):
+        self.run, self.pool = run, pool
+        rows = {part: need_part(run, "plan", part).rows() for part in run.parts()}
+        self.part_of = {row["sample_id"]: part for part in rows for row in rows[part]}
+        self.plan = {row["sample_id"]: row for part in rows for row in rows[part]}
+        self._pictures = lru_cache(maxsize=8)(self.of_part)
+
+    def of_part(self, stage: str, part: str) -> PartPictures:
+        """The pictures that a stage saved for a part."""
+        return self.run.store(stage).pictures(part, need_part(self.run, stage, part))
+
+    def files(self, stage: str, sample_id: str) -> Mapping[str, bytes]:
+        """The pictures that a stage saved for a sample, by name; empty if it saved none."""
+        return self._pictures(stage, self.part_of[sample_id]).of(sample_id)
+
+    def reference(self, reference_id: str, name: str) -> bytes:
+        """The bytes of a picture of a reference: "cutout.png", or "white.png", the cut-out on white."""
+        return cutout_reader(self.run, self.pool)(reference_id, name)
+
+    def shown(self, sample_id: str, index: int, name: str, made: Mapping[str, bytes]) -> bytes:
+        """The same of a sample's reference 0 or 1 as its shard shows it: as pasted, if that is among what the synthesis
+        ``made``."""
+        pasted = f"reference_{index}.png" if name == "cutout.png" else f"reference_{index}_white.png"
+        found = made.get(pasted)
+        return found or self.reference(self.plan[sample_id][f"reference_{index}_id"], name)
+
+    def picture(self, sample_id: str, name: str) -> Image.Image | None:
+        """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if it was never made."""
+        if name.startswith("reference_"):
+            made = self.files("synthesis", sample_id)
+            data: bytes | None = self.shown(sample_id, int(name[-1]), "cutout.png", made)
+        else:
+            data = self.files("synthesis" if name == "target" else "matting", sample_id).get(f"{name}.png")
+        return None if data is None else pictures.decode(data, name)
