@@ -36,16 +36,18 @@ def test_many_samples_take_their_mean():
 
 @pytest.mark.slow
 def test_a_run_of_500_takes_what_one_of_96_says(tmp_path):
-    """The stage waits, so that a busy machine changes little."""
+    """The stage waits, so that a busy machine changes little. The pool, which an estimate leaves out, is there before."""
     settings = {"trouble": {"rest": 0.06}, "part_size": 8, "samples": 96}
     curate_dataset(config(tmp_path / "small", **settings))
     told = run_here(cli.main, "instructar", "estimate", tmp_path / "small" / "stubs", "--samples", 500, "--gpus", 2,
                     "--price", 3, "--json")  # fmt: skip
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
+    curate(config(tmp_path / "large", **{**settings, "samples": 8}))
     began = time.perf_counter()
     curate(config(tmp_path / "large", **{**settings, "samples": 500}))
-    assert 3600 * found["hours_on_the_wall"] == pytest.approx(time.perf_counter() - began, rel=0.25)
+    expected = 3600 * found["hours_on_the_wall"] * 492 / 500
+    assert expected == pytest.approx(time.perf_counter() - began, rel=0.25)
     assert found["kept"] == 500
     assert found["cost"] == pytest.approx(found["hours_on_the_wall"] * 2 * 3)
     table = run_here(cli.main, "instructar", "estimate", tmp_path / "small" / "stubs", "--samples", 500).stdout
