@@ -66,7 +66,11 @@ class Curation:
     def contents(self) -> dict[str, str]:
         """Digest of every shard and of the manifest. AssertionError unless the run has exactly one dataset."""
         fs, root = self._storage()
-        folders = [path for path in fs.ls(f"{root}/chaos/datasets", detail=False) if not _name(path).startswith(".")]
+        folders = [
+            path
+            for path in fs.ls(f"{root}/chaos/datasets", detail=False)
+            if ".json" not in path and not _name(path).startswith(".")
+        ]
         assert len(folders) == 1, f"{self.root} has these datasets: {folders}"
         files = [path for path in fs.ls(folders[0], detail=False) if path.endswith((".tar", ".parquet"))]
         return {_name(path): hashlib.sha256(fs.cat_file(path)).hexdigest() for path in files}
