@@ -13,7 +13,7 @@ import queue
 import re
 import socket
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -46,6 +46,8 @@ class Cluster:
         self.places: queue.Queue[Any] = queue.Queue()
         self.actors: list[Any] = []
         self.started = False
+        # Ray's processes end with the thread that started them, and those that make parts end with each stage
+        self.starter = ThreadPoolExecutor(1)
 
     def _start(self) -> None:
         """Connect to the cluster, or start one, unless this process is connected already."""
@@ -109,7 +111,7 @@ class Cluster:
         """Actors for the job's stage, if those there are another's. All parts of a stage are made before the next's."""
         if job.stage == self.stage:
             return
-        self._start()
+        self.starter.submit(self._start).result()
         self._dismiss()
         wanted = self.config.resources.get(job.stage) or self.config.resources.get("default") or Resources()
         options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "max_restarts": -1}
@@ -132,6 +134,7 @@ class Cluster:
         self._dismiss()
         if self.started:
             ray.shutdown()
+        self.starter.shutdown()
 
 
 @ray.remote
