@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pipeline.core.parts import Part, PartPictures, content_digest
@@ -19,9 +20,14 @@ class Inputs:
     reference_file: Callable[[str], bytes]
     reviews: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, dict]]:
+        """The rows of every part, by stage and sample id."""
+        return {stage: {r["sample_id"]: r for r in p.rows()} for stage, p in self.parts.items()}
+
     def digests(self) -> dict[str, str]:
         """Sample id -> a digest of what that sample is made from: its rows, its earlier pictures, and its review."""
-        rows = {stage: {r["sample_id"]: r for r in p.rows()} for stage, p in self.parts.items()}
+        rows = self._rows
         entries = [part.entries for part in self.parts.values()]
         digests = {}
         for i in rows["plan"]:
@@ -31,7 +37,7 @@ class Inputs:
 
     def samples(self) -> tuple[list[Sample], dict[str, str]]:
         """The samples in plan order, and those on which an earlier stage failed (sample id -> stage)."""
-        rows = {stage: {r["sample_id"]: r for r in p.rows()} for stage, p in self.parts.items()}
+        rows = self._rows
         failed: dict[str, str] = {}
 
         def files_of(sample_id: str) -> Callable[[str], Mapping[str, bytes]]:
