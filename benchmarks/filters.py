@@ -27,7 +27,7 @@ from pipeline.backends import build_stages
 from pipeline.config import CurationConfig
 from pipeline.core.rules import decide, resolve_rules
 from pipeline.core.stage import Sample, Stage
-from pipeline.planning.planning import PlanningConfig, make_plan
+from pipeline.planning.planning import PlanningConfig, planned
 from pipeline.references.cutouts import list_pool, make_references
 from pipeline.references.packaged import load_backgrounds
 from pipeline.report.planted import planted
@@ -107,7 +107,7 @@ def of_split(references: Sequence[dict], count: int, seed: int, split: str) -> l
     names = [name for name, _ in load_backgrounds()]
     half = set(names[::2] if split == "train" else names[1::2])
     needed = count * (CLEAN + len(KINDS))
-    plan = make_plan(references, PlanningConfig(test_share=0.5), 6 * needed, seed)
+    plan = list(planned(references, PlanningConfig(test_share=0.5), 6 * needed, seed))
     own = [
         row for row in plan
         if row["split"] == split and pick_background(np.random.default_rng([row["seed"], 0]))[0] in half

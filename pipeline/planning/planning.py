@@ -51,18 +51,6 @@ def chosen_relations(config: PlanningConfig) -> list[str]:
 NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
-def make_plan(
-    references: Sequence[dict],
-    config: PlanningConfig,
-    samples: int,
-    seed: int,
-    groups: Mapping[str, str] = NONE,
-    before: Mapping[int, dict] = NONE,
-) -> list[dict]:
-    """The rows of ``planned``."""
-    return list(planned(references, config, samples, seed, groups, before))
-
-
 def planned(
     references: Sequence[dict],
     config: PlanningConfig,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from small.plans import make_plan
 
 from data_schemas.io import pictures
 from pipeline.core.stage import Sample, SampleError
@@ -25,7 +26,7 @@ def pool():
 
 @pytest.fixture(scope="module")
 def plan(pool):
-    return planning.make_plan(pool[0], planning.PlanningConfig(), 30, seed=3)
+    return make_plan(pool[0], planning.PlanningConfig(), 30, seed=3)
 
 
 def run_stage(stage, plan_row, pool, before=None):

@@ -4,11 +4,12 @@ import hashlib
 
 import numpy as np
 import pytest
+from small.plans import make_plan
 
 from data_schemas.errors import RunFailed
 from data_schemas.tables import PLAN
 from pipeline.dataset.leaks import check_leaks
-from pipeline.planning.planning import PlanningConfig, make_plan
+from pipeline.planning.planning import PlanningConfig
 
 
 def reference(number: int, category: str, features: np.ndarray) -> dict:

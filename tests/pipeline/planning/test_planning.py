@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from small.plans import make_plan
 
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
 from data_schemas.tables import PLAN
 from pipeline.config import CurationConfig
 from pipeline.planning import relations
-from pipeline.planning.planning import PlanningConfig, make_plan
+from pipeline.planning.planning import PlanningConfig
 from pipeline.planning.relations import boxes_fit, draw_boxes, height_of, is_animate, relation_data
 from pipeline.planning.splits import split_subjects
 from pipeline.planning.wording import sentence
