@@ -64,13 +64,16 @@ Measured with torch {torch} on {samples} collages of subjects that it has not se
 def pretrain(root: str, samples: int | None = None, steps: int | None = None, out: Path = START) -> None:
     """Curate, train, measure, and copy model, card, log and settings to ``out``.
 
-    Of fewer ``samples`` than the profile's there are fewer subjects, too: half as many.
+    Of fewer ``samples`` than the profile's there are fewer subjects, too: half as many. At least four samples show
+    subjects for testing, for the model to be measured on.
     """
     given: dict[str, object] = {"root": root}
     if samples is not None:
-        (pool,) = CurationConfig.load(PROFILE).references.pools()
+        profile = CurationConfig.load(PROFILE)
+        (pool,) = profile.references.pools()
         fewer = pool.model_copy(update={"count": max(8, samples // 2)})
         given |= {"samples": samples, "references.pool": [fewer.model_dump(exclude_none=True)]}
+        given |= {"planning.test_share": max(profile.planning.test_share, 4 / samples)}
     curation = CurationConfig.load(PROFILE, given=given)
     results = curate_instructar.fn(curation, PROFILE)
     training = Path(curation.run_url) / "training"

@@ -50,6 +50,7 @@ def test_it_goes_on_after_a_kill_and_packages_what_it_made(tmp_path):
     until = time.monotonic() + 150
     while not list(checkpoints.glob("step-*")) and killed.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
+    assert killed.poll() is None, killed.communicate()[1][-3000:]
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "a/pretrain/training/model").exists(), "killed in the middle"
