@@ -8,7 +8,7 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) $(if $(PIP
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup quickstart pretrain quick test long lint accelerator carry fuzz chaos clean
+.PHONY: setup quickstart pretrain quick test long browser lint accelerator carry fuzz chaos clean
 
 setup: .venv/.done
 
@@ -38,14 +38,19 @@ lint: setup
 
 # a thread each: two workers' threads would wait for each other on two cores
 quick: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not browser'
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not long'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not long and not browser'
 
 # the few tests that take longest: all that the pages show, all Prefect deployments, the dry run of make accelerator
 long: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m long
+
+# the pages in a real browser, which is installed where it is missing
+browser: setup
+	command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m browser
 
 # everything that needs a GPU, measured and proven; without one a dry run at tiny size
 accelerator: setup

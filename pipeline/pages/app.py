@@ -1,0 +1,117 @@
+"""What the pages of a run share: their files, the stories of samples, and pictures of any size."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import Response
+from PIL import Image
+
+from data_schemas.io import pictures
+from data_schemas.serving import page_app
+from pipeline.pages.samples import PICTURES, Samples
+
+KINDS = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript"}
+LARGEST = 1024
+"""Longest side of a thumbnail, in pixels; without a side a picture comes as it is stored."""
+
+
+def run_app(samples: Samples, page: str) -> FastAPI:
+    """An application that serves ``<page>.html`` as its front page, with the page's own script and the shared files.
+
+    GET /api/run: the run's name, rules and columns. GET /api/story/ID: a sample's story. GET /picture/ID/NAME?side=:
+    one of PICTURES as PNG, or with ``side`` as a thumbnail (JPEG, or PNG if it is transparent).
+    """
+    app = page_app(f"{page} {samples.run.config.name}")
+    files = ("look.css", "parts.js", f"{page}.js", f"{page}.css")
+
+    @app.get("/")
+    def front() -> Response:
+        return _file(f"{page}.html")
+
+    @app.get("/files/{name}")
+    def file(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return _file(name)
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)
+
+    @app.get("/api/run")
+    def about() -> dict[str, Any]:
+        return facts(samples)
+
+    @app.get("/api/story/{sample_id}")
+    def story(sample_id: str) -> dict[str, Any]:
+        return samples.story(sample_id, part_of(samples, sample_id))
+
+    @app.get("/picture/{sample_id}/{name}")
+    def picture(request: Request, sample_id: str, name: str, side: int | None = None) -> Response:
+        found = samples.picture(sample_id, part_of(samples, sample_id), name) if name in PICTURES else None
+        if found is None:
+            raise HTTPException(404)
+        return sent(request, found, side)
+
+    return app
+
+
+def part_of(samples: Samples, sample_id: str) -> str:
+    """The part of a sample; HTTPException 404 if the run plans no such sample."""
+    part = samples.part_of().get(sample_id)
+    if part is None:
+        raise HTTPException(404, "no such sample")
+    return part
+
+
+def facts(samples: Samples) -> dict[str, Any]:
+    """What a page says of its run: name, stages with fingerprint and model, rules, and what each column means."""
+    run = samples.run
+    columns = {column.name: column for stage in run.stages() for column in stage.columns}
+    return {
+        "name": run.config.name,
+        "samples": run.config.samples,
+        "stages": [stage.name for stage in run.stages()],
+        "alpha_threshold": getattr(run.stage("matting").config, "alpha_threshold", None),
+        "dilate": getattr(run.stage("matting").config, "dilate", None),
+        "rules": [
+            {"stage": stage, "reason": r.reason, "column": r.column, "bound": r.bound, "threshold": r.threshold,
+             "meaning": r.meaning}
+            for stage, r in samples.rules
+        ],
+        "columns": {name: {"meaning": c.meaning, "unit": c.unit, "low": c.low, "high": c.high}
+                    for name, c in columns.items()},
+    }  # fmt: skip
+
+
+def sent(request: Request, data: bytes, side: int | None) -> Response:
+    """A picture as an answer, or none if the browser has it already."""
+    tag = f'"{zlib.crc32(data):08x}-{len(data)}-{side or 0}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    if side is None:
+        return Response(data, media_type="image/png", headers=headers)
+    content, kind = thumbnail(data, max(1, min(side, LARGEST)))
+    return Response(content, media_type=kind, headers=headers)
+
+
+def thumbnail(data: bytes, side: int) -> tuple[bytes, str]:
+    """The picture with sides of at most ``side`` pixels, and its media type."""
+    picture = pictures.decode(data, "the picture")
+    clear = picture.has_transparency_data
+    small = picture.convert("RGBA" if clear else "RGB")
+    small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2)
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG" if clear else "JPEG", **({} if clear else {"quality": 85}))
+    return buffer.getvalue(), "image/png" if clear else "image/jpeg"
+
+
+def _file(name: str) -> Response:
+    text = resources.files("pipeline.pages").joinpath(name).read_text(encoding="utf-8")
+    return Response(text, media_type=KINDS[name.rpartition(".")[2]], headers={"cache-control": "no-cache"})
