@@ -37,7 +37,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 Host = Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 let other machines in")]
-Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one")]
 
 
 class Guarded:

@@ -10,6 +10,7 @@ import typer
 from data_schemas import commands
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
+from data_schemas.serving import Host, Port, serve
 
 if TYPE_CHECKING:  # imported inside the commands, so that --help and error messages are fast
     from pipeline.config import CurationConfig
@@ -175,6 +176,29 @@ def status_command(
 
     found = status(open_run(run).run)
     typer.echo(json.dumps(found) if as_json else told(found))
+
+
+@app.command("review")
+def review_command(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart; it may be at work")],
+    reviewer: Annotated[str | None, typer.Option(help="Your name, in every decision  [default: the user's]")] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Hide what filters and other people decided")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Take the decisions over, without a page")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 7871,
+) -> None:
+    """A page to walk through samples: accept, reject, mend mattes; and what of the run that changes is made again."""
+    from pipeline.dataset.curated import config_of, open_run
+
+    if apply:
+        from pipeline.report.results import curate_dataset
+
+        _show(curate_dataset(config_of(run)))
+        return
+    from pipeline.pages.review import review_app, user
+    from pipeline.pages.samples import Samples
+
+    serve(review_app(Samples(open_run(run).run), reviewer or user(), blind), host, port, "review")
 
 
 @app.command("estimate")
