@@ -56,25 +56,22 @@ function progress() {
 async function show(index) {
   const id = ids[index];
   const [newStory, newSaid] = await Promise.all([ask(`/api/story/${encodeURIComponent(id)}`), ask(`/api/opinions/${encodeURIComponent(id)}`)]);
-  place = index;
-  story = newStory;
-  said = newSaid;
+  const shown = (name) => (newStory.pictures[name] ? pictureOf(id, name) : null);
+  await matte.load(shown("target"), matteUrl(id, newSaid) || shown("alpha"), threshold(newSaid), run.dilate ?? 0);
+  [place, story, said] = [index, newStory, newSaid];
   setMode(null);
-  at("sample").hidden = false;
-  at("empty").hidden = true;
-  const alpha = matteUrl();
-  const shown = (name) => (story.pictures[name] ? pictureOf(id, name) : null);
-  await matte.load(shown("target"), alpha || shown("alpha"), threshold(), run.dilate ?? 0);
-  at("sample").dataset.id = id;
   drawDecision();
   drawPictures(id);
   drawJudged();
+  at("empty").hidden = true;
+  at("sample").hidden = false;
+  at("sample").dataset.id = id;
 }
 
 // A matte that was painted and is not taken over into the run yet.
-const painted = () => (said.mine.matte || {}).value;
-const matteUrl = () => (painted() ? `/matte/${encodeURIComponent(story.sample_id)}?path=${encodeURIComponent(painted())}` : null);
-const threshold = () => (said.mine.alpha_threshold || {}).value ?? run.alpha_threshold ?? 0.5;
+const painted = (said) => (said.mine.matte || {}).value;
+const matteUrl = (id, said) => (painted(said) ? `/matte/${encodeURIComponent(id)}?path=${encodeURIComponent(painted(said))}` : null);
+const threshold = (said) => (said.mine.alpha_threshold || {}).value ?? run.alpha_threshold ?? 0.5;
 
 function drawDecision() {
   const { mine } = said;
@@ -91,11 +88,11 @@ function drawDecision() {
   at("undo").disabled = !said.last;
   const failed = Boolean(decide && decide.decision === "error");
   at("accept").disabled = at("reject").disabled = failed;
-  at("alpha").value = threshold();
+  at("alpha").value = threshold(said);
   at("alpha").disabled = !matte.alpha;
   showAlpha();
   at("drop-alpha").hidden = (mine.alpha_threshold || {}).value == null;
-  at("drop-matte").hidden = !painted();
+  at("drop-matte").hidden = !painted(said);
   at("brush").disabled = at("erase").disabled = !matte.alpha;
   at("said").replaceChildren(...Object.entries(said.others).map(([who, lines]) => el("p", { class: "text" }, `${who}: `,
     Object.entries(lines).map(([action, line]) => `${action} ${action === "matte" ? "painted" : line.value}${line.reason ? ` (${line.reason})` : ""}`).join(", "))),
@@ -106,7 +103,7 @@ function drawDecision() {
 function showAlpha() {
   const value = Number(at("alpha").value);
   at("alpha-shown").textContent = value.toFixed(2);
-  at("save-alpha").disabled = !matte.alpha || value === threshold();
+  at("save-alpha").disabled = !matte.alpha || value === threshold(said);
 }
 
 function drawPictures(id) {
@@ -175,6 +172,7 @@ async function decide(value, reason) {
   const first = !(said.mine.verdict || {}).value;
   await say("verdict", value, reason);
   left -= first ? 1 : 0;
+  at("reason").blur(); // keys mean actions again
   if (place + 1 < ids.length) await show(place + 1);
   else await refresh();
 }
