@@ -251,6 +251,7 @@ async function watchApplying() {
   const told = await ask("/api/apply");
   at("applying").hidden = told.state === "idle";
   at("lines").textContent = told.lines.join("\n");
+  at("lines").scrollTop = at("lines").scrollHeight;
   at("applying").dataset.state = told.state;
   at("apply").disabled = told.state === "running";
   if (told.state === "running") setTimeout(() => watchApplying().catch((error) => tell(error.message)), 700);
