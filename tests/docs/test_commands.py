@@ -41,6 +41,7 @@ NOT_HERE = {
     "--sweep": "takes most of an hour; tests/tokenar/sweeps runs small ones",
     "instructar merge": "needs runs over two pools; tests/pipeline/upkeep/test_merge.py merges small ones",
     "data/both": "needs the merged dataset; tests/pipeline/upkeep/test_merge.py trains on one",
+    "instructar review runs/quickstart --reviewer Ada": "serves a page; tests/pipeline/pages walks through it",
     "make chaos": "takes half an hour; tests/pipeline/engines/test_chaos.py is a short one",
     "benchmarks/engine.py": "takes minutes; tests/benchmarks runs a small one",
     "benchmarks/copies.py": "needs Debian's stamps; tests/benchmarks runs it on two pools",
@@ -52,7 +53,7 @@ NOT_HERE = {
 ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
-READING = "models|status|estimate|diff|merge|prune"
+READING = "models|status|estimate|diff|merge|prune|review"
 """Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
 """The settings of the small run, where the command would make the profile's 96 samples or more."""
