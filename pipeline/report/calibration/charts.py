@@ -44,7 +44,7 @@ def contrast(
         return None
     thresholds = [threshold for _, threshold, _ in bounds]
     edges = bin_edges([*shown.tolist(), *control.tolist(), *thresholds], thresholds[0] if thresholds else None)
-    figure, axes = plain_axes(12.5, 3.2, left=0.035, right=0.99, bottom=0.09, top=0.86)
+    figure, axes = plain_axes(10, 2.8, left=0.045, right=0.99, bottom=0.1, top=0.86)
     shares, known = (np.histogram(values, edges)[0] / shown.size for values in (shown, np.asarray(bad, float)))
     axes.bar(edges[:-1], shares - known, np.diff(edges) * 0.9, known, align="edge", color=ACCENT, alpha=0.75)
     axes.bar(edges[:-1], known, np.diff(edges) * 0.9, align="edge", color=WARN)
@@ -69,7 +69,7 @@ def kind_strips(kinds: Sequence[Seen], bounds: Bounds, name: str) -> str | None:
     if not kinds:
         return None
     height = 0.42 + 0.19 * len(kinds)
-    figure, axes = plain_axes(12.5, height, left=0.115, right=0.99, bottom=0.24 / height, top=1 - 0.3 / height)
+    figure, axes = plain_axes(10, height, left=0.165, right=0.99, bottom=0.24 / height, top=1 - 0.3 / height)
     everything = [score for seen in kinds for score in seen.scores]
     edges = bin_edges([*everything, *(threshold for _, threshold, _ in bounds)], None)
     for row, seen in enumerate(kinds):
@@ -90,7 +90,7 @@ def rate_curves(curve: Sequence[Candidate], samples: int, bounds: Bounds, name: 
     """Precision, recall and yield over thresholds, each with its 95 % interval; None without labels of both kinds."""
     if not curve or not curve[0].rates.bad or not curve[0].rates.good:
         return None
-    figure, axes = plain_axes(12.5, 3.0, left=0.045, right=0.99, bottom=0.1, top=0.85)
+    figure, axes = plain_axes(10, 2.8, left=0.05, right=0.99, bottom=0.1, top=0.85)
     places = np.array([c.threshold for c in curve])
     counts = {
         ACCENT: [(c.rates.caught, c.rates.caught + c.rates.lost) for c in curve],

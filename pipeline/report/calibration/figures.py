@@ -136,7 +136,7 @@ class _Trial:
         self.rest = np.logical_and.reduce([whole, *others])
         own = next(frame for name, frame in frames.items() if (name, rule) in rules)
         self.own, labelled = own[rule.column], known.bad.reindex(own.sample_id)
-        self.ids = own.sample_id.to_numpy()
+        self.ids = own.sample_id
         self.bad, self.good = ((labelled == value).to_numpy(bool) for value in (True, False))
 
     def candidate(self, threshold: float) -> Candidate:
@@ -151,7 +151,7 @@ class _Trial:
         kept = passing(self.rule, self.own)
         found = []
         for (bad, kind), rows in self.known.groupby(["bad", "kind"]):
-            at = np.isin(self.ids, rows.index)
+            at = self.ids.isin(rows.index).to_numpy()
             own = scores.loc[rows.index]
             auc = area_under_curve(good, own.to_numpy(), self.rule.bound) if bad else math.nan
             lost = (int((at & ~passes).sum()) for passes in (kept, kept & self.rest))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from commands import run_here
 from PIL import Image
 from small.curation import small_config
