@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -97,11 +98,12 @@ def rate_curves(curve: Sequence[Candidate], samples: int, bounds: Bounds, name: 
         WARN: [(c.rates.caught, c.rates.bad) for c in curve],
         KEPT: [(c.together, samples) for c in curve],
     }
+    step: Literal["pre", "post"] = "pre" if bounds[0][0] == "min" else "post"  # nothing changes between two scores
     for colour, pairs in counts.items():
         low, high = np.array([wilson(*pair) or [np.nan, np.nan] for pair in pairs]).T
-        axes.fill_between(places, low, high, color=colour, alpha=0.14, linewidth=0)
+        axes.fill_between(places, low, high, color=colour, alpha=0.14, linewidth=0, step=step)
         values = [np.nan if (value := share(*pair)) is None else value for pair in pairs]
-        axes.plot(places, values, color=colour, linewidth=1.7, marker="o", markersize=2, markeredgewidth=0)
+        axes.step(places, values, where=step, color=colour, linewidth=1.7)
     edges = bin_edges([*places.tolist(), *(threshold for _, threshold, _ in bounds)], None)
     axes.set_xlim(float(edges[0]), float(edges[-1]))
     axes.set_ylim(-0.02, 1.03)
