@@ -129,6 +129,9 @@ def rerun_command(
 
 @app.command("report")
 def report_command(
+    against: Annotated[
+        str | None, typer.Option(help="An earlier run, or a dataset's folder, that the report compares the run with")
+    ] = None,
     profile: RunProfile = None,
     config: ConfigFile = None,
     name: Name = None,
@@ -141,7 +144,7 @@ def report_command(
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
     from pipeline.report.results import report_run
 
-    typer.echo(report_run(settings))
+    typer.echo(report_run(settings, against))
 
 
 @app.command("calibrate")
@@ -160,7 +163,7 @@ def calibrate_command(
 ) -> None:
     """Show what each threshold of a stage would keep; writes a page, the scores, and a thresholds file."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
-    from pipeline.report.calibration_page import calibrate
+    from pipeline.report.calibration.page import calibrate
 
     _show(calibrate(settings, stage, floor_samples))
 
