@@ -32,14 +32,16 @@ def source_maps(
     regions: Mapping[str, Image.Image],
     sources: Mapping[str, Image.Image],
     layers: Sequence[int],
+    mean: bool = True,
 ) -> None:
     """Heat maps of where in the sources each target region attends to.
 
-    Each region has a row. Each row has a block of one picture per source for the mean over all layers, and one block
-    for each of ``layers``. ``maps`` [L, G, sources, g, g] is in the order of ``regions`` and ``sources``, which map
+    Each region has a row. Each row has a block of one picture per source for the mean over all layers (without it if
+    ``mean`` is False), and one block for each of ``layers``. ``maps`` [L, G, sources, g, g] is in the order of ``regions`` and ``sources``, which map
     names to pictures.
     """
     blocks, columns = _chosen(maps, layers), len(sources)
+    blocks = blocks if mean else dict(list(blocks.items())[1:])
     grid = _Grid(len(regions), 1 + len(blocks) * columns, [1, *range(1 + columns, len(blocks) * columns, columns)])
     for row, (name, picture) in enumerate(regions.items()):
         grid.name(row, name)
