@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +98,7 @@ class Artist:
         for name, shown, mean in blocks:
             path = folder / f"{name.replace(' ', '-')}.png"
             with replacing(path) as temporary:
-                figures.source_maps(temporary, chosen, icons, sources, shown, mean)
+                figures.source_maps(temporary, chosen, _from_one(icons), _from_one(sources), shown, mean)
             made.append((path, name))
         return made
 
@@ -108,3 +109,8 @@ class Artist:
             self._sampler, self._stamp = Sampler(folder, config), stamp
         self._sampler.tune(config)
         return self._sampler
+
+
+def _from_one(pictures: Mapping[str, Image.Image]) -> dict[str, Image.Image]:
+    """Pictures by name, with references and subjects counted from 1 as on the page."""
+    return {re.sub(r"\d+$", lambda n: str(int(n[0]) + 1), name): picture for name, picture in pictures.items()}

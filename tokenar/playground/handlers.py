@@ -84,7 +84,7 @@ class Handlers:
     def draw(self, model: str, *fields: Any) -> Iterator[list[Any]]:
         """The pictures as they grow: pictures, status, attention, the drawing for later, the recipe's command."""
         references, (background, prompt, *values, count, looks, placed) = fields[:SLOTS], fields[SLOTS:]
-        settings = dict(zip(SETTINGS, values, strict=True))
+        settings = {name: None if value == "" else value for name, value in zip(SETTINGS, values, strict=True)}
         yield [gr.skip(), status("Reading the model …"), gr.Gallery(visible=False), None, ""]
         try:
             task = self.studio.task(model, references, background, prompt, settings, count, placed)
@@ -93,7 +93,7 @@ class Handlers:
                 named = [(picture, f"seed {seed}") for picture, seed in zip(shown, step.seeds, strict=True)]
                 drawn = Drawn(task, step.pictures) if step.files else None
                 said = "Drawn." if step.files else f"Drawing: {step.done:.0%}"
-                yield [named, status(f"{said} {step.note}".strip()), gr.skip(), drawn, ""]
+                yield [gr.Gallery(named, visible=True), status(f"{said} {step.note}".strip()), gr.skip(), drawn, ""]
             if looks:
                 assert drawn is not None
                 for figures, said in self._looks(drawn, 0):
@@ -113,8 +113,8 @@ class Handlers:
     def _looks(self, drawn: Drawn, number: int) -> Iterator[tuple[Any, str]]:
         yield gr.skip(), status("Drawn. Measuring where it looked …")
         for figures in self.studio.looks(drawn, number):
-            label = "Where it looked" if len(drawn.pictures) == 1 else f"Where picture {number + 1} looked"
-            yield gr.Gallery(figures, label=label, visible=True, selected_index=0), status("Drawn.")
+            named = [(path, f"picture {number + 1}: {name}") for path, name in figures]
+            yield gr.Gallery(named, visible=True, selected_index=0), status("Drawn.")
 
     @told
     def save(self, drawn: Drawn | None) -> str:

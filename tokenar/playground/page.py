@@ -44,7 +44,7 @@ def serve_playground(make: Any, host: str, port: int) -> None:
         page = build(make(scratch))
         app = gr.mount_gradio_app(
             page_app(TITLE), page, path="/", footer_links=[], max_file_size=MAX_BYTES, ssr_mode=False, show_error=False,
-            theme=gr.themes.Default(font=FONTS, font_mono=MONO), css_paths=STYLE,
+            theme=theme(), css_paths=STYLE,
         )  # fmt: skip
         page.has_launched = True  # only then does gradio refuse to read files that were not dropped into the page
         serve(Gates(app), host, port, "playground", POLICY)
@@ -65,11 +65,11 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Column(scale=4, min_width=320):
                 said = gr.Markdown(status("Choose an example, or drop pictures, and draw."), elem_id="status")
                 grown = gr.Gallery(label="Drawn", format="png", columns=2, height="auto", object_fit="contain",
-                                   interactive=False, buttons=["download"], elem_id="drawn")  # fmt: skip
+                                   interactive=False, buttons=["download"], visible=False, elem_id="drawn")  # fmt: skip
                 true = gr.Image(label="The example's true picture", format="png", visible=False, interactive=False,
-                                buttons=[], elem_id="true")  # fmt: skip
-                figures = gr.Gallery(label="Where it looked", format="png", columns=5, visible=False, preview=True,
-                                     object_fit="contain", interactive=False, buttons=["download", "fullscreen"],
+                                buttons=[], alt_text="The example's true picture", elem_id="true")  # fmt: skip
+                figures = gr.Gallery(label="Where it looked", format="png", columns=5, height=640, visible=False,
+                                     preview=True, object_fit="contain", interactive=False, buttons=["download", "fullscreen"],
                                      elem_id="looks")  # fmt: skip
                 save = gr.Button("Save the recipe", size="sm")
                 command = gr.Textbox(label="Command", info="Draws the same from the shell, once the recipe is saved.",
@@ -86,6 +86,22 @@ def build(studio: Studio) -> gr.Blocks:
             examples.select(handlers.example, None, [*references, background, prompt, true, placed], **QUIET)
     page.queue(max_size=20, api_open=False)
     return page
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's look in the colours of the project's other pages, with the fonts of the person's own machine."""
+    colours = {
+        "button_primary_background_fill": ("#3052c0", "#9db3ff"),
+        "button_primary_background_fill_hover": ("#27449f", "#b4c5ff"),
+        "button_primary_text_color": ("#ffffff", "#10131c"),
+        "block_info_text_color": ("#5f646c", "#a3a9b2"),
+        "block_label_text_color": ("#4a4f57", "#c3c8d0"),
+        "block_title_text_color": ("#1d1f23", "#e9eaec"),
+        "body_text_color_subdued": ("#5f646c", "#a3a9b2"),
+        "input_placeholder_color": ("#5f646c", "#a3a9b2"),
+    }
+    both = {f"{name}{end}": value for name, pair in colours.items() for end, value in zip(("", "_dark"), pair, strict=True)}
+    return gr.themes.Default(primary_hue="indigo", neutral_hue="zinc", font=FONTS, font_mono=MONO).set(**both)
 
 
 def _model(studio: Studio, handlers: Handlers) -> gr.Dropdown:
@@ -126,7 +142,7 @@ def _pictures(handlers: Handlers, placed: gr.State) -> tuple[list[gr.Image], gr.
 def _dropped(handlers: Handlers, what: str) -> gr.Image:
     """A place to drop a picture. It gives the dropped file's path, whatever the file holds."""
     image = gr.Image(label=what.capitalize(), format="png", type="filepath", image_mode=None, height=200,
-                     sources=["upload", "clipboard"], buttons=[], elem_id=what.replace(" ", "-"))  # fmt: skip
+                     sources=["upload", "clipboard"], buttons=[], alt_text=what.capitalize(), elem_id=what.replace(" ", "-"))  # fmt: skip
     # Gradio would decode the file here, without bounds.
     image.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
     image.upload(partial(handlers.dropped, what=what), image, image, **QUIET)
@@ -138,9 +154,6 @@ def _fields() -> tuple[gr.Textbox, list[Any], gr.Checkbox, gr.Button, gr.Button]
     prompt = gr.Textbox(label="Prompt", placeholder="a cat beside a cup", max_length=MAX_PROMPT, lines=1,
                         elem_id="prompt")  # fmt: skip
     with gr.Row():
-        draw = gr.Button("Draw", variant="primary")
-        stop = gr.Button("Stop", variant="secondary")
-    with gr.Row():
         count = gr.Slider(1, MAX_SEEDS, 1, step=1, label="Pictures", info="Each has a seed of its own.")
         seed = gr.Number(DEFAULT.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
     looks = gr.Checkbox(label="Show where it looked", info="Takes some more seconds.")
@@ -148,10 +161,15 @@ def _fields() -> tuple[gr.Textbox, list[Any], gr.Checkbox, gr.Button, gr.Button]
         with gr.Row():
             guidance = gr.Number(DEFAULT.guidance, label="Guidance", info="Weight of the text; 1 is off.")
             image = gr.Number(DEFAULT.image_guidance, label="Image guidance", info="Weight of the pictures; 1 is off.")
-            temperature = gr.Number(None, label="Temperature", info="Empty: the model's own.")
+            # gradio shows an empty number as 0
+            temperature = gr.Textbox(label="Temperature", info="Below 1 plainer, above wilder.",
+                                     placeholder="the model's own", max_length=20, lines=1)  # fmt: skip
         with gr.Row():
             top_k = gr.Number(DEFAULT.top_k, label="Top k", precision=0, info="0 is off.")
             top_p = gr.Number(DEFAULT.top_p, label="Top p", info="1 is off.")
             copies = gr.Dropdown(["given", "drawn", "verified"], value=DEFAULT.copies, label="Copies",
                                  info="How the references' copies get there.")  # fmt: skip
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary")
+        stop = gr.Button("Stop", variant="secondary")
     return prompt, [seed, guidance, image, temperature, top_k, top_p, copies, count], looks, draw, stop
