@@ -53,8 +53,10 @@ def playground(
     say(f"models: {', '.join(models)}; examples: {found or 'none, give --shards'}")
     from tokenar.playground.page import serve_playground
 
-    cutting = Cutting(cut_out, without_subject)
-    serve_playground(lambda scratch: Studio(models, examples, cutting, out, scratch), host, PORT if port is None else port)
+    def studio(scratch: Path) -> Studio:
+        return Studio(models, examples, Cutting(cut_out, without_subject), out, scratch)
+
+    serve_playground(studio, host, PORT if port is None else port)
 
 
 def choose_device(name: str) -> None:

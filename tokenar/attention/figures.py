@@ -47,9 +47,9 @@ def source_maps(
 ) -> None:
     """Heat maps of where in the sources each target region attends to.
 
-    Each region has a row. Each row has a block of one picture per source for the mean over all layers (without it if
-    ``mean`` is False), and one block for each of ``layers``. ``maps`` [L, G, sources, g, g] is in the order of ``regions`` and ``sources``, which map
-    names to pictures.
+    Each region has a row. Each row has a block of one picture per source for the mean over all layers (unless ``mean``
+    is False), and one block for each of ``layers``. ``maps`` [L, G, sources, g, g] is in the order of ``regions`` and
+    ``sources``, which map names to pictures.
     """
     blocks, columns = _chosen(maps, layers), len(sources)
     blocks = blocks if mean else dict(list(blocks.items())[1:])

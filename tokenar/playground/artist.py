@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,16 +62,18 @@ class Artist:
         self._sampler: Sampler | None = None
         self._stamp: tuple = ()
 
-    def draw(self, task: Task, folder: Path) -> Iterator[Progress]:
+    def draw(self, task: Task, folder: Path, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Draw all seeds of a task together. The last step has written the pictures to ``folder``, with the bytes that
-        tokenar-sample writes."""
+        tokenar-sample writes. ``stopped`` is asked after every token; where it says so, there is no such step."""
         sampler = self._sampler_for(task.model, task.config)
         records = recipes(sampler, 0, task.request, task.seeds)
         seeds, shown = [record["seed"] for record in records], time.monotonic()
-        text = sampler.model.text
-        length = text.length(task.request.prompt)
-        note = f"The prompt has {length} tokens; those after {text.tokens} are not read." if length > text.tokens else ""
+        text, note = sampler.model.text, ""
+        if (length := text.length(task.request.prompt)) > text.tokens:
+            note = f"The prompt has {length} tokens; those after {text.tokens} are not read."
         for growing in sampler.growing(sampler.encode([(0, task.request)]), seeds):
+            if stopped():
+                return
             if growing.new_row and time.monotonic() - shown > EVERY:
                 shown = time.monotonic()
                 yield Progress(growing.done, growing.pictures(), seeds, note)

@@ -37,8 +37,8 @@ def read_examples(pattern: str, slots: int) -> list[Example]:
 
     A sample that cannot be read is named on stderr and left out. UserError if there is none.
     """
-    shards, found = expand_shards(pattern), []
-    samples = _readable(shards)
+    found: list[Example] = []
+    samples = _readable(expand_shards(pattern))
     while len(found) < EXAMPLES and (sample := next(samples, None)) is not None:
         if len(sample[1].references) <= slots:
             found.append(_example(*sample))

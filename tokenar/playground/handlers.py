@@ -50,6 +50,11 @@ class Handlers:
 
     def __init__(self, studio: Studio):
         self.studio = studio
+        self.stopped: set[str | None] = set()
+        """The tabs whose drawing shall stop. Gradio's own way to cancel leaves the button dead for seconds."""
+
+    def stop(self, asked: gr.Request) -> None:
+        self.stopped.add(asked.session_hash)
 
     @told
     def about(self, name: str) -> str:
@@ -60,7 +65,7 @@ class Handlers:
         try:
             read_picture(path, what)
         except UserError as error:
-            gr.Warning(line(error), title="Not taken")
+            gr.Warning(line(error))
             return None
         return gr.skip()
 
@@ -81,21 +86,24 @@ class Handlers:
         references, background, prompt, true, placed = self.studio.example(chosen.index)
         return [*references, background, prompt, gr.Image(value=true, visible=True), placed]
 
-    def draw(self, model: str, *fields: Any) -> Iterator[list[Any]]:
+    def draw(self, asked: gr.Request, model: str, *fields: Any) -> Iterator[list[Any]]:
         """The pictures as they grow: pictures, status, attention, the drawing for later, the recipe's command."""
         references, (background, prompt, *values, count, looks, placed) = fields[:SLOTS], fields[SLOTS:]
         settings = {name: None if value == "" else value for name, value in zip(SETTINGS, values, strict=True)}
+        self.stopped.discard(asked.session_hash)
         yield [gr.skip(), status("Reading the model …"), gr.Gallery(visible=False), None, ""]
+        drawn = None
         try:
             task = self.studio.task(model, references, background, prompt, settings, count, placed)
-            for step in self.studio.draw(task):
+            for step in self.studio.draw(task, lambda: asked.session_hash in self.stopped):
                 shown = step.files or step.pictures
                 named = [(picture, f"seed {seed}") for picture, seed in zip(shown, step.seeds, strict=True)]
                 drawn = Drawn(task, step.pictures) if step.files else None
                 said = "Drawn." if step.files else f"Drawing: {step.done:.0%}"
                 yield [gr.Gallery(named, visible=True), status(f"{said} {step.note}".strip()), gr.skip(), drawn, ""]
-            if looks:
-                assert drawn is not None
+            if drawn is None:
+                yield [gr.skip(), status("Stopped."), gr.skip(), gr.skip(), gr.skip()]
+            elif looks:
                 for figures, said in self._looks(drawn, 0):
                     yield [gr.skip(), said, figures, gr.skip(), gr.skip()]
         except UserError as error:
@@ -107,8 +115,11 @@ class Handlers:
         if not looks or drawn is None:
             yield [gr.skip(), gr.skip()]
             return
-        for figures, said in self._looks(drawn, chosen.index):
-            yield [figures, said]
+        try:
+            for figures, said in self._looks(drawn, chosen.index):
+                yield [figures, said]
+        except UserError as error:
+            raise gr.Error(line(error), print_exception=False) from None
 
     def _looks(self, drawn: Drawn, number: int) -> Iterator[tuple[Any, str]]:
         yield gr.skip(), status("Drawn. Measuring where it looked …")
@@ -119,5 +130,3 @@ class Handlers:
     @told
     def save(self, drawn: Drawn | None) -> str:
         return self.studio.save(drawn)
-
-

@@ -30,7 +30,9 @@ def find_models(places: Sequence[str]) -> dict[str, Path]:
     for place in places:
         models = list(_models_in(Path(place)))
         if not models:
-            raise UserError(f"--model {place}: no model there; give the 'model' folder of a finished run, or its parent")
+            raise UserError(
+                f"--model {place}: no model there; give the 'model' folder of a finished run, or its parent"
+            )
         found |= {one_line(from_path(str(folder)), 200): folder for folder in models}
     if len(found) > MOST:
         raise UserError(f"--model: {len(found)} models, more than the {MOST} that a list can hold; name some of them")

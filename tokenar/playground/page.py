@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ MODEL: dict[str, Any] = {**QUIET, "concurrency_id": "model", "concurrency_limit"
 STYLE = Path(__file__).with_name("look.css")
 
 
-def serve_playground(make: Any, host: str, port: int) -> None:
+def serve_playground(make: Callable[[Path], Studio], host: str, port: int) -> None:
     """Serve the page of the studio that ``make(scratch folder)`` gives, until Ctrl-C.
 
     What was dropped into it or drawn is deleted at the end.
@@ -69,17 +70,17 @@ def build(studio: Studio) -> gr.Blocks:
                 true = gr.Image(label="The example's true picture", format="png", visible=False, interactive=False,
                                 buttons=[], alt_text="The example's true picture", elem_id="true")  # fmt: skip
                 figures = gr.Gallery(label="Where it looked", format="png", columns=5, height=640, visible=False,
-                                     preview=True, object_fit="contain", interactive=False, buttons=["download", "fullscreen"],
-                                     elem_id="looks")  # fmt: skip
+                                     preview=True, object_fit="contain", interactive=False,
+                                     buttons=["download", "fullscreen"], elem_id="looks")  # fmt: skip
                 save = gr.Button("Save the recipe", size="sm")
                 command = gr.Textbox(label="Command", info="Draws the same from the shell, once the recipe is saved.",
                                      interactive=False, lines=3, buttons=["copy"], elem_id="command")  # fmt: skip
-        drawing = gr.on(
+        gr.on(
             [draw.click, prompt.submit], handlers.draw,
             [model, *references, background, prompt, *settings, looks, placed],
             [grown, said, figures, drawn, command], trigger_mode="once", **MODEL,
         )  # fmt: skip
-        stop.click(lambda: status("Stopped."), None, said, cancels=drawing, queue=False, **QUIET)
+        stop.click(handlers.stop, None, None, **QUIET)
         grown.select(handlers.look_again, [looks, drawn], [figures, said], **MODEL)
         save.click(handlers.save, drawn, command, **QUIET)
         if examples is not None:
@@ -100,8 +101,9 @@ def theme() -> gr.themes.Base:
         "body_text_color_subdued": ("#5f646c", "#a3a9b2"),
         "input_placeholder_color": ("#5f646c", "#a3a9b2"),
     }
-    both = {f"{name}{end}": value for name, pair in colours.items() for end, value in zip(("", "_dark"), pair, strict=True)}
-    return gr.themes.Default(primary_hue="indigo", neutral_hue="zinc", font=FONTS, font_mono=MONO).set(**both)
+    light = {name: pair[0] for name, pair in colours.items()}
+    dark = {f"{name}_dark": pair[1] for name, pair in colours.items()}
+    return gr.themes.Default(primary_hue="indigo", neutral_hue="zinc", font=FONTS, font_mono=MONO).set(**light, **dark)
 
 
 def _model(studio: Studio, handlers: Handlers) -> gr.Dropdown:
@@ -141,8 +143,9 @@ def _pictures(handlers: Handlers, placed: gr.State) -> tuple[list[gr.Image], gr.
 
 def _dropped(handlers: Handlers, what: str) -> gr.Image:
     """A place to drop a picture. It gives the dropped file's path, whatever the file holds."""
-    image = gr.Image(label=what.capitalize(), format="png", type="filepath", image_mode=None, height=200,
-                     sources=["upload", "clipboard"], buttons=[], alt_text=what.capitalize(), elem_id=what.replace(" ", "-"))  # fmt: skip
+    label = what.capitalize()
+    image = gr.Image(label=label, alt_text=label, format="png", type="filepath", image_mode=None, height=200,
+                     sources=["upload", "clipboard"], buttons=[], elem_id=what.replace(" ", "-"))  # fmt: skip
     # Gradio would decode the file here, without bounds.
     image.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
     image.upload(partial(handlers.dropped, what=what), image, image, **QUIET)

@@ -106,10 +106,10 @@ class Studio:
         boxes = placed.boxes if placed is not None and placed.background == digest(scene) else None
         return Task(self.model(model), request, SampleConfig.parse(settings, "settings"), seeds, boxes)
 
-    def draw(self, task: Task) -> Iterator[Progress]:
+    def draw(self, task: Task, stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Draw a task. The files of the last step are there until the next step is asked for."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            yield from self.artist.draw(task, Path(folder))
+            yield from self.artist.draw(task, Path(folder), stopped)
 
     def looks(self, drawn: Drawn, number: int) -> Iterator[list[tuple[Path, str]]]:
         """The figures of where picture ``number`` looked, with their names; files as those of ``draw``."""

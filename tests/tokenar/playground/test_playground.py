@@ -73,6 +73,12 @@ def test_a_picture_grows_from_the_top_and_ends_whole(studio, dropped, monkeypatc
     assert steps[-1].seeds == [5, 1_000_005]
 
 
+def test_a_drawing_that_is_stopped_ends_without_files(studio, dropped):
+    asked = iter([False, False, True])
+    assert not any(step.files for step in studio.draw(task_of(studio, dropped), lambda: next(asked)))
+    assert not list(studio.scratch.iterdir())
+
+
 def test_where_a_picture_looked_is_shown_by_subject_only_for_the_background_it_belongs_to(studio, dropped, monkeypatch):
     seen = {}
     monkeypatch.setattr("tokenar.attention.figures.source_maps", lambda path, maps, regions, *rest: (
@@ -182,7 +188,7 @@ def test_examples_are_the_first_samples_that_can_be_read(tmp_path, capsys):
 def test_a_recipe_that_cannot_be_saved_is_one_line(studio, dropped):
     studio.out.write_text("a file where the folder should be")
     task = task_of(studio, dropped)
-    with pytest.raises(UserError, match="cannot be written .*give another --out"):
+    with pytest.raises(UserError, match=r"cannot be written .*give another --out"):
         studio.save(Drawn(task, [Image.new("RGB", (4, 4))]))
 
 
