@@ -77,7 +77,14 @@ def test_every_block_and_command_is_known():
 @pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
 def test_a_command_has_the_options_it_is_shown_with(command):
     words = shlex.split(command)
-    ours = next((k for k, word in enumerate(words) if word in PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}), None)
+    ours = next(
+        (
+            k
+            for k, word in enumerate(words)
+            if word in PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}
+        ),
+        None,
+    )
     if ours is None:
         return
     if words[ours] == "instructar":
