@@ -54,6 +54,7 @@ NOT_HERE = {
 ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
+OURS = PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}
 READING = "models|status|estimate|diff|merge|prune"
 """Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
@@ -77,14 +78,7 @@ def test_every_block_and_command_is_known():
 @pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
 def test_a_command_has_the_options_it_is_shown_with(command):
     words = shlex.split(command)
-    ours = next(
-        (
-            k
-            for k, word in enumerate(words)
-            if word in PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}
-        ),
-        None,
-    )
+    ours = next((k for k, word in enumerate(words) if word in OURS), None)
     if ours is None:
         return
     if words[ours] == "instructar":
