@@ -161,6 +161,7 @@ def serve(app: App, host: str, port: int, what: str, policy: str | None = PAGE_P
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)  # whoever opens the address at once waits until the server has begun
     except (OSError, OverflowError) as error:
         listener.close()
         raise UserError(
