@@ -38,7 +38,7 @@ def playground(
     out: Annotated[Path, typer.Option(help="Folder for saved recipes.")] = Path("runs/playground"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or a GPU's number such as cuda:1.")] = "auto",
     host: Host = "127.0.0.1",
-    port: Port = None,
+    port: Port = PORT,
     version: Version = False,
 ) -> None:
     """Draw with a model in a page: drop references and a background, type a prompt, watch the picture grow."""
@@ -56,7 +56,7 @@ def playground(
     def studio(scratch: Path) -> Studio:
         return Studio(models, examples, Cutting(cut_out, without_subject), out, scratch)
 
-    serve_playground(studio, host, PORT if port is None else port)
+    serve_playground(studio, host, port)
 
 
 def choose_device(name: str) -> None:
