@@ -1,12 +1,16 @@
 """Agreement between people, and of people with filters."""
 
+import json
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
+from small.curation import small_config
 
-from pipeline.report.results import read_manifest
+from pipeline.curate import curate
+from pipeline.report.results import read_manifest, write_results
 from pipeline.review.agreement import agreement, filters, interval, kappa
 from pipeline.review.log import ReviewLog
 
@@ -49,3 +53,20 @@ def test_people_are_compared_with_each_other_and_with_what_the_filters_alone_say
     assert rows["people", "all filters"]["kappa"] < 1, "bob's verdicts came last"
     assert {"judge", "identity filter"} <= {other for _, other in rows}
     assert filters(run, decided)["all filters"] == decided
+
+
+@pytest.mark.slow
+def test_the_report_tells_it_once_there_are_verdicts(copied, small_run):
+    assert '<section id="agreement">' not in Path(small_run[1]["report"]).read_text()
+    log = ReviewLog(str(copied / "small"))
+    ids = list(read_manifest(small_run[0]).sample_id)
+    for n, reviewer in enumerate(("ada", "<b>bob</b>")):
+        judged(log, reviewer, {i: (k + n) % 3 > 0 for k, i in enumerate(ids)})
+    places = write_results(curate(small_config(copied)))
+    (told,) = [r for r in json.loads(Path(places["metrics"]).read_text())["agreement"] if r["who"] != "people"]
+    assert (told["who"], told["with"], told["samples"]) == ("<b>bob</b>", "ada", len(ids))
+    assert told["low"] <= told["kappa"] <= told["high"]
+    page = Path(places["report"]).read_text()
+    assert '<section id="agreement">' in page
+    assert "&lt;b&gt;bob&lt;/b&gt;" in page
+    assert "<b>bob</b>" not in page
