@@ -122,6 +122,14 @@ class ReviewLog:
             write_file(self.fs, f"{self.root}/{FILE}", buffer.getvalue())
             return len(rows)
 
+    def verdicts(self) -> dict[str, str]:
+        """Sample id -> "kept" or "rejected", as the review table has it, or will once it is made."""
+        with self._lock:
+            said = opinions(self._rows())
+            by_hand = [row for row in Reviews(self.run_url).rows.values() if row["sample_id"] not in said]
+            rows = [*([] if by_hand and self._table_is_ours() else by_hand), *review_rows(said)]
+            return {row["sample_id"]: row["verdict"] for row in rows if row["verdict"] is not None}
+
     def adopt(self) -> None:
         """Take a review table that a person wrote into the log."""
         with self._lock:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from pipeline.core.review import Reviews
 from pipeline.report.planted import share, wilson
+from pipeline.review.log import ReviewLog
 from pipeline.run import Run
 
 CLEAN, KEPT, REJECTED = "clean", "kept by a person", "rejected by a person"
@@ -17,12 +17,11 @@ CLEAN, KEPT, REJECTED = "clean", "kept by a person", "rejected by a person"
 
 
 def labels_of(run: Run) -> pd.DataFrame:
-    """The labels of a run, from the parts that exist and from its review table."""
+    """The labels of a run, from the parts that exist and from what people said."""
     parts = [part for name in run.parts() if (part := run.store("synthesis").read(name)) is not None]
     rows = [row for part in parts for row in part.rows()]
     planted = {row["sample_id"]: row["planted_fault"] for row in rows if row.get("planted_fault") is not None}
-    verdicts = {i: row["verdict"] for i, row in Reviews(run.config.run_url).rows.items() if row["verdict"] is not None}
-    return labels(planted, verdicts)
+    return labels(planted, ReviewLog(run.config.run_url).verdicts())
 
 
 def labels(planted: dict[str, str], verdicts: dict[str, str]) -> pd.DataFrame:

@@ -134,6 +134,20 @@ def test_a_table_written_by_hand_is_taken_into_the_log_once(log):
     assert len(log.rows()) == 3
 
 
+def test_verdicts_are_there_before_the_table_is_made_and_gone_when_they_are_undone(log):
+    blank = dict.fromkeys(("alpha_threshold", "matte", "verdict", "reason"))
+    long_ago = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    os.makedirs(log.run_url)
+    by_hand = [{**blank, "sample_id": "s1", "verdict": "rejected", "reviewer": "eve", "time": long_ago}]
+    pq.write_table(REVIEW.table(by_hand), f"{log.run_url}/review.parquet")
+    line = log.append(said("s2", "verdict", "kept"))
+    assert log.verdicts() == {"s1": "rejected", "s2": "kept"}
+    log.write_table()
+    assert log.verdicts() == {"s1": "rejected", "s2": "kept"}
+    log.append(said("s2", "undo", line.id))
+    assert log.verdicts() == {"s1": "rejected"}
+
+
 def test_the_log_of_a_run_in_a_bucket(bucket):
     log = ReviewLog(f"{bucket}/runs/a")
     assert log.rows() == []
