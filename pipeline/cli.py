@@ -10,6 +10,7 @@ import typer
 from data_schemas import commands
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
+from data_schemas.serving import Host, Port
 
 if TYPE_CHECKING:  # imported inside the commands, so that --help and error messages are fast
     from pipeline.config import CurationConfig
@@ -175,6 +176,41 @@ def status_command(
 
     found = status(open_run(run).run)
     typer.echo(json.dumps(found) if as_json else told(found))
+
+
+@app.command("explore")
+def explore_command(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart; it may be at work")],
+    against: Annotated[str | None, typer.Option(help="Another run, or a dataset, that it is compared with")] = None,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+) -> None:
+    """A page to filter and sort samples, see each one's whole story, compare thresholds or runs, save a selection."""
+    from pipeline.pages.explore import explore
+
+    explore(run, against, host, port)
+
+
+@app.command("select")
+def select_command(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart, or a dataset's folder")],
+    out: Annotated[str, typer.Option(help="Folder for them on this machine; it must not be there")],
+    where: Annotated[
+        list[str] | None, typer.Option(help="A condition, as 'similarity_min < 0.5' or 'reasons contains identity'")
+    ] = None,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="Their pictures as shards too, not the manifest only")
+    ] = False,
+) -> None:
+    """Save the samples that meet all conditions as a dataset of their own."""
+    from pipeline.dataset.frames.frame import Frame
+    from pipeline.pages.explorer import opened
+
+    columns, note = opened(run)
+    if note:
+        commands.say(note)
+    frame = Frame.of(columns, lambda sample_id, name: None).where(*(where or []))
+    typer.echo(f"{frame.save(out, shards)}: {len(frame)} of {len(columns)} samples")
 
 
 @app.command("estimate")

@@ -26,22 +26,7 @@ def run_app(samples: Samples, page: str) -> FastAPI:
     GET /api/run: the run's name, rules and columns. GET /api/story/ID: a sample's story. GET /picture/ID/NAME?side=:
     one of PICTURES as PNG, or with ``side`` as a thumbnail (JPEG, or PNG if it is transparent).
     """
-    app = page_app(f"{page} {samples.run.config.name}")
-    files = ("look.css", "parts.js", f"{page}.js", f"{page}.css")
-
-    @app.get("/")
-    def front() -> Response:
-        return _file(f"{page}.html")
-
-    @app.get("/files/{name}")
-    def file(name: str) -> Response:
-        if name not in files:
-            raise HTTPException(404)
-        return _file(name)
-
-    @app.get("/favicon.ico")
-    def icon() -> Response:
-        return Response(status_code=204)
+    app = file_app(samples.run.config.name, page)
 
     @app.get("/api/run")
     def about() -> dict[str, Any]:
@@ -57,6 +42,29 @@ def run_app(samples: Samples, page: str) -> FastAPI:
         if found is None:
             raise HTTPException(404)
         return sent(request, found, side)
+
+    return app
+
+
+def file_app(name: str, page: str) -> FastAPI:
+    """An application that serves ``<page>.html`` as its front page, the page's own files, and the shared ones."""
+    app = page_app(f"{page} {name}")
+    own = [entry.name for entry in resources.files("pipeline.pages").iterdir() if entry.name.startswith(page)]
+    files = {"look.css", "parts.js", *(name for name in own if name.endswith((".js", ".css")))}
+
+    @app.get("/")
+    def front() -> Response:
+        return _file(f"{page}.html")
+
+    @app.get("/files/{name}")
+    def file(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return _file(name)
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)
 
     return app
 

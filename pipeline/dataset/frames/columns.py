@@ -35,6 +35,8 @@ class Columns(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __hash__(self) -> int: ...
+
     def load(self, names: Iterable[str]) -> None:
         """Read these columns at once, which is faster than one after the other."""
 

@@ -5,7 +5,7 @@ The rules are applied as ``pipeline/core/rules.py`` applies them, to whole colum
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from data_schemas.tables import DECISIONS
 from pipeline.core.rules import outcomes
 from pipeline.core.stage import Rule
-from pipeline.dataset.frames.columns import FIRST, Columns, score_name
+from pipeline.dataset.frames.columns import FIRST, Columns, DatasetColumns, Standing, score_name
 
+NOT_PLANNED = "not planned"
 CHANGES = ("enters", "leaves", "otherwise", "same")
 """Kept now and not before; kept before and not now; decided otherwise, but kept in neither; the same."""
 
@@ -34,7 +35,11 @@ class Decided:
 
 
 def decided(columns: Columns, rules: Sequence[tuple[str, Rule]] | None = None) -> Decided:
-    """All samples under ``rules``, (stage, rule) each; by default under the columns' own."""
+    """All samples under ``rules``, (stage, rule) each; by default under the columns' own.
+
+    Without rules a published dataset has the decisions that it was published with: it may tell no rules.
+    """
+    as_stored = rules is None and isinstance(columns, DatasetColumns)
     rules = columns.rules if rules is None else rules
     names = [score_name(columns, stage, rule.column) for stage, rule in rules]
     columns.load(names)
@@ -48,6 +53,8 @@ def decided(columns: Columns, rules: Sequence[tuple[str, Rule]] | None = None) -
     decisions, broken = outcomes([own.astype(float) for own in scores], plain, standing.failed, standing.verdicts)
     known = standing.scored | standing.failed
     decisions[~known] = None
+    if as_stored:
+        decisions = stored(columns)
     return Decided(plain, decisions, broken & known, standing.failed)
 
 
@@ -92,7 +99,7 @@ def change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 def transitions(before: np.ndarray, after: np.ndarray) -> list[dict[str, Any]]:
     """How many samples went from each decision to each other one, most first."""
-    pairs: Mapping[tuple[Any, Any], int] = _pairs(before, after)
+    pairs = _pairs(before, after)
     lines = [{"was": was, "is": now, "count": count} for (was, now), count in pairs.items() if was != now]
     return sorted(lines, key=lambda line: (-line["count"], str(line["was"]), str(line["is"])))
 
@@ -103,13 +110,50 @@ def _pairs(before: np.ndarray, after: np.ndarray) -> dict[tuple[Any, Any], int]:
     return {(row["was"], row["is"]): row["count_all"] for row in table.to_pylist()}
 
 
-def lined_up(columns: Columns, other: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """For each sample of ``columns`` its row in ``other``, -1 if it has none; and the rows of ``other`` alone."""
-    ids, theirs = (side.column(FIRST).combine_chunks() for side in (columns, other))
-    found = pc.fill_null(pc.index_in(ids, value_set=theirs), -1).to_numpy().astype(np.int64)
+def decisions_in(other: Columns, decisions: np.ndarray, ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The decisions of another run for these samples, NOT_PLANNED for those that it does not have; and the rows of the
+    samples that it has alone."""
+    theirs = other.column(FIRST).combine_chunks()
+    found = pc.fill_null(pc.index_in(ids, value_set=theirs), -1).to_numpy()
     alone = np.ones(len(theirs), dtype=bool)
     alone[found[found >= 0]] = False
-    return found, np.flatnonzero(alone)
+    if not len(theirs):
+        return np.full(len(ids), NOT_PLANNED, dtype=object), np.flatnonzero(alone)
+    return np.where(found >= 0, decisions[found], NOT_PLANNED).astype(object), np.flatnonzero(alone)
+
+
+class Compared:
+    """Columns with three more: the decisions ``before`` and ``after``, and the ``change``, one of CHANGES."""
+
+    def __init__(self, columns: Columns, before: np.ndarray, after: np.ndarray):
+        self.rules = columns.rules
+        self._columns = columns
+        given = {"before": before, "after": after, "change": change(before, after)}
+        self._added = {name: pa.chunked_array([pa.array(own, pa.string())]) for name, own in given.items()}
+        self.fields = columns.fields | {name: pa.field(name, pa.string(), True, ADDED[name]) for name in given}
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def load(self, names: Iterable[str]) -> None:
+        """Read these columns at once."""
+        self._columns.load(name for name in names if name not in self._added)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column's values, one for each sample. Raises UserError if there is no such column."""
+        return self._added[name] if name in self._added else self._columns.column(name)
+
+    def standing(self) -> Standing:
+        """That of the columns."""
+        return self._columns.standing()
+
+
+ADDED = {
+    "before": {"meaning": "The decision before, in the comparison.", "unit": "code"},
+    "after": {"meaning": "The decision after, in the comparison.", "unit": "code"},
+    "change": {"meaning": "enters or leaves what is kept, is decided otherwise, or the same.", "unit": "code"},
+}
+"""What the columns of a comparison mean."""
 
 
 def stored(columns: Columns) -> np.ndarray:

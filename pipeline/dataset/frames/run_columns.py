@@ -47,7 +47,8 @@ class RunColumns:
     """All columns of the parts of a run, as they were when it was made or ``refreshed``.
 
     The plan's, the stages' and the decisions' columns have their own names, status columns and models those of their
-    stages in front ("identity.status"), "shard" comes from the newest dataset.
+    stages in front ("identity.status"), "shard" comes from the newest dataset. ``places`` has each column's stage and
+    its name there.
     """
 
     def __init__(self, run: Run, listed: Listed | None = None, cells: dict[tuple[str, str], _Cell] | None = None):
@@ -55,7 +56,7 @@ class RunColumns:
         self.rules = resolve_rules(run.stages(), run.config.decide.all_thresholds())
         self.listed = _listed(run) if listed is None else listed
         self.parts = [part for part in run.parts() if part in self.listed["plan"]]
-        self.fields, self._places = _fields(run)
+        self.fields, self.places = _fields(run)
         self._cells = cells or {}
         self._whole: dict[str, pa.ChunkedArray] = {}
         self._lock = threading.RLock()
@@ -103,7 +104,7 @@ class RunColumns:
         with self._lock:
             wanted: dict[str, list[str]] = {}
             for name in (FIRST, *names):
-                stage, column = self._places[name]
+                stage, column = self.places[name]
                 if name not in self._whole and stage != "dataset":
                     wanted.setdefault(stage, []).append(column)
             for stage, columns in wanted.items():
@@ -115,7 +116,7 @@ class RunColumns:
         with self._lock:
             if name not in self._whole:
                 self.load([name])
-                stage, column = self._places[name]
+                stage, column = self.places[name]
                 if stage == "dataset":
                     self._whole[name] = self._shards()
                 else:
@@ -221,7 +222,7 @@ def _fields(run: Run) -> tuple[dict[str, pa.Field], dict[str, tuple[str, str]]]:
 
 def _listed(run: Run) -> Listed:
     """The parts that are there of the plan, every stage and the decisions, and the newest dataset."""
-    found = {stage: _stamps(run.store(stage)) for stage in ("plan", *(s.name for s in run.stages()), "decide")}
+    found = {stage: part_stamps(run.store(stage)) for stage in ("plan", *(s.name for s in run.stages()), "decide")}
     try:
         facts = open_dataset(run.config.run_url).facts
         found["dataset"] = {"": str(facts.get("manifest_sha256"))}
@@ -230,7 +231,8 @@ def _listed(run: Run) -> Listed:
     return found
 
 
-def _stamps(store: PartStore) -> dict[str, str]:
+def part_stamps(store: PartStore) -> dict[str, str]:
+    """The parts that are there, each with what changes when it is written; one request of a bucket."""
     ending = ".parquet"
     if isinstance(store.fs, LocalFileSystem):  # ten times faster than fsspec
         try:
