@@ -161,6 +161,7 @@ def serve(app: App, host: str, port: int, what: str, policy: str | None = PAGE_P
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # who reads the address may come before the server is ready, and then waits
     except (OSError, OverflowError) as error:
         listener.close()
         raise UserError(

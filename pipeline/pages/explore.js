@@ -43,6 +43,7 @@ const toggled = (condition) => go((next) => {
 async function show() {
   const turn = ++asked;
   const own = state();
+  document.querySelector("main").setAttribute("aria-busy", "true");
   fillForm(own);
   try {
     const found = await ask(`/api/rows?${question(["where", "sort", "descending", "set", "against", "page"])}`);
@@ -55,6 +56,7 @@ async function show() {
     if (turn === asked) fail(error);
   }
   if (turn !== asked) return;
+  document.querySelector("main").removeAttribute("aria-busy");
   const sample = own.get("sample");
   if (sample) await showStory(sample, about, shown.rows.map((row) => row.sample_id)).catch(fail);
   else closeStory();

@@ -125,8 +125,8 @@ class Samples:
         if not stamp:
             return ()
         store = self.run.store("plan")
-        with store.fs.open(store.path(part, "parquet"), "rb") as file:
-            return tuple(pq.read_table(file, columns=["sample_id"]).column(0).to_pylist())
+        with store.fs.open(store.path(part, "parquet"), "rb") as file, pq.ParquetFile(file) as table:
+            return tuple(table.read(["sample_id"]).column(0).to_pylist())
 
     def _stamp(self, stage: str, part: str) -> str:
         """What changes when a part is written; empty if it is not there."""

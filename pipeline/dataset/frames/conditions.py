@@ -117,8 +117,8 @@ def _given(texts: Sequence[str], kind: pa.DataType, condition: Condition) -> pa.
         if bad := next((text for text in texts if text.lower() not in YES_NO), None):
             raise UserError(f"{condition}: {bad!r} is neither yes nor no")
         return pa.array([YES_NO[text.lower()] for text in texts])
-    if pa.types.is_integer(kind) and all(re.fullmatch(r"[+-]?\d{1,18}", text) for text in texts):
-        return pa.array([int(text) for text in texts], pa.int64())
+    if pa.types.is_integer(kind) and all(re.fullmatch(r"[+-]?\d{1,19}", text) for text in texts):
+        return pa.array([max(-(2**63), min(int(text), 2**63 - 1)) for text in texts], pa.int64())
     return pa.array([_number(text, condition) for text in texts], pa.float64())
 
 
