@@ -22,9 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from data_schemas.errors import UserError
 from data_schemas.io.storage import shown, url_to_fs
 from data_schemas.io.text import one_line
-from data_schemas.settings import suggest
 from pipeline.core.names import check_name
-from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Rule
 from pipeline.dataset.curated import open_run
 from pipeline.dataset.frames import decisions, selection
@@ -175,11 +173,10 @@ class Explorer:
             check_name(name)
         except ValueError as error:
             raise UserError(f"name of the selection: {error}") from error
-        columns = self.columns()
         frame = self._frame(self._with_comparison(asked), asked)
         told = [*frame.conditions, *(f"decided with {text}" for text in asked.thresholds)]
         told += [f"compared with {self.other_name}"] if asked.against else []
-        out = selection.save(columns, frame.rows, told, f"{folder}/{name}", shards)
+        out = selection.save(frame.columns, frame.rows, told, f"{folder}/{name}", shards)
         return {"folder": out, "samples": len(frame)}
 
     @property
@@ -229,17 +226,7 @@ class Explorer:
         """The rules with the thresholds that were asked for; None for the run's own."""
         if not asked.thresholds:
             return None
-        given = dict(map(_threshold, asked.thresholds))
-        if self.run is not None:
-            return tuple(resolve_rules(self.run.stages(), self.run.config.decide.all_thresholds() | given))
-        rules = self.columns().rules
-        known = {rule.reason for _, rule in rules}
-        if unknown := next((reason for reason in given if reason not in known), None):
-            raise UserError(f"{unknown}: no such reason; {suggest(unknown, sorted(known))}")
-        return tuple(
-            (stage, Rule(r.column, r.bound, given.get(r.reason, r.threshold), r.reason, r.meaning))
-            for stage, r in rules
-        )  # fmt: skip
+        return tuple(decisions.rules_with(self.columns(), dict(map(_threshold, asked.thresholds))))
 
     def _apply_command(self, asked: Asked) -> str | None:
         if self.run is None or not asked.thresholds:

@@ -5,18 +5,21 @@ The rules are applied as ``pipeline/core/rules.py`` applies them, to whole colum
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_schemas.errors import UserError
+from data_schemas.settings import suggest
 from data_schemas.tables import DECISIONS
-from pipeline.core.rules import outcomes
+from pipeline.core.rules import outcomes, resolve_rules
 from pipeline.core.stage import Rule
 from pipeline.dataset.frames.columns import FIRST, Columns, DatasetColumns, Standing, score_name
+from pipeline.dataset.frames.run_columns import RunColumns
 
 NOT_PLANNED = "not planned"
 CHANGES = ("enters", "leaves", "otherwise", "same")
@@ -56,6 +59,19 @@ def decided(columns: Columns, rules: Sequence[tuple[str, Rule]] | None = None) -
     if as_stored:
         decisions = stored(columns)
     return Decided(plain, decisions, broken & known, standing.failed)
+
+
+def rules_with(columns: Columns, thresholds: Mapping[str, float]) -> list[tuple[str, Rule]]:
+    """The columns' rules with other thresholds, by reason. Raises UserError for a reason that no rule has, and for a
+    threshold that ``decide.thresholds`` would not take."""
+    if isinstance(columns, RunColumns):
+        run = columns.run
+        return resolve_rules(run.stages(), {**run.config.decide.all_thresholds(), **thresholds})
+    known = {rule.reason for _, rule in columns.rules}
+    for reason in thresholds:
+        if reason not in known:
+            raise UserError(f"{reason}: no such reason; {suggest(reason, sorted(known))}")
+    return [(stage, replace(r, threshold=thresholds.get(r.reason, r.threshold))) for stage, r in columns.rules]
 
 
 def counts(decisions: np.ndarray) -> dict[str, int]:
@@ -123,29 +139,32 @@ def decisions_in(other: Columns, decisions: np.ndarray, ids: pa.Array) -> tuple[
 
 
 class Compared:
-    """Columns with three more: the decisions ``before`` and ``after``, and the ``change``, one of CHANGES."""
+    """Columns with three more: the decisions ``before`` and ``after``, and the ``change``, one of CHANGES.
+
+    ``base`` are the columns without these.
+    """
 
     def __init__(self, columns: Columns, before: np.ndarray, after: np.ndarray):
         self.rules = columns.rules
-        self._columns = columns
+        self.base = columns
         given = {"before": before, "after": after, "change": change(before, after)}
         self._added = {name: pa.chunked_array([pa.array(own, pa.string())]) for name, own in given.items()}
         self.fields = columns.fields | {name: pa.field(name, pa.string(), True, ADDED[name]) for name in given}
 
     def __len__(self) -> int:
-        return len(self._columns)
+        return len(self.base)
 
     def load(self, names: Iterable[str]) -> None:
         """Read these columns at once."""
-        self._columns.load(name for name in names if name not in self._added)
+        self.base.load(name for name in names if name not in self._added)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column's values, one for each sample. Raises UserError if there is no such column."""
-        return self._added[name] if name in self._added else self._columns.column(name)
+        return self._added[name] if name in self._added else self.base.column(name)
 
     def standing(self) -> Standing:
         """That of the columns."""
-        return self._columns.standing()
+        return self.base.standing()
 
 
 ADDED = {

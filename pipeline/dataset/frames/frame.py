@@ -23,7 +23,7 @@ from data_schemas.errors import UserError
 from data_schemas.io.text import one_line
 from pipeline.dataset.frames.columns import FIRST, Columns, need_column
 from pipeline.dataset.frames.conditions import met, parse
-from pipeline.dataset.frames.decisions import decided, funnel
+from pipeline.dataset.frames.decisions import Compared, decided, funnel, rules_with
 from pipeline.dataset.frames.selection import save
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ class Frame:
         table = pa.table({"value": self.values(name), "row": self.rows})
         found = pc.sort_indices(table, sort_keys=[("value", order, "at_end"), ("row", "ascending", "at_end")])
         return replace(self, rows=self.rows[found.to_numpy()])
+
+    def compared(self, **thresholds: float) -> Frame:
+        """The samples with the columns ``before``, ``after`` and ``change``: decided under other thresholds, by reason,
+        as in compared(identity_low=0.65).where("change = leaves")."""
+        was, now = decided(self.columns), decided(self.columns, rules_with(self.columns, thresholds))
+        return replace(self, columns=Compared(self.columns, was.decisions, now.decisions))
 
     def funnel(self) -> pd.DataFrame:
         """What each rule leaves of these samples, and how many break it, alone or with others."""

@@ -26,6 +26,7 @@ from pipeline.config import HOW
 from pipeline.core.tar_writer import write_tar
 from pipeline.dataset.facts import stated
 from pipeline.dataset.frames.columns import FIRST, Columns, DatasetColumns
+from pipeline.dataset.frames.decisions import Compared
 from pipeline.dataset.frames.run_columns import RunColumns
 from pipeline.dataset.picture_reader import PictureReader
 from pipeline.dataset.publish import ShardMembers, contents_of
@@ -47,6 +48,7 @@ def save(columns: Columns, rows: np.ndarray, conditions: Sequence[str], out: str
     """
     target = new_folder(out)
     rows = np.sort(rows)
+    columns = columns.base if isinstance(columns, Compared) else columns
     if not len(rows):
         raise UserError(f"{out}: no sample was chosen; loosen the conditions")
     table = _manifest(columns, rows)
