@@ -37,7 +37,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 Host = Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 let other machines in")]
-Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one")]
 
 
 class Guarded:
@@ -161,7 +161,7 @@ def serve(app: App, host: str, port: int, what: str, policy: str | None = PAGE_P
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen()  # who reads the address may come before the server is ready, and then waits
+        listener.listen(128)  # whoever opens the address at once waits until the server has begun
     except (OSError, OverflowError) as error:
         listener.close()
         raise UserError(

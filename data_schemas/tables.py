@@ -121,6 +121,7 @@ SYNTHESIS = (
            "code", one_of=FAULTS),
     Column("planted_subject", _int, "Which subject the fault hit (0 or 1); null if the whole picture or none.",
            "index", low=0, high=1),
+    Column("target_phash", _text, "Perceptual hash of the target, to find near-copies.", "hex digits"),
 )  # fmt: skip
 
 MATTING = (

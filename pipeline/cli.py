@@ -10,7 +10,8 @@ import typer
 from data_schemas import commands
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
-from data_schemas.serving import Host, Port
+from data_schemas.serving import Host, Port, serve
+from pipeline.pages import commands as pages
 
 if TYPE_CHECKING:  # imported inside the commands, so that --help and error messages are fast
     from pipeline.config import CurationConfig
@@ -129,6 +130,9 @@ def rerun_command(
 
 @app.command("report")
 def report_command(
+    against: Annotated[
+        str | None, typer.Option(help="An earlier run, or a dataset's folder, that the report compares the run with")
+    ] = None,
     profile: RunProfile = None,
     config: ConfigFile = None,
     name: Name = None,
@@ -141,7 +145,7 @@ def report_command(
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
     from pipeline.report.results import report_run
 
-    typer.echo(report_run(settings))
+    typer.echo(report_run(settings, against))
 
 
 @app.command("calibrate")
@@ -160,7 +164,7 @@ def calibrate_command(
 ) -> None:
     """Show what each threshold of a stage would keep; writes a page, the scores, and a thresholds file."""
     settings = _run_config(profile, config, overrides, name, root, samples, pool)
-    from pipeline.report.calibration_page import calibrate
+    from pipeline.report.calibration.page import calibrate
 
     _show(calibrate(settings, stage, floor_samples))
 
@@ -178,39 +182,31 @@ def status_command(
     typer.echo(json.dumps(found) if as_json else told(found))
 
 
-@app.command("explore")
-def explore_command(
+@app.command("review")
+def review_command(
     run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart; it may be at work")],
-    against: Annotated[str | None, typer.Option(help="Another run, or a dataset, that it is compared with")] = None,
+    reviewer: Annotated[str | None, typer.Option(help="Your name, in every decision  [default: the user's]")] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Hide what filters and other people decided")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Take the decisions over, without a page")] = False,
     host: Host = "127.0.0.1",
-    port: Port = None,
+    port: Port = 7871,
 ) -> None:
-    """A page to filter and sort samples, see each one's whole story, compare thresholds or runs, save a selection."""
-    from pipeline.pages.explore import explore
+    """A page to walk through samples: accept, reject, mend mattes; and what of the run that changes is made again."""
+    from pipeline.dataset.curated import config_of, open_run
 
-    explore(run, against, host, port)
+    if apply:
+        from pipeline.report.results import curate_dataset
+
+        _show(curate_dataset(config_of(run)))
+        return
+    from pipeline.pages.review import review_app, user
+    from pipeline.pages.samples import Samples
+
+    serve(review_app(Samples(open_run(run).run), reviewer or user(), blind), host, port, "review")
 
 
-@app.command("select")
-def select_command(
-    run: Annotated[str, typer.Argument(help="A run, such as runs/quickstart, or a dataset's folder")],
-    out: Annotated[str, typer.Option(help="Folder for them on this machine; it must not be there")],
-    where: Annotated[
-        list[str] | None, typer.Option(help="A condition, as 'similarity_min < 0.5' or 'reasons contains identity'")
-    ] = None,
-    shards: Annotated[
-        bool, typer.Option("--shards", help="Their pictures as shards too, not the manifest only")
-    ] = False,
-) -> None:
-    """Save the samples that meet all conditions as a dataset of their own."""
-    from pipeline.dataset.frames.frame import Frame
-    from pipeline.pages.explorer import opened
-
-    columns, note = opened(run)
-    if note:
-        commands.say(note)
-    frame = Frame.of(columns, lambda sample_id, name: None).where(*(where or []))
-    typer.echo(f"{frame.save(out, shards)}: {len(frame)} of {len(columns)} samples")
+app.command("explore")(pages.explore)
+app.command("select")(pages.select)
 
 
 @app.command("estimate")

@@ -29,6 +29,7 @@ from pipeline.engines.workers import WhileHeld, Workers, make_parts, workers_of
 from pipeline.jobs import PartJob, need_part, pool_digest, pool_rows
 from pipeline.making import PartSummary, plan_inputs
 from pipeline.references import cutouts, pools
+from pipeline.review.log import ReviewLog
 from pipeline.run import Run, list_pool
 from pipeline.upkeep import lock
 
@@ -85,6 +86,7 @@ def curate(
         raise UserError(f"stage {again!r} does not exist; {suggest(again, order)}")
     with lock.held(config.run_url) as ours:
         remembered.remember(config)
+        ReviewLog(config.run_url).write_table()
         _sweep(run)
         for stage in run.stages():
             if not run.store(stage.name).exists(run.parts()[0]):

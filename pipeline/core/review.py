@@ -48,7 +48,7 @@ class Reviews:
         if row["matte"] is None:
             return None
         path, where = str(row["matte"]), f"{FILE}: the matte {row['matte']} of sample {row['sample_id']}"
-        if path.startswith("/") or ".." in path.split("/"):
+        if not is_below(path):
             raise UserError(f"{where} is outside the run's folder; put it there and name it relative to it")
         advice = f"{where} cannot be read; put it there, relative to the run's folder"
         return read_bounded(self.fs, f"{self.root}/{path}", advice, pictures.MAX_BYTES)
@@ -65,3 +65,8 @@ class Reviews:
         said = {i: [str(row[c]) for c in columns] for i, row in self.of(sample_ids).items()
                 if any(row[c] is not None for c in columns if c != "reviewer")}  # fmt: skip
         return [fingerprint(said=said)] if said else []
+
+
+def is_below(path: str) -> bool:
+    """Whether a relative path stays in the folder that it starts from."""
+    return not path.startswith("/") and ".." not in path.split("/")

@@ -43,6 +43,13 @@ class PictureReader:
         """The bytes of a picture of a reference: "cutout.png", or "white.png", the cut-out on white."""
         return cutout_reader(self.run, self.pool)(reference_id, name)
 
+    def cutout(self, reference_id: str) -> Image.Image | None:
+        """The cut-out of a reference; None if the pool has none of this id."""
+        try:
+            return pictures.decode(self.reference(reference_id, "cutout.png"), f"reference {reference_id}")
+        except KeyError:
+            return None
+
     def shown(self, sample_id: str, index: int, name: str, made: Mapping[str, bytes]) -> bytes:
         """The same of a sample's reference 0 or 1 as its shard shows it: as pasted, if that is among what the synthesis
         ``made``."""

@@ -111,7 +111,10 @@ class Tables:
     @cached_property
     def apart(self) -> dict[str, Any]:
         """How far train and test are apart. Raises RunFailed if they have a subject or a near-copy in common."""
-        return check_leaks(self["plan"], sorted(chain(*self.shards.values())), pool_rows(self.run))
+        held, made = sorted(chain(*self.shards.values())), self["synthesis"]
+        hashed = "target_phash" in made.column_names  # a user's own synthesis need not hash its targets
+        targets = made["target_phash"].to_pylist() if hashed else [None] * len(made)
+        return check_leaks(self["plan"], held, pool_rows(self.run), targets)
 
     def scores(self) -> dict[str, pa.ChunkedArray]:
         """Every stage's own columns by name, for the manifest and the shards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -20,11 +21,12 @@ LARGEST = 1024
 """Longest side of a thumbnail, in pixels; without a side a picture comes as it is stored."""
 
 
-def run_app(samples: Samples, page: str) -> FastAPI:
-    """An application that serves ``<page>.html`` as its front page, with the page's own script and the shared files.
+def run_app(samples: Samples, page: str, told: Callable[[str, str], dict[str, Any]]) -> FastAPI:
+    """An application that serves ``<page>.html`` as its front page, and the scripts and styles of this folder.
 
-    GET /api/run: the run's name, rules and columns. GET /api/story/ID: a sample's story. GET /picture/ID/NAME?side=:
-    one of PICTURES as PNG, or with ``side`` as a thumbnail (JPEG, or PNG if it is transparent).
+    GET /api/run: the run's name, rules and columns. GET /api/story/ID: a sample's story, as ``told`` gives it for id
+    and part. GET /picture/ID/NAME?side=: one of PICTURES as PNG, or with ``side`` as a thumbnail (JPEG, or PNG if it is
+    transparent).
     """
     app = file_app(samples.run.config.name, page)
 
@@ -34,7 +36,7 @@ def run_app(samples: Samples, page: str) -> FastAPI:
 
     @app.get("/api/story/{sample_id}")
     def story(sample_id: str) -> dict[str, Any]:
-        return samples.story(sample_id, part_of(samples, sample_id))
+        return told(sample_id, part_of(samples, sample_id))
 
     @app.get("/picture/{sample_id}/{name}")
     def picture(request: Request, sample_id: str, name: str, side: int | None = None) -> Response:
@@ -47,10 +49,9 @@ def run_app(samples: Samples, page: str) -> FastAPI:
 
 
 def file_app(name: str, page: str) -> FastAPI:
-    """An application that serves ``<page>.html`` as its front page, the page's own files, and the shared ones."""
+    """An application that serves ``<page>.html`` as its front page, and the scripts and styles of this folder."""
     app = page_app(f"{page} {name}")
-    own = [entry.name for entry in resources.files("pipeline.pages").iterdir() if entry.name.startswith(page)]
-    files = {"look.css", "parts.js", *(name for name in own if name.endswith((".js", ".css")))}
+    files = {file.name for file in resources.files("pipeline.pages").iterdir() if file.name.endswith((".css", ".js"))}
 
     @app.get("/")
     def front() -> Response:

@@ -7,11 +7,9 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query
 from pydantic import BaseModel, ConfigDict
 
-from data_schemas.serving import serve
 from pipeline.pages.app import file_app, run_app
 from pipeline.pages.explorer import Asked, Explorer
 
-PORT = 8421
 Texts = Annotated[list[str] | None, Query()]
 Thresholds = Annotated[list[str] | None, Query(alias="set")]
 
@@ -35,7 +33,11 @@ def explore_app(explorer: Explorer) -> FastAPI:
     after. GET /api/row/ID: a sample's row of all tables. POST /api/save: saves what was chosen. Questions have
     ``where`` (several), ``sort``, ``descending``, ``set`` (thresholds to compare with), ``against``.
     """
-    app = file_app(explorer.name, "explore") if explorer.samples is None else run_app(explorer.samples, "explore")
+    app = (
+        file_app(explorer.name, "explore")
+        if explorer.samples is None
+        else run_app(explorer.samples, "explore", explorer.samples.story)
+    )
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:
@@ -69,9 +71,3 @@ def explore_app(explorer: Explorer) -> FastAPI:
         return explorer.save(asked, choice.name, choice.shards)
 
     return app
-
-
-def explore(url: str, against: str | None, host: str, port: int | None) -> None:
-    """Serve the page of a run until Ctrl-C. Raises UserError if there is no run, or it cannot be served there."""
-    explorer = Explorer(url, against)
-    serve(explore_app(explorer), host, PORT if port is None else port, "explore")

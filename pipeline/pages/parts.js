@@ -46,15 +46,16 @@ export function figure(id, name, caption, there, side) {
   return el("figure", { "data-picture": name }, shown, el("figcaption", { class: "text" }, caption));
 }
 
-// The table of a sample's rules: score, bound, and whether it passes.
+// The table of a sample's rules, those it breaks first: score, bound, and whether it passes.
 export function ruleTable(rules, columns = {}) {
-  const rows = rules.map((rule) => el("tr", { "data-reason": rule.reason },
+  const order = { fail: 0, unknown: 1, pass: 2 };
+  const rows = [...rules].sort((a, b) => order[a.state] - order[b.state]).map((rule) => el("tr", { "data-reason": rule.reason },
     el("td", { title: rule.meaning }, el("span", { class: `tag ${rule.state}` }, rule.reason)),
-    el("td", { title: (columns[rule.column] || {}).meaning || "" }, rule.column),
+    el("td", { title: (columns[rule.column] || {}).meaning || "", class: "column" }, rule.column),
     el("td", { class: "number" }, number(rule.score)),
     el("td", { class: "number" }, `${rule.bound === "min" ? "≥" : "≤"} ${number(rule.threshold)}`)));
   return el("table", { class: "rules" },
-    el("thead", {}, el("tr", {}, ...["rule", "score of", "score", "needs"].map((t) => el("th", { scope: "col" }, t)))),
+    el("thead", {}, el("tr", {}, ...["rule", "score of", "score", "needs"].map((text, k) => el("th", { scope: "col", class: ["", "column", "number", "number"][k] }, text)))),
     el("tbody", {}, rows));
 }
 

@@ -39,10 +39,35 @@ def marks_of(picture: Image.Image) -> dict[str, Any]:
     """The values of MARKS for an RGB picture of a subject on white."""
     cells = picture.resize((CELLS, CELLS), Image.Resampling.BOX)
     return {
-        "phash": str(imagehash.phash(picture, HASH_SIDE)),
+        "phash": hash_of(picture),
         "colours": np.asarray(cells).tobytes(),
         "features": encode(picture)[0].astype(np.float16).tobytes(),
     }
+
+
+def hash_of(picture: Image.Image) -> str:
+    """The perceptual hash of a picture, 256 bits as hex digits."""
+    return str(imagehash.phash(picture, HASH_SIDE))
+
+
+def near_hashes(some: Sequence[str], others: Sequence[str]) -> list[tuple[int, int]]:
+    """The pairs of positions whose hashes differ in at most HASH_BITS bits. Unrelated targets differ in about 100."""
+    one, two = _bits(some), _bits(others)
+    found = []
+    for i in range(0, len(one), BLOCK):
+        for j in range(0, len(two), BLOCK):
+            near = _differing(one[i : i + BLOCK], two[j : j + BLOCK]) <= HASH_BITS
+            found += [(i + int(a), j + int(b)) for a, b in np.argwhere(near)]
+    return found
+
+
+def _bits(hashes: Sequence[str]) -> np.ndarray:
+    return np.array([imagehash.hex_to_hash(h).hash.ravel() for h in hashes], np.float32).reshape(-1, HASH_SIDE**2)
+
+
+def _differing(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """In how many bits each of ``one`` [A, bits] differs from each of ``two`` [B, bits]: [A, B]."""
+    return one @ (1 - two.T) + (1 - one) @ two.T
 
 
 def mark_duplicates(rows: Sequence[dict]) -> list[dict]:
@@ -71,14 +96,14 @@ def near_pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
     marked = [k for k, row in enumerate(rows) if row.get("phash") is not None]
     if not marked:
         return
-    hashes = np.array([imagehash.hex_to_hash(rows[k]["phash"]).hash.ravel() for k in marked], np.float32)
+    hashes = _bits([rows[k]["phash"] for k in marked])
     colours = np.array([np.frombuffer(rows[k]["colours"], np.uint8) for k in marked], np.float32)
     features = np.array([np.frombuffer(rows[k]["features"], np.float16) for k in marked], np.float32)
     for i in range(0, len(marked), BLOCK):
         for j in range(i, len(marked), BLOCK):
             one, two = slice(i, i + BLOCK), slice(j, j + BLOCK)
             cosine = features[one] @ features[two].T
-            bits = hashes[one] @ (1 - hashes[two].T) + (1 - hashes[one]) @ hashes[two].T
+            bits = _differing(hashes[one], hashes[two])
             for a, b in np.argwhere((cosine >= LIKE_FEATURES) | (bits <= HASH_BITS)):
                 apart = np.abs(colours[i + a] - colours[j + b]).mean()
                 near = cosine[a, b] >= SAME_FEATURES or (cosine[a, b] >= LIKE_FEATURES and apart <= LIKE_COLOURS)

@@ -19,9 +19,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, LINE, KEPT, REJECTED, ACCENT = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
+WARN = "#010209"
 CSS_COLOURS = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -29,6 +30,7 @@ CSS_COLOURS = {
     KEPT: "var(--kept)",
     REJECTED: "var(--rejected)",
     ACCENT: "var(--accent)",
+    WARN: "var(--warn)",
 }
 BINS = 24
 FONT_SIZE = 8
@@ -67,9 +69,9 @@ def histogram(
     if not scores.size:
         return None
     thresholds = [threshold for _, threshold in bounds]
-    edges = _bin_edges([*scores.tolist(), *thresholds], thresholds[0] if thresholds else None)
+    edges = bin_edges([*scores.tolist(), *thresholds], thresholds[0] if thresholds else None)
     low, high = float(edges[0]), float(edges[-1])
-    figure, axes = _axes(4.1, 2.15, left=0.1, right=0.98, bottom=0.13, top=0.86)
+    figure, axes = plain_axes(4.1, 2.15, left=0.1, right=0.98, bottom=0.13, top=0.86)
     base = np.zeros(len(edges) - 1)
     for values, colour in zip(shown, (KEPT, REJECTED), strict=True):
         counts, _ = np.histogram(values, edges)
@@ -80,38 +82,8 @@ def histogram(
     axes.set_xlim(low, high)
     axes.set_ylim(0, float(base.max()) * 1.05)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    _mark_bounds(axes, [(bound, threshold, bound_text(bound, threshold)) for bound, threshold in bounds], (low, high))
-    return _svg(figure, name, f"Histogram of {name}: kept and rejected samples, with the threshold")
-
-
-def contrast(
-    scores: Sequence[float], floor: Sequence[float], bounds: Sequence[tuple[str, float, str]], name: str
-) -> str | None:
-    """Shares of the scores (filled) and of a control (outlined), with a line for each (bound, threshold, label).
-
-    Shares are drawn because a control is usually smaller. Values that are not finite are left out; None if there is no
-    score.
-    """
-    shown, control = (np.asarray([v for v in values if math.isfinite(v)]) for values in (scores, floor))
-    if not shown.size:
-        return None
-    thresholds = [threshold for _, threshold, _ in bounds]
-    edges = _bin_edges([*shown.tolist(), *control.tolist(), *thresholds], thresholds[0] if thresholds else None)
-    figure, axes = _axes(12.5, 3.2, left=0.035, right=0.99, bottom=0.09, top=0.86)
-    shares = np.histogram(shown, edges)[0] / shown.size
-    axes.bar(edges[:-1], shares, np.diff(edges) * 0.9, align="edge", color=ACCENT, alpha=0.75)
-    highest = float(shares.max())
-    if control.size:
-        outline = np.histogram(control, edges)[0] / control.size
-        axes.stairs(outline, edges, fill=True, color=REJECTED, alpha=0.15)
-        axes.stairs(outline, edges, color=REJECTED, linewidth=1.4)
-        highest = max(highest, float(outline.max()))
-    axes.set_xlim(float(edges[0]), float(edges[-1]))
-    axes.set_ylim(0, highest * 1.05)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    _mark_bounds(axes, bounds, (float(edges[0]), float(edges[-1])))
-    return _svg(figure, name, f"Histogram of {name}: the samples and their control, with the thresholds")
+    mark_bounds(axes, [(bound, threshold, bound_text(bound, threshold)) for bound, threshold in bounds], (low, high))
+    return svg_text(figure, name, f"Histogram of {name}: kept and rejected samples, with the threshold")
 
 
 def training_curve(loss: Points, val_loss: Points, guess: float | None, name: str) -> str | None:
@@ -124,7 +96,7 @@ def training_curve(loss: Points, val_loss: Points, guess: float | None, name: st
     train, val = _thin(loss), _thin(val_loss)
     if not train and not val:
         return None
-    figure, axes = _axes(7.4, 3.5, left=0.07, right=0.985, bottom=0.12, top=0.95)
+    figure, axes = plain_axes(7.4, 3.5, left=0.07, right=0.985, bottom=0.12, top=0.95)
     if train:
         steps, values = np.asarray(train).T
         axes.plot(steps, values, color=ACCENT, linewidth=1, alpha=0.3)
@@ -146,10 +118,10 @@ def training_curve(loss: Points, val_loss: Points, guess: float | None, name: st
     axes.margins(x=0.01, y=0.08)
     axes.set_xlabel("step", color=MUTED, labelpad=2)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    return _svg(figure, name, "Training and validation loss over steps")
+    return svg_text(figure, name, "Training and validation loss over steps")
 
 
-def _mark_bounds(axes: Axes, bounds: Sequence[tuple[str, float, str]], limits: tuple[float, float]) -> None:
+def mark_bounds(axes: Axes, bounds: Sequence[tuple[str, float, str]], limits: tuple[float, float]) -> None:
     """Draw a labelled line at each threshold and tint the side that it rejects."""
     low, high = limits
     lines: list[float] = []
@@ -166,7 +138,7 @@ def _mark_bounds(axes: Axes, bounds: Sequence[tuple[str, float, str]], limits: t
         lines.append(share)
 
 
-def _bin_edges(values: Sequence[float], threshold: float | None) -> np.ndarray:
+def bin_edges(values: Sequence[float], threshold: float | None) -> np.ndarray:
     """Edges of equal bins over all values, with some space around.
 
     The threshold is an edge, so no bin lies on both sides.
@@ -199,7 +171,7 @@ def _running_mean(values: np.ndarray) -> list[float]:
     return [float(mean) for mean in (total[last] - total[first]) / (last - first)]
 
 
-def _axes(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:
+def plain_axes(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:
     """A figure of that many inches and its axes, with no frame and a faint horizontal grid."""
     figure = Figure(figsize=(width, height))
     figure.patch.set_visible(False)
@@ -216,7 +188,7 @@ def _axes(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg_text(figure: Figure, name: str, label: str) -> str:
     """The figure as an SVG element for an HTML page: without a fixed size, with its own ids and CSS colours."""
     buffer = io.StringIO()
     for text in figure.findobj(Text):

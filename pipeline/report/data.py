@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -48,8 +49,26 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Against:
+    """An earlier dataset that the run is compared with.
+
+    ``found`` is what ``upkeep.diff.diff`` says of the two; ``before`` has the earlier one's sample_id, decision and
+    reasons.
+    """
+
+    name: str
+    found: dict
+    before: pd.DataFrame
+
+
+@dataclass(frozen=True)
 class ReportData:
-    """Everything that the page shows."""
+    """Everything that the page shows.
+
+    ``references`` are the rows of the reference pool and ``reference`` reads the picture of one by its id.
+    ``agreement`` has a row for each pair that judged the same samples: ``who``, ``with``, ``samples``, Cohen's
+    ``kappa``, and the interval from ``low`` to ``high``.
+    """
 
     name: str
     manifest: pd.DataFrame
@@ -58,6 +77,10 @@ class ReportData:
     picture: Pictures
     config: dict
     training: Training | None
+    references: Sequence[dict] = ()
+    reference: Callable[[str], Image.Image | None] = lambda reference_id: None
+    agreement: list[dict] = field(default_factory=list)
+    against: Against | None = None
 
 
 def rules_by_column(rules: Iterable[RuleLine]) -> dict[str, list[RuleLine]]:
@@ -71,6 +94,12 @@ def rules_by_column(rules: Iterable[RuleLine]) -> dict[str, list[RuleLine]]:
 def decided(manifest: pd.DataFrame, decision: str) -> pd.DataFrame:
     """The rows of the manifest with this decision."""
     return manifest[manifest["decision"] == decision]
+
+
+def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as numbers; NaN where there is none, everywhere if there is no such column."""
+    values = frame[column] if column in frame else pd.Series(np.nan, frame.index)
+    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
 
 
 def records(frame: pd.DataFrame) -> list[View]:

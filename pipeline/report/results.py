@@ -27,10 +27,12 @@ from pipeline.dataset.publish import Tables, make_manifest, shard_digests
 from pipeline.jobs import pool_digest, pool_rows, read_all
 from pipeline.making import PartSummary
 from pipeline.report.card import dataset_card, pool_facts
-from pipeline.report.data import ReportData, RuleLine, Training
-from pipeline.report.page import write_report
+from pipeline.report.data import Against, ReportData, RuleLine, Training
+from pipeline.report.page.against import compare
+from pipeline.report.page.render import write_report
 from pipeline.report.planted import planted
-from pipeline.report.sample_cards import data_uri
+from pipeline.report.thumbnails import data_uri
+from pipeline.review.agreement import agreement
 from pipeline.run import Run
 from pipeline.synthesis.collage import CollageConfig
 
@@ -56,6 +58,7 @@ def metrics_of(result: CurationResult, manifest: pd.DataFrame) -> dict[str, Any]
         "yield": yields(manifest, result.run),
         "splits": {s: int(n) for s, n in manifest[manifest.shard.notna()].split.value_counts().items()},
         "apart": result.apart,
+        "agreement": agreement(result.run),
         "planted": planted(manifest),
         "matting_true_iou": _mean(manifest[manifest.planted_fault == "none"].true_iou),
         "stages": {
@@ -186,17 +189,21 @@ def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, A
     )
 
 
-def report_run(config: CurationConfig) -> str:
-    """Write the report of a finished run again from its files, including a training beside it. Returns its URL."""
+def report_run(config: CurationConfig, against: str | None = None) -> str:
+    """Write the report of a finished run again from its files, including a training beside it. Returns its URL.
+
+    ``against`` is an earlier run, or a dataset's folder, that the page compares the run with.
+    """
     run = Run.of(config)
     fs, root = url_to_fs(config.run_url)
     metrics = read_facts(fs, f"{root}/metrics.json")
     if metrics is None:
         raise UserError(f"{config.run_url}: no finished curation of this config is there; run it first")
-    return _write_report(run, _as_frame(io.BytesIO(make_manifest(Tables(run)))), metrics)
+    compared = None if against is None else compare(against, config.run_url)
+    return _write_report(run, _as_frame(io.BytesIO(make_manifest(Tables(run)))), metrics, compared)
 
 
-def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> str:
+def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any], against: Against | None = None) -> str:
     config = run.config
     rules = [
         RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
@@ -205,7 +212,8 @@ def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any]) -> 
     reader = PictureReader(run, pool_digest(run))
     data = ReportData(
         config.name, manifest, rules, metrics, reader.picture, config.model_dump(mode="json"),
-        read_training(f"{config.run_url}/training", run),
+        read_training(f"{config.run_url}/training", run), pool_rows(run), reader.cutout,
+        metrics.get("agreement") or [], against,
     )  # fmt: skip
     return write_report(data, f"{config.run_url}/report/index.html")
 

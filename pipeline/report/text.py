@@ -9,8 +9,18 @@ from numbers import Integral
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
+from data_schemas.io.text import is_plain
 from pipeline.report.charts import number
+
+
+def plain(value: object) -> object:
+    """A text with a space for every control mark and every mark that turns the direction of writing, but with its lines
+    and columns; any other value as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup) or is_plain(value):
+        return value
+    return "".join(letter if letter in "\t\n" or is_plain(letter) else " " for letter in value)
 
 
 def count_text(value: object) -> str:

@@ -14,6 +14,7 @@ from pydantic import Field
 from data_schemas.io import pictures
 from data_schemas.tables import SYNTHESIS
 from pipeline.core.stage import Sample, Stage, StageConfig
+from pipeline.references import copies
 from pipeline.references.packaged import load_backgrounds
 from pipeline.synthesis.faults import (
     KINDS,
@@ -63,7 +64,7 @@ class Collage(Stage):
     """
 
     name = "synthesis"
-    version = 6
+    version = 7
     reads = ("references", "plan")
     columns = SYNTHESIS
     saves_pictures = True
@@ -115,7 +116,7 @@ class Collage(Stage):
             picture = spoil_picture(picture, fault, spoiling)
         sample.save("target", picture)
         sample.save("alpha_true", Image.fromarray((matte * 255).round().astype(np.uint8)))
-        return {"planted_fault": fault, "planted_subject": subject}
+        return {"planted_fault": fault, "planted_subject": subject, "target_phash": copies.hash_of(picture)}
 
 
 def alpha_of(layer: Image.Image) -> np.ndarray:

@@ -36,6 +36,7 @@ from pipeline.core.names import part_names
 from pipeline.core.tar_writer import write_tar
 from pipeline.dataset.opened import Dataset
 from pipeline.dataset.versions import FIRST
+from pipeline.references.copies import near_hashes
 from pipeline.remembered import differences
 
 NAMED = 5
@@ -64,7 +65,7 @@ def merge(datasets: Sequence[Dataset], out: str, allow_mixed: bool = False) -> d
     when it is whole. Returns how many samples and shards there are, and how many samples were there twice.
 
     Raises UserError for parents that were made otherwise (unless ``allow_mixed``), columns of different types, a sample
-    with different contents, a subject in train of one and test of another, and damaged files.
+    with different contents, a subject or a near-copy of a target in train of one and test of another, damaged files.
     """
     target = new_folder(out)
     for dataset in datasets:
@@ -151,6 +152,7 @@ def _parents(datasets: Sequence[Dataset], tables: Sequence[pa.Table]) -> list[Pa
     twice = rows.duplicated("sample_id")
     _check_twice(rows, twice, urls)
     left = rows[~twice & rows.shard.notna()]
+    _check_targets(left, tables, urls)
     held = left.groupby(["parent", "shard"], sort=True).size().index  # by parent, then by name
     parents = []
     names = {split: iter(part_names(len(held), split)) for split in SPLITS}
@@ -172,6 +174,17 @@ def _check_apart(rows: pd.DataFrame, what: str, urls: Sequence[str]) -> None:
     if len(both):
         where = " and ".join(f"in {s} of {urls[n]}" for s, n in zip(both.split[:2], both.parent[:2], strict=True))
         raise UserError(f"{what} {both.id.iloc[0]} is {where}; a model would be tested on what it has seen")
+
+
+def _check_targets(held: pd.DataFrame, tables: Sequence[pa.Table], urls: Sequence[str]) -> None:
+    hashes: dict[str, str] = {}
+    for table in tables:
+        if "target_phash" in table.column_names:  # a user's own synthesis need not hash its targets
+            hashes |= zip(table["sample_id"].to_pylist(), table["target_phash"].to_pylist(), strict=True)
+    one, other = (held[(held.split == s) & (held.sample_id.map(hashes.get).notna())] for s in SPLITS)
+    for a, b in near_hashes(*([hashes[i] for i in side.sample_id] for side in (one, other))):
+        where = [f"{row.sample_id} in {row.split} of {urls[row.parent]}" for row in (one.iloc[a], other.iloc[b])]
+        raise UserError(f"the target of {where[0]} is a near-copy of that of {where[1]}; leave one of them out")
 
 
 def _check_twice(rows: pd.DataFrame, twice: pd.Series, urls: Sequence[str]) -> None:

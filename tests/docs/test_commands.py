@@ -14,6 +14,7 @@ from paths import ROOT
 from skimage import data as photographs
 from skimage.io import imsave
 
+import flows.playground
 import pipeline.cli
 import tokenar.cli
 
@@ -41,6 +42,7 @@ NOT_HERE = {
     "--sweep": "takes most of an hour; tests/tokenar/sweeps runs small ones",
     "instructar merge": "needs runs over two pools; tests/pipeline/upkeep/test_merge.py merges small ones",
     "data/both": "needs the merged dataset; tests/pipeline/upkeep/test_merge.py trains on one",
+    "instructar review runs/quickstart --reviewer Ada": "serves a page; tests/pipeline/pages walks through it",
     "make chaos": "takes half an hour; tests/pipeline/engines/test_chaos.py is a short one",
     "benchmarks/engine.py": "takes minutes; tests/benchmarks runs a small one",
     "benchmarks/copies.py": "needs Debian's stamps; tests/benchmarks runs it on two pools",
@@ -49,12 +51,14 @@ NOT_HERE = {
     "benchmarks/costs/curation.py": "takes minutes; its runs are curations as others",
     "benchmarks/costs/exploring.py": "takes minutes; tests/benchmarks runs a small one",
     "instructar explore": "serves a page until Ctrl-C; tests/pipeline/pages/test_browser_explore.py uses it",
+    "tokenar-playground": "serves until Ctrl-C; tests/flows/test_browser_playground.py opens it",
     "benchmarks/ceilings.py": "fits three codebooks for minutes; tests/benchmarks has figures that are known",
 }
 ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
-READING = "models|status|estimate|diff|merge|prune|select"
+OURS = PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}
+READING = "models|status|estimate|diff|merge|prune|review|select"
 """Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
 """The settings of the small run, where the command would make the profile's 96 samples or more."""
@@ -77,13 +81,15 @@ def test_every_block_and_command_is_known():
 @pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
 def test_a_command_has_the_options_it_is_shown_with(command):
     words = shlex.split(command)
-    ours = next((k for k, word in enumerate(words) if word in PROGRAMS | {"tokenar-encode", "tokenar.cli"}), None)
+    ours = next((k for k, word in enumerate(words) if word in OURS), None)
     if ours is None:
         return
     if words[ours] == "instructar":
         known = typer.main.get_command(pipeline.cli.app)
         while hasattr(known, "commands"):
             known = known.commands[words[ours := ours + 1]]
+    elif words[ours] == "tokenar-playground":
+        known = typer.main.get_command(flows.playground.app)
     else:
         name = words[ours + 1] if words[ours] == "tokenar.cli" else words[ours].removeprefix("tokenar-")
         known = typer.main.get_command(getattr(tokenar.cli, f"{name}_app"))

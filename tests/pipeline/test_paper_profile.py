@@ -70,6 +70,7 @@ def changed(config, **sections):
 
 @needs_tiny
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_stage_runs_its_true_classes_and_is_cached_like_the_embedded_ones(published, tmp_path):
     with serve(lambda body, number: Reply(GOOD), lists(MODEL)) as server:
         config = settings(published, tmp_path, {"backend": "openai", "base_url": server.url})

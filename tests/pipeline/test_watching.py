@@ -78,6 +78,7 @@ def test_a_log_file_that_cannot_be_is_one_line(tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_prefect_has_the_lines_in_the_log_of_the_run(tmp_path):
     """In a process of its own, as Prefect's settings are read once."""
     code = f"""

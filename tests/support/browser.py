@@ -40,6 +40,7 @@ def page_of(browser: Browser, url: str, size: str = "wide", scheme: str = "light
     context = browser.new_context(
         viewport=WIDE if size == "wide" else NARROW, color_scheme=scheme, reduced_motion="reduce"
     )
+    context.set_default_timeout(120_000)  # a busy machine is slow, not wrong
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))

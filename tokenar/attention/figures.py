@@ -5,6 +5,7 @@ Shape legend: L layers, G target regions, S source segments; g is the side of a 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,16 @@ DPI = 130
 CELL, GAP, LABEL, TOP, BOTTOM = 0.95, 0.17, 0.95, 0.45, 0.28
 """Inches: the side of a picture, the gap between pictures, the width of the rows' names, and the margins above and
 below the pictures."""
+NOTE_LETTER, NOTE_LINE = 0.05, 0.12
+"""Inches: width of a letter and height of a line of the note below the pictures."""
+SOURCES_NOTE = (
+    "Share of the region's attention that goes to each source. The colours of a row's block have one scale, linear "
+    "from 0 to its 99th percentile."
+)
+PICTURE_NOTE = (
+    "Share of the picture's attention that goes to each segment. The colours of a column have one scale, linear from "
+    "0 to its 99th percentile."
+)
 
 
 def source_maps(
@@ -32,15 +43,18 @@ def source_maps(
     regions: Mapping[str, Image.Image],
     sources: Mapping[str, Image.Image],
     layers: Sequence[int],
+    mean: bool = True,
 ) -> None:
     """Heat maps of where in the sources each target region attends to.
 
-    Each region has a row. Each row has a block of one picture per source for the mean over all layers, and one block
-    for each of ``layers``. ``maps`` [L, G, sources, g, g] is in the order of ``regions`` and ``sources``, which map
-    names to pictures.
+    Each region has a row. Each row has a block of one picture per source for the mean over all layers (unless ``mean``
+    is False), and one block for each of ``layers``. ``maps`` [L, G, sources, g, g] is in the order of ``regions`` and
+    ``sources``, which map names to pictures.
     """
     blocks, columns = _chosen(maps, layers), len(sources)
-    grid = _Grid(len(regions), 1 + len(blocks) * columns, [1, *range(1 + columns, len(blocks) * columns, columns)])
+    blocks = blocks if mean else dict(list(blocks.items())[1:])
+    breaks = [1, *range(1 + columns, len(blocks) * columns, columns)]
+    grid = _Grid(len(regions), 1 + len(blocks) * columns, breaks, SOURCES_NOTE)
     for row, (name, picture) in enumerate(regions.items()):
         grid.name(row, name)
         grid.picture(row, 0, _square(picture))
@@ -52,8 +66,7 @@ def source_maps(
     grid.heading(0, 1, "target region")
     for number, name in enumerate(blocks):
         grid.heading(1 + number * columns, columns, name, list(sources))
-    grid.save(path, "Share of the region's attention that goes to each source. The colours of a row's block have one "
-                    "scale, linear from 0 to its 99th percentile.")  # fmt: skip
+    grid.save(path)
 
 
 def picture_maps(
@@ -65,7 +78,7 @@ def picture_maps(
     ``looks`` [L, S, g, g] is in the order of ``segments``.
     """
     blocks = _chosen(looks, layers)
-    grid = _Grid(len(blocks), 1 + len(segments), [1])
+    grid = _Grid(len(blocks), 1 + len(segments), [1], PICTURE_NOTE)
     tops = [_top(np.stack([block[column] for block in blocks.values()])) for column in range(len(segments))]
     grid.picture(0, 0, _square(picture))
     for row, (name, block) in enumerate(blocks.items()):
@@ -75,8 +88,7 @@ def picture_maps(
     grid.heading(0, 1, "picture")
     for column, name in enumerate(segments):
         grid.heading(1 + column, 1, _wrapped(name))
-    grid.save(path, "Share of the picture's attention that goes to each segment. The colours of a column have one "
-                    "scale, linear from 0 to its 99th percentile.")  # fmt: skip
+    grid.save(path)
 
 
 def mass_chart(path: Path, mass: Array, regions: Sequence[str], segments: Sequence[str], title: str) -> None:
@@ -124,14 +136,16 @@ def highlight(picture: Image.Image, cells: NDArray[np.bool_]) -> Image.Image:
 
 
 class _Grid:
-    """A figure of square pictures in rows and columns, with wider gaps before the columns in ``breaks``.
+    """A figure of square pictures in rows and columns above a note, with wider gaps before the columns in ``breaks``.
 
     Positions are in inches. All pictures share one pair of axes, because a pair for each of them is much slower.
     """
 
-    def __init__(self, rows: int, columns: int, breaks: Sequence[int]):
+    def __init__(self, rows: int, columns: int, breaks: Sequence[int], note: str):
         self.starts = [LABEL + i * (CELL + 0.04) + GAP * sum(i >= b for b in breaks) for i in range(columns)]
-        width, self.height = self.starts[-1] + CELL + 0.1, TOP + rows * (CELL + GAP) + BOTTOM
+        width = self.starts[-1] + CELL + 0.1
+        self.note = textwrap.wrap(note, int((width - LABEL) / NOTE_LETTER))
+        self.height = TOP + rows * (CELL + GAP) + BOTTOM + NOTE_LINE * (len(self.note) - 1)
         self.figure = Figure(figsize=(width, self.height))
         self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, self.height))
         self.axes.set_axis_off()
@@ -156,8 +170,8 @@ class _Grid:
         for left, part in zip(self.starts[column:], below, strict=False):
             self.axes.text(left + CELL / 2, base, part, ha="center", va="bottom", fontsize=7, color="0.35")
 
-    def save(self, path: Path, note: str) -> None:
-        self.axes.text(LABEL, 0.08, note, fontsize=7, color="0.35", va="bottom")
+    def save(self, path: Path) -> None:
+        self.axes.text(LABEL, 0.08, "\n".join(self.note), fontsize=7, color="0.35", va="bottom")
         self.figure.savefig(path, format="png", dpi=DPI)
 
 

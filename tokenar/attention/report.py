@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
@@ -22,7 +23,6 @@ from tokenar.data.samples import collate, encode_sample, read_samples
 from tokenar.device import own_device
 from tokenar.evaluate.pictures import noted, read_drawn, remove_earlier, unlisted
 from tokenar.model.folder import Model, load_model
-from tokenar.model.positions import Layout
 
 SHOWN = 4
 """Layers in the heat maps if none are given: the first, the last, and evenly spaced ones between them."""
@@ -60,7 +60,7 @@ def write_maps(
     are in attention.json and attention.png. UserError for a model, shards, layers or folders that cannot be used.
     """
     loaded, drawn = load_model(model), None if predictions is None else Path(predictions)
-    shown = _shown(layers, loaded.net.config.layers)
+    shown = shown_layers(layers, loaded.net.config.layers)
     if drawn is not None and not drawn.is_dir():
         raise UserError(f"{drawn}: no such folder; give the folder that tokenar-sample wrote")
     loaded.net.to(own_device())
@@ -92,7 +92,8 @@ def _drop_earlier(out: Path, sample_ids: Sequence[str]) -> None:
     remove_earlier(out, ["attention.json"])
 
 
-def _shown(layers: Sequence[int] | None, count: int) -> list[int]:
+def shown_layers(layers: Sequence[int] | None, count: int) -> list[int]:
+    """The layers to show of ``count``: those given, or a few. UserError for one that the model has not."""
     if layers is None:
         return sorted({round(i * (count - 1) / (SHOWN - 1)) for i in range(SHOWN)})
     for layer in layers:
@@ -112,27 +113,17 @@ def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int],
     stem = folder / file_name(item.sample_id)
     maps.save(stem.with_name(f"{stem.name}.safetensors"), {"sample_id": item.sample_id, "prompt": item.prompt})
     averaged = maps.averaged()
-    _draw(stem, averaged, item, target_regions(layout, boxes), layout, shown)
+    _draw(stem, averaged, item, target_regions(layout, boxes), shown)
     shares = [identity(averaged, kind) for kind in ("reference", "copy of reference")]
     of_references, of_copies = (None if share is None else share.numpy() for share in shares)
     return Measured(item.sample_id, maps.regions, maps.segments, averaged.mass.numpy(), of_references, of_copies)
 
 
 def _draw(
-    stem: Path, maps: AttentionMaps, item: ShardSample, regions: Mapping[str, torch.Tensor], layout: Layout,
-    shown: Sequence[int],
-) -> None:  # fmt: skip
+    stem: Path, maps: AttentionMaps, item: ShardSample, regions: Mapping[str, torch.Tensor], shown: Sequence[int]
+) -> None:
     """Write the three figures of one sample."""
-    grid = layout.config.grid
-    sources = {f"reference {i}": picture for i, picture in enumerate(item.references)}
-    sources |= {"background": item.background}
-    # With boxes the subjects and the rest stand for the whole picture.
-    parts = [name for name in maps.regions if name != "picture" or "subject 0" not in maps.regions]
-    icons = {}
-    for name in parts:
-        copied, cells = sources.get(name.removeprefix("copy of ")), regions[name][-grid * grid :].view(grid, grid)
-        icons[name] = copied or figures.highlight(item.target, cells.numpy())
-    chosen = maps.maps[:, [maps.regions.index(name) for name in parts]].numpy()
+    chosen, icons, sources = looked_at(maps, item.references, item.background, item.target, regions)
 
     def write(name: str, draw: Any, *arguments: Any) -> None:
         write_atomically(stem.with_name(f"{stem.name}.{name}.png"), lambda path: draw(path, *arguments))
@@ -141,6 +132,22 @@ def _draw(
     write("picture", figures.picture_maps, maps.looks[:, -1].numpy(), maps.segments, item.target, shown)
     title = textwrap.shorten(item.prompt, 100)
     write("mass", figures.mass_chart, maps.mass.numpy(), maps.regions, maps.segments, title)
+
+
+def looked_at(
+    maps: AttentionMaps, references: Sequence[Image.Image], background: Image.Image, target: Image.Image,
+    regions: Mapping[str, torch.Tensor],
+) -> tuple[np.ndarray, dict[str, Image.Image], dict[str, Image.Image]]:  # fmt: skip
+    """What figures.source_maps shows of a picture: maps [L, G, sources, g, g], and pictures of the regions and the
+    sources by name. With boxes the subjects and the rest stand for the whole picture."""
+    side = maps.maps.shape[-1]
+    sources = {f"reference {i}": picture for i, picture in enumerate(references)} | {"background": background}
+    parts = [name for name in maps.regions if name != "picture" or "subject 0" not in maps.regions]
+    icons = {}
+    for name in parts:
+        copied, cells = sources.get(name.removeprefix("copy of ")), regions[name][-side * side :].view(side, side)
+        icons[name] = copied or figures.highlight(target, cells.numpy())
+    return maps.maps[:, [maps.regions.index(name) for name in parts]].numpy(), icons, sources
 
 
 def _summary(measured: Sequence[Measured], about: Mapping[str, Any], out: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""A preview of a picture while it is drawn: in a file, and in a terminal that shows colours."""
+"""Pictures while they are drawn, and a preview of the first: in a file, and in a terminal that shows colours."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +18,47 @@ COLUMNS = 64
 """Width in characters of the preview in a terminal."""
 
 
+@dataclass
+class Growing:
+    """The pictures of a batch while they are drawn: ``tokens`` so far, each [rows of the batch], and the share of the
+    work that is ``done``. ``sources`` [rows, R+1, 3, S, S] are the images of which the pictures are composed."""
+
+    tokenizer: ImageTokenizer
+    sources: Tensor
+    tokens: list[Tensor] = field(default_factory=list)
+    done: float = 0.0
+
+    @property
+    def new_row(self) -> bool:
+        """Whether a row of tokens has just become whole."""
+        return bool(self.tokens) and len(self.tokens) % self.tokenizer.grid == 0
+
+    def pictures(self, limit: int | None = None) -> list[Image.Image]:
+        """The first pictures of the batch, or all. Rows of tokens that are not whole yet are grey."""
+        grid = self.tokenizer.grid
+        codes = torch.stack(self.tokens, dim=1)[:limit].cpu()
+        whole = torch.nn.functional.pad(codes, (0, grid * grid - codes.shape[1]))
+        pixels = self.tokenizer.decode(whole, self.sources[:limit]).cpu()
+        pixels[:, :, codes.shape[1] // grid * (pixels.shape[2] // grid) :] = 0
+        return [tensor_picture(picture) for picture in pixels]
+
+
 class Preview:
     """Shows the first picture of a batch after every row of tokens: writes it to ``file``, and prints it if standard
     error is a terminal, over the one before."""
 
-    def __init__(self, tokenizer: ImageTokenizer, file: Path):
-        self.tokenizer, self.file = tokenizer, file
+    def __init__(self, file: Path):
+        self.file = file
         self.lines = 0
 
-    def show(self, drawn: Sequence[Tensor], sources: Tensor) -> None:
-        """Show the tokens drawn so far, each [rows of the batch]. Tokens that are still missing appear grey.
-
-        ``sources`` [R+1, 3, S, S] are the images of which the first picture is composed.
-        """
-        grid = self.tokenizer.grid
-        if not drawn or len(drawn) % grid:
+    def show(self, growing: Growing) -> None:
+        """Show the first picture as far as it is drawn."""
+        if not growing.new_row:
             return
-        codes = torch.stack([token[0] for token in drawn]).cpu()
-        whole = torch.nn.functional.pad(codes, (0, grid * grid - len(codes)))
-        pixels = self.tokenizer.decode(whole[None], sources[None])[0].cpu()
-        pixels[:, len(codes) // grid * (pixels.shape[1] // grid) :] = 0
-        picture = tensor_picture(pixels)
+        (picture,) = growing.pictures(1)
         write_atomically(self.file, lambda path: picture.save(path, "PNG"))
         if sys.stderr.isatty():
-            up = f"\x1b[{self.lines}A" if len(drawn) > grid and self.lines else ""
+            up = f"\x1b[{self.lines}A" if self.lines and len(growing.tokens) > growing.tokenizer.grid else ""
             sys.stderr.write(up + "".join(f"\x1b[2K{line}\n" for line in half_blocks(picture)))
             self.lines = COLUMNS // 2
 

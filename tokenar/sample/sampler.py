@@ -12,7 +12,7 @@ import copy
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,12 +32,11 @@ from data_schemas.shards import file_name
 from tokenar.config import SampleConfig
 from tokenar.data import samples
 from tokenar.device import own_device
-from tokenar.encoders.patches import tensor_picture
 from tokenar.model.folder import Model, load_model
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import workers
 from tokenar.sample.decoder import Decoder
-from tokenar.sample.preview import Preview
+from tokenar.sample.preview import Growing, Preview
 from tokenar.sample.requests import Request, Requests, from_shards
 
 NEXT_SEED = 1_000_000
@@ -112,21 +111,34 @@ class Sampler:
         ``seeds`` has those of one request side by side, and the pictures come in the same order. ``step`` is called
         after each token with the fraction that is done.
         """
+        for growing in self.growing(requests, seeds):
+            step(growing.done)
+            if preview is not None:
+                preview.show(growing)
+        return growing.pictures()
+
+    def growing(self, requests: Sequence[EncodedRequest], seeds: Sequence[int]) -> Iterator[Growing]:
+        """Draw as ``pictures`` does, and give the unfinished pictures after every token."""
         sources, text, mask = (
             torch.stack([getattr(request, name) for request in requests]).to(self.device)
             for name in ("sources", "text", "text_mask")
         )
-        images = [samples.as_float(request.pixels) for request in requests]
-        decoder = self._decoder_for(len(requests), sources.shape[1] - 1, len(seeds) // len(requests))
-        n, drawn = self.net.config.image_tokens, []
-        for token, _ in decoder.decode(sources, text, seeds, text_mask=mask):
-            drawn.append(token.clone())
-            step(len(drawn) / decoder.count)
-            if preview is not None:
-                preview.show(drawn[decoder.count - n :], images[0])
-        codes = torch.stack(drawn[-n:], dim=1).cpu()
-        given = torch.stack(images).repeat_interleave(len(seeds) // len(requests), 0)
-        return [tensor_picture(pixels) for pixels in self.model.tokenizer.decode(codes, given)]
+        each = len(seeds) // len(requests)
+        decoder = self._decoder_for(len(requests), sources.shape[1] - 1, each)
+        images = torch.stack([samples.as_float(request.pixels) for request in requests])
+        growing = Growing(self.model.tokenizer, images.repeat_interleave(each, 0))
+        before = decoder.count - self.net.config.image_tokens  # tokens of copies, which come first
+        for number, (token, _) in enumerate(decoder.decode(sources, text, seeds, text_mask=mask), 1):
+            if number > before:
+                growing.tokens.append(token.clone())
+            growing.done = number / decoder.count
+            yield growing
+
+    def tune(self, config: SampleConfig) -> None:
+        """Draw with other settings from now on. The weights keep the format that they have."""
+        config = config.of_model(self.net.config)
+        if config != self.config:
+            self.config, self._decoder = config, None
 
     def _decoder_for(self, inputs: int, references: int, seeds: int) -> Decoder:
         """A decoder for this shape; the last one is kept."""
@@ -204,8 +216,7 @@ class Drawing:
 
     def __init__(self, sampler: Sampler, folder: Path, seeds: int, preview: bool):
         self.sampler, self.folder, self.seeds = sampler, folder, seeds
-        self.settings = sampler.config.model_dump(exclude={"seed", "batch"})
-        self.preview = Preview(sampler.model.tokenizer, folder / "preview.png") if preview else None
+        self.preview = Preview(folder / "preview.png") if preview else None
 
     def all(self, requests: Iterable[tuple[int, Request]], bar: Progress) -> dict[int, list[dict[str, Any]]]:
         """Draw all requests, in batches with the same number of references; returns the records by request number."""
@@ -227,20 +238,11 @@ class Drawing:
         return records
 
     def records(self, number: int, request: Request, bar: Progress) -> list[dict[str, Any]]:
-        """The record of each of a request's pictures: its file, and the recipe that decides what it shows."""
-        text, first = self.sampler.model.text, request.seed
+        """The recipes of a request's pictures; says so if the prompt is too long to be read."""
+        text = self.sampler.model.text
         if (length := text.length(request.prompt)) > text.tokens:
             bar.line(f"{request.sample_id}: the prompt has {length} tokens, those after {text.tokens} are not read")
-        if first is None:
-            first = self.sampler.config.seed + number
-        return [
-            {
-                "sample_id": request.sample_id, "prompt": request.prompt, "seed": first + k * NEXT_SEED,
-                "file": f"{file_name(request.sample_id)}{f'-{k}' if self.seeds > 1 else ''}.png",
-                "model": self.sampler.model.fingerprint, "inputs": request.fingerprint, "settings": self.settings,
-            }
-            for k in range(self.seeds)
-        ]  # fmt: skip
+        return recipes(self.sampler, number, request, self.seeds)
 
     def batch(self, chosen: list[tuple[int, Request]], records: dict[int, list[dict[str, Any]]], bar: Progress) -> None:
         """Draw and write one batch."""
@@ -255,9 +257,29 @@ class Drawing:
 
         drawn = self.sampler.pictures(self.sampler.encode(chosen), seeds, step, self.preview)
         for record, picture in zip(batch_records, drawn, strict=True):
-            recipe = PngInfo()
-            recipe.add_itxt("tokenar", json.dumps(record, sort_keys=True, ensure_ascii=False))
-            write_atomically(self.folder / record["file"], partial(picture.save, format="PNG", pnginfo=recipe))
+            write_picture(self.folder, record, picture)
+
+
+def recipes(sampler: Sampler, number: int, request: Request, seeds: int) -> list[dict[str, Any]]:
+    """The recipe of each picture of request ``number``: its file, and all that decides what it shows."""
+    settings = sampler.config.model_dump(exclude={"seed", "batch"})
+    first = sampler.config.seed + number if request.seed is None else request.seed
+    return [
+        {
+            "sample_id": request.sample_id, "prompt": request.prompt, "seed": first + k * NEXT_SEED,
+            "file": f"{file_name(request.sample_id)}{f'-{k}' if seeds > 1 else ''}.png",
+            "model": sampler.model.fingerprint, "inputs": request.fingerprint, "settings": settings,
+        }
+        for k in range(seeds)
+    ]  # fmt: skip
+
+
+def write_picture(folder: Path, record: dict[str, Any], picture: Image.Image) -> Path:
+    """Write a drawn picture as the PNG that its recipe names, with the recipe in its metadata."""
+    path, recipe = folder / record["file"], PngInfo()
+    recipe.add_itxt("tokenar", json.dumps(record, sort_keys=True, ensure_ascii=False))
+    write_atomically(path, partial(picture.save, format="PNG", pnginfo=recipe))
+    return path
 
 
 def _exists(path: Path, record: dict[str, Any]) -> bool:

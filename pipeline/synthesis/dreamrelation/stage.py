@@ -16,6 +16,7 @@ from data_schemas.tables import SYNTHESIS
 from pipeline.core.stage import BatchStage, Sample, SampleError, StageConfig
 from pipeline.core.weights import Weights, locate
 from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
+from pipeline.references import copies
 from pipeline.synthesis.dreamrelation.sizes import ResamplerSizes
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class DreamRelation(BatchStage):
         if picture.width != self.config.size:
             picture = picture.resize((self.config.size, self.config.size), Image.Resampling.LANCZOS)
         sample.save("target", picture)
-        return {"planted_fault": "none", "planted_subject": None}
+        return {"planted_fault": "none", "planted_subject": None, "target_phash": copies.hash_of(picture)}
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -11,6 +11,8 @@ from data_schemas.tables import PLAN
 from pipeline.dataset.leaks import check_leaks
 from pipeline.planning.planning import PlanningConfig
 
+NO_HASHES = [None] * 60
+
 
 def reference(number: int, category: str, features: np.ndarray) -> dict:
     return {
@@ -33,18 +35,18 @@ def plan(references):
 
 
 def test_splits_that_are_apart_are_counted(references, plan):
-    facts = check_leaks(PLAN.table(plan), range(60), references)
+    facts = check_leaks(PLAN.table(plan), range(60), references, NO_HASHES)
     assert sum(facts["subjects"].values()) == sum(facts["references"].values()) == 24
     assert -0.2 < facts["nearest"] < 0.2
     train = [k for k, row in enumerate(plan) if row["split"] == "train"]
-    assert check_leaks(PLAN.table(plan), train, references)["nearest"] is None
+    assert check_leaks(PLAN.table(plan), train, references, NO_HASHES)["nearest"] is None
 
 
 def test_a_subject_in_both_splits_stops_the_export(references, plan):
     plan[0]["split"] = {"train": "test", "test": "train"}[plan[0]["split"]]
     with pytest.raises(RunFailed, match=r"subject ./\d+ is in both, and \d+ more; remove one"):
-        check_leaks(PLAN.table(plan), range(60), references)
-    assert check_leaks(PLAN.table(plan), range(1, 60), references), "what is not in a shard cannot leak"
+        check_leaks(PLAN.table(plan), range(60), references, NO_HASHES)
+    assert check_leaks(PLAN.table(plan), range(1, 60), references, NO_HASHES), "what is not in a shard cannot leak"
 
 
 def test_a_near_copy_in_the_other_split_stops_the_export(references, plan):
@@ -52,4 +54,18 @@ def test_a_near_copy_in_the_other_split_stops_the_export(references, plan):
     one, two = (next(r for r in references if r["reference_id"] == of[s]) for s in ("train", "test"))
     two["features"] = one["features"]
     with pytest.raises(RunFailed, match=rf"{one['source']} of train|{two['source']} of test"):
-        check_leaks(PLAN.table(plan), range(60), references)
+        check_leaks(PLAN.table(plan), range(60), references, NO_HASHES)
+
+
+def test_a_target_that_the_other_split_nearly_has_stops_the_export(references, plan):
+    hashes = [hashlib.sha256(row["sample_id"].encode()).hexdigest() for row in plan]
+    assert check_leaks(PLAN.table(plan), range(60), references, hashes)["repeated_targets"] == 0
+    train, test = (next(k for k, row in enumerate(plan) if row["split"] == s) for s in ("train", "test"))
+    twins = next(k for k, row in enumerate(plan) if row["split"] == "train" and k != train)
+    repeated = [*hashes[:twins], hashes[train], *hashes[twins + 1 :]]
+    assert check_leaks(PLAN.table(plan), range(60), references, repeated)["repeated_targets"] == 1
+    hashes[test] = f"{int(hashes[train], 16) ^ (2**40 - 1):064x}"  # 40 of 256 bits
+    with pytest.raises(RunFailed, match=rf"target of {plan[train]['sample_id']} of train is a near-copy of that of"):
+        check_leaks(PLAN.table(plan), range(60), references, hashes)
+    hashes[test] = f"{int(hashes[train], 16) ^ (2**41 - 1):064x}"
+    check_leaks(PLAN.table(plan), range(60), references, hashes)

@@ -21,6 +21,7 @@ def cluster():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_nodes_make_the_bytes_that_threads_make_and_one_that_is_lost_costs_nothing(cluster, tmp_path):
     """The second node goes while its parts are at work; one sample kills the process of its part."""
     trouble = {"crash": [3], "folder": str(tmp_path), "rest": 0.4, "batch_size": 2}

@@ -14,7 +14,9 @@ from pipeline.matting.ben2_inference import fitted, prepared
 from pipeline.matting.ben2_network import UNUSED, Ben2Network
 
 FORWARD = [
-    pytest.param(*case.values, id=case.id, marks=(*case.marks, *[pytest.mark.slow] * ("1024" in case.id)))
+    pytest.param(
+        *case.values, id=case.id, marks=(*case.marks, *[pytest.mark.slow, pytest.mark.long] * ("1024" in case.id))
+    )
     for case in golden.cases("ben2", "ben2_forward")
 ]
 POST = sorted((golden.ROOT / "ben2").rglob("ben2_post*.json"))  # these have no "kind"

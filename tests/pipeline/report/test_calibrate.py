@@ -21,17 +21,13 @@ from pipeline.curate import curate
 from pipeline.identity.compare import Identity
 from pipeline.jobs import PartJob, read_all
 from pipeline.making import stage_inputs
-from pipeline.report import calibration
-from pipeline.report.calibration import (
-    area_under_curve,
-    measure,
-    rule_figures,
-    separate,
-    spread_evenly,
-    wrong_sample,
-    youden,
-)
-from pipeline.report.calibration_page import calibrate
+from pipeline.report.calibration.figures import rule_figures
+from pipeline.report.calibration.floor import WRONG, spread_evenly, wrong_sample
+from pipeline.report.calibration.labels import labels
+from pipeline.report.calibration.measure import measure, table_schema
+from pipeline.report.calibration.page import calibrate
+from pipeline.report.calibration.suggestion import area_under_curve, from_floor, youden
+from pipeline.report.calibration.text import text_table
 
 LOW = Rule("similarity", "min", 0.5, "identity_low", "Too unlike.")
 HIGH = Rule("extremity", "max", 0.8, "colour_extreme", "Too gaudy.")
@@ -85,18 +81,24 @@ def test_what_a_threshold_would_keep_by_hand():
     }  # fmt: skip
     floor = pd.DataFrame({"sample_id": ["s1", "s3"], "kind": "floor", "similarity": [0.1, 0.6]})
     table = pd.concat([frames["identity"][["sample_id", "similarity"]].assign(kind="run"), floor])
-    found = rule_figures(LOW, table, frames, [("identity", LOW), ("semantics", HIGH)])
+    known = labels({"s0": "missing", "s1": "none", "s4": "none", "s5": "jpeg"}, {})
+    found = rule_figures(LOW, table, frames, [("identity", LOW), ("semantics", HIGH)], known)
     now = found.at(0.5)
     assert (now.alone, now.together, now.floor_share) == (4, 2, 0.5)  # s1, s2, s3, s5; s1, s5
     assert found.scores.to_dict() == {"s0": 0.2, "s1": 0.5, "s2": 0.6, "s3": 0.7, "s5": 0.9}
     assert found.auc == pytest.approx((5 + 2.5) / 10)
-    assert found.suggested == 0.15  # all samples pass and half the floor; no other place is better
+    assert (now.rates.bad, now.rates.good) == (2, 1), "s4 has no score"
+    assert (now.rates.caught, now.rates.lost, now.rates.precision, now.rates.recall) == (1, 0, 1.0, 0.5)
+    assert now.rates.caught_by_all == 1
+    assert [(seen.kind, seen.failing, seen.failing_any) for seen in found.kinds] == [
+        ("clean", 0, 0), ("jpeg", 0, 0), ("missing", 1, 1),
+    ]  # fmt: skip
     strict = rule_figures(
-        HIGH, table.assign(extremity=table.similarity), frames, [("identity", LOW), ("semantics", HIGH)]
+        HIGH, table.assign(extremity=table.similarity), frames, [("identity", LOW), ("semantics", HIGH)], known
     )
     assert (strict.at(0.8).alone, strict.at(0.8).together) == (5, 2)
     with pytest.raises(UserError, match="1 samples have a similarity, at least 2 are needed"):
-        rule_figures(LOW, table[table.sample_id == "s1"], frames, [("identity", LOW)])
+        rule_figures(LOW, table[table.sample_id == "s1"], frames, [("identity", LOW)], known)
 
 
 def test_spread_evenly_takes_the_ends_and_never_one_twice():
@@ -116,7 +118,7 @@ def test_a_floor_sample_has_another_samples_references_and_its_own_pictures(smal
         wrong = wrong_sample(sample, plan, place)
         own = {sample.plan["subject_0_id"], sample.plan["subject_1_id"]}
         assert not own & {wrong.plan["subject_0_id"], wrong.plan["subject_1_id"]}
-        donors = [r for r in plan if all(r[key] == wrong.plan[key] for key in calibration.WRONG)]
+        donors = [r for r in plan if all(r[key] == wrong.plan[key] for key in WRONG)]
         assert donors, "both references come from one sample"
         for key in ("sample_id", "box_0", "box_1", "prompt", "seed"):
             assert wrong.plan[key] == sample.plan[key]
@@ -161,9 +163,10 @@ def test_where_the_floor_says_nothing_there_is_no_suggestion(found):
     colours = figures_of(found["semantics"], "colour_extreme")
     assert colours.suggested is None
     assert colours.auc < 0.7
+    assert colours.note.startswith("No threshold is suggested.")
     assert "the floor cannot place it" in colours.note
     same = pd.Series([0.1, 0.4], index=["a", "b"])
-    assert "leave this score as it is" in separate(same, same, HIGH)[2]
+    assert "leave this score as it is" in from_floor(HIGH, same, same)[1]
     copied = figures_of(found["identity"], "identity_copied")
     assert (copied.suggested, copied.at(1.0).alone) == (None, 12)
     assert copied.auc < 0.5
@@ -193,11 +196,15 @@ def test_quantiles_and_counts_are_those_of_the_run(small_run, found):
 def test_the_scores_are_written_with_their_meaning(places, found):
     table = pq.read_table(places[1]["identity"]["scores"])
     stage = found["identity"].stage
-    validate(table.replace_schema_metadata(), replace(calibration.table_schema(stage), key=None), "scores.parquet")
+    validate(table.replace_schema_metadata(), replace(table_schema(stage), key=None), "scores.parquet")
     frame = table.to_pandas()
     assert frame.kind.value_counts().to_dict() == {"run": 12, "floor": 12}
     assert table.schema.field("similarity_min").metadata[b"unit"] == b"cosine"
-    pd.testing.assert_frame_equal(frame, found["identity"].table, check_dtype=False)
+    known = ["label", "labelled_by", "planted_fault"]
+    expected = found["identity"].table
+    pd.testing.assert_frame_equal(frame.drop(columns=known), expected.drop(columns=known), check_dtype=False)
+    assert frame[known].fillna("").equals(expected[known].fillna("").astype(frame.label.dtype))
+    assert frame[frame.kind == "floor"].label.isna().all()
 
 
 def test_the_thresholds_file_is_read_back_by_the_config(places, found):
@@ -232,20 +239,20 @@ def test_the_page_is_whole_in_itself_and_names_planted_faults(small_run, places,
             page = file.read()
         assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,|#)[^"]*"', page)
         assert "<script" not in page
-        assert page.count("<svg") == len(found[stage].figures)
+        assert page.count("<svg") == 3 * len(found[stage].figures), "histogram, kinds, rates"
         for fault in faults.unique():
             assert page.count(f"planted: {fault}<") == (faults == fault).sum() * len(found[stage].figures)
         assert page.count("<figure") == 12 * len(found[stage].figures), "every sample is on each board"
         for figures in found[stage].figures:
             assert f'id="{figures.rule.reason}"' in page
         first = page[page.index('class="board"') :]
-        shown = [float(text) for text in re.findall(r"<figcaption>([-\d.]+)[ <]", first[: first.index("</section>")])]
+        shown = [float(text) for text in re.findall(r"<figcaption><b>([-\d.]+)<", first[: first.index("</section>")])]
         assert shown == [round(s, 3) for s in sorted(found[stage].figures[0].scores)]
 
 
 def test_the_table_for_the_terminal_marks_what_is_in_force(found):
-    lines = calibration.text_table(found["identity"]).splitlines()
-    assert lines[0] == "identity: 12 samples, floor of 12"
+    lines = text_table(found["identity"]).splitlines()
+    assert lines[0] == "identity: 12 samples, floor of 12, 2 bad and 10 good labels, 12 from planting"
     now = [line for line in lines if line.endswith(("now", "now, suggested"))]
     assert len(now) == 3
     assert re.match(r" +>= +0\.4 ", now[0])
@@ -274,7 +281,7 @@ def test_a_run_that_is_not_finished_is_measured_as_far_as_it_is(copied):
     assert (found.samples, found.floor_samples) == (8, 4)
     semantics = measure(small_config(copied), "semantics", floor_samples=0)
     assert (semantics.samples, semantics.judged_by) == (12, ["semantics", "matting", "quality"])
-    assert semantics.figures[0].note == "There is no floor to compare with."
+    assert semantics.figures[0].note.endswith("There is no floor to compare with.")
     assert semantics.figures[0].suggested is None
 
 

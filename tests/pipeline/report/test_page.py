@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from pipeline.report.data import ReportData, RuleLine, Training, rules_by_column
-from pipeline.report.page import render, write_report
-from pipeline.report.sample_cards import REJECTED_SHOWN
+from pipeline.report.page.cards import REJECTED_SHOWN
+from pipeline.report.page.render import render, write_report
 
 RULES = [
     RuleLine("matting", "matte_confidence", "min", 0.62, "matte_unsure", "The matte is sharp."),
@@ -318,8 +318,10 @@ def test_empty_states() -> None:
 def test_a_picture_that_was_never_made_is_said_to_be_absent() -> None:
     page = render(replace(DATA, picture=lambda sample_id, name: None))
     assert "data:image" in page  # the two generated pictures
-    shown = 16 + REJECTED_SHOWN
-    assert page.count("not made</div>") == shown * 5 + 4  # those of the one generated sample that is of this run
+    said = {name: text.count("not made") for name, text in Page(page).sections.items()}
+    assert (said["kept"], said["rejected"]) == (16 * 5, REJECTED_SHOWN * 5)
+    assert said["training"] == 4, "those of the one generated sample that is of this run"
+    assert said["edges"] == page.count("<figcaption><b>") * 3 > 0
 
 
 def test_a_score_that_no_sample_has() -> None:

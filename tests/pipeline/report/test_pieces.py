@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from pipeline.report import charts
-from pipeline.report.sample_cards import data_uri, spread
+from pipeline.report.page.cards import spread
 from pipeline.report.text import number_text, reasons_of
+from pipeline.report.thumbnails import data_uri
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])

@@ -133,6 +133,17 @@ def test_contradictions_are_refused(two, tmp_path, rows, said):
     assert not list(tmp_path.glob(".*")), "nothing is left beside it"
 
 
+def test_a_target_that_the_other_parent_has_in_its_other_split_is_refused(tmp_path):
+    far, near = "0" * 64, "0" * 60 + "ffff"
+    write_shards(tmp_path / "c", [row(0, target_phash=far), row(1, target_phash="f" * 64)])
+    write_shards(tmp_path / "d", [row(20, "test", target_phash=near), row(21, "test", target_phash="a" * 64)])
+    done = ask(tmp_path / "c", tmp_path / "d", "--out", tmp_path / "both")
+    assert done.returncode == 2
+    assert f"the target of s00 in train of {tmp_path}/c is a near-copy of that of s20 in test of" in done.stderr
+    write_shards(tmp_path / "e", [row(20, "train", target_phash=near), row(21, "test", target_phash="a" * 64)])
+    assert ask(tmp_path / "c", tmp_path / "e", "--out", tmp_path / "both").returncode == 0
+
+
 def test_what_was_made_or_judged_otherwise_is_refused_unless_asked_for(two, tmp_path):
     newer = {**STAGES, "identity": {"version": 3, "model": "net@1", "settings": {"padding": 0.2}}}
     stricter = [RULES[0] | {"threshold": 0.6}, RULES[1]]

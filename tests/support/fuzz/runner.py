@@ -62,7 +62,7 @@ def entries() -> dict[str, Callable[[], None]]:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     import pipeline.cli
-    import pipeline.report.calibration
+    import pipeline.report.calibration.page
     import pipeline.report.results
     import tokenar.attention.report
     import tokenar.cli

@@ -41,7 +41,8 @@ def row(number: int, split: str = "train", shard: int | None = 0, **changes) -> 
 
 def table(rows: list[dict]) -> pa.Table:
     scores = [name for name in rows[0] if name not in MANIFEST.arrow().names]
-    schema = pa.schema([*MANIFEST.arrow(), *(pa.field(name, pa.float64()) for name in scores)])
+    kinds = {name: pa.string() if isinstance(rows[0][name], str) else pa.float64() for name in scores}
+    schema = pa.schema([*MANIFEST.arrow(), *(pa.field(name, kind) for name, kind in kinds.items())])
     return pa.Table.from_pylist(rows, schema=schema.with_metadata(MANIFEST.arrow().metadata))
 
 

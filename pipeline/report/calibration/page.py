@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 from markupsafe import Markup
 from PIL import Image
@@ -18,19 +17,16 @@ from data_schemas.io.storage import url_to_fs, write_file
 from pipeline.config import CurationConfig
 from pipeline.dataset.picture_reader import PictureReader
 from pipeline.jobs import pool_digest
-from pipeline.report.calibration import (
-    Calibration,
-    RuleFigures,
-    measure,
-    spread_evenly,
-    table_schema,
-    text_table,
-    thresholds_text,
-)
-from pipeline.report.charts import bound_text, contrast
-from pipeline.report.sample_cards import data_uri
-from pipeline.report.text import count_text, number_text, share_text
-from pipeline.run import Run
+from pipeline.report.calibration.charts import contrast, kind_strips, rate_curves
+from pipeline.report.calibration.figures import Candidate, RuleFigures
+from pipeline.report.calibration.floor import spread_evenly
+from pipeline.report.calibration.labels import KEPT, REJECTED
+from pipeline.report.calibration.measure import Calibration, measure, table_schema
+from pipeline.report.calibration.text import text_table, thresholds_text
+from pipeline.report.charts import bound_text
+from pipeline.report.planted import wilson
+from pipeline.report.templates import fill
+from pipeline.report.thumbnails import data_uri
 
 SHOWN = 48
 """Samples shown for each rule."""
@@ -73,14 +69,9 @@ def render(found: Calibration, picture: Callable[[str, str], Image.Image | None]
         shown = picture(sample_id, name)
         return None if shown is None else data_uri(shown, side)
 
-    source = resources.files("pipeline.report").joinpath("calibration.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(count=count_text, number=number_text, share=share_text)
-    faults = planted_faults(found.run)
     medians = found.table.groupby("kind")[list(found.separation())].median()
-    return environment.from_string(source).render(
+    return fill(
+        "calibration/page.html.jinja",
         run=found.run.config.name,
         stage=found.stage.name,
         model=found.model,
@@ -89,8 +80,9 @@ def render(found: Calibration, picture: Callable[[str, str], Image.Image | None]
         floor=found.floor_samples,
         kept=found.figures[0].at(found.figures[0].rule.threshold).together,
         judged_by=", ".join(found.judged_by),
-        rules=[rule_view(figures, found.samples, uri, faults) for figures in found.figures],
-        planted=sum(sample_id in faults for sample_id in found.table[found.table.kind == "run"].sample_id),
+        labels=found.labelled_text(),
+        bad=int((found.table.label == "bad").sum()),
+        rules=[rule_view(figures, found, uri) for figures in found.figures],
         separation=[
             {"column": column, "auc": auc, **{kind: medians[column].get(kind, np.nan) for kind in ("run", "floor")}}
             for column, auc in found.separation().items()
@@ -99,61 +91,78 @@ def render(found: Calibration, picture: Callable[[str, str], Image.Image | None]
     )
 
 
-def planted_faults(run: Run) -> dict[str, str]:
-    """Sample id -> planted fault, of the samples that have one, in the parts that exist."""
-    parts = [part for name in run.parts() if (part := run.store("synthesis").read(name)) is not None]
-    rows = [row for part in parts for row in part.rows()]
-    return {row["sample_id"]: row["planted_fault"] for row in rows if row.get("planted_fault") not in (None, "none")}
-
-
-def rule_view(figures: RuleFigures, samples: int, uri: Uri, faults: Mapping[str, str]) -> dict[str, Any]:
-    """The chart, numbers, tables and samples of one rule, for the template. ``faults`` are the planted ones."""
+def rule_view(figures: RuleFigures, found: Calibration, uri: Uri) -> dict[str, Any]:
+    """The charts, numbers, tables and samples of one rule, for the template."""
     rule = figures.rule
     bounds = [(rule.bound, rule.threshold, f"now {bound_text(rule.bound, rule.threshold)}")]
     if figures.suggested is not None and figures.suggested != rule.threshold:
         bounds.append((rule.bound, figures.suggested, f"suggested {figures.suggested:g}"))
-    svg = contrast(figures.scores.tolist(), figures.floor.tolist(), bounds, f"{rule.column}-{rule.bound}")
-    rows = [
-        {
-            "threshold": f"{c.threshold:.4g}",
-            "alone": c.alone,
-            "alone_share": c.alone / samples,
-            "together": c.together,
-            "together_share": c.together / samples,
-            "floor_share": c.floor_share,
-            "now": c.threshold == rule.threshold,
-            "suggested": c.threshold == figures.suggested,
-        }
-        for c in figures.candidates
-    ]
+    rows = [row_view(candidate, figures, found.samples) for candidate in figures.candidates]
+    name = f"{rule.column}-{rule.bound}"
+    bad = [score for seen in figures.kinds if seen.bad for score in seen.scores]
+    svgs = {
+        "histogram": contrast(figures.scores.tolist(), figures.floor.tolist(), bad, bounds, name),
+        "strips": kind_strips(figures.kinds, bounds, f"{name}-kinds"),
+        "curves": rate_curves(figures.curve, found.samples, bounds, f"{name}-rates"),
+    }
     return {
         "reason": rule.reason,
         "column": rule.column,
         "sign": "≥" if rule.bound == "min" else "≤",
         "meaning": rule.meaning,
         "note": figures.note,
-        "svg": Markup(svg) if svg else None,
+        **{key: Markup(svg) if svg else None for key, svg in svgs.items()},
         "auc": figures.auc,
+        "label_auc": figures.label_auc,
+        "labels": figures.candidates[0].rates,
+        "kinds": figures.kinds,
         "now": next(row for row in rows if row["now"]),
         "suggested": next((row for row in rows if row["suggested"]), None),
         "rows": rows,
         "quantiles": figures.quantiles(),
-        "board": board(figures, uri, faults),
+        "board": board(figures, found.table[found.table.kind == "run"].set_index("sample_id"), uri),
     }
 
 
-def board(figures: RuleFigures, uri: Uri, faults: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Samples from the lowest to the highest score, evenly spaced by rank."""
+def row_view(candidate: Candidate, figures: RuleFigures, samples: int) -> dict[str, Any]:
+    """One threshold as a row of the table. The yield is the share of all samples that pass all rules."""
+    return {
+        "threshold": f"{candidate.threshold:.4g}",
+        "alone": candidate.alone,
+        "alone_share": candidate.alone / samples,
+        "together": candidate.together,
+        "yield": candidate.together / samples,
+        "yield_interval": wilson(candidate.together, samples),
+        "floor_share": candidate.floor_share,
+        "rates": candidate.rates,
+        "now": candidate.threshold == figures.rule.threshold,
+        "suggested": candidate.threshold == figures.suggested,
+    }
+
+
+def board(figures: RuleFigures, samples: pd.DataFrame, uri: Uri) -> list[dict[str, Any]]:
+    """Samples from the lowest to the highest score, evenly spaced by rank, with what is known of each."""
     ordered = figures.scores.sort_values(kind="stable")
-    rule = figures.rule
+    rule, known = figures.rule, samples[["label", "labelled_by", "planted_fault"]].to_dict("index")
     return [
         {
             "sample_id": sample_id,
-            "score": f"{score:.3f}",
-            "fault": faults.get(sample_id),
+            "title": f"{score:.3f}",
+            "lines": [],
             "passes": score >= rule.threshold if rule.bound == "min" else score <= rule.threshold,
+            "tags": tags(known[sample_id]),
             "target": uri(sample_id, "target", TARGET_SIDE),
             "references": [uri(sample_id, f"reference_{i}", REFERENCE_SIDE) for i in range(2)],
         }
         for sample_id, score in spread_evenly([(str(i), float(score)) for i, score in ordered.items()], SHOWN)
     ]
+
+
+def tags(sample: Mapping[Any, Any]) -> list[dict[str, str]]:
+    """What is known of a sample: its planted fault, and what a person decided."""
+    found = []
+    if sample["planted_fault"] is not None:
+        found.append({"kind": "fault", "text": f"planted: {sample['planted_fault']}"})
+    if sample["labelled_by"] == "person":
+        found.append({"kind": "person", "text": REJECTED if sample["label"] == "bad" else KEPT})
+    return found

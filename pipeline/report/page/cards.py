@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,32 +11,11 @@ from PIL import Image
 from pipeline.report.charts import bound_text, number
 from pipeline.report.data import ReportData, RuleLine, View, decided, records, rules_by_column
 from pipeline.report.text import as_float, as_text, number_text, reasons_of
+from pipeline.report.thumbnails import data_uri
 
 KEPT_SHOWN, REJECTED_SHOWN = 16, 24
 TARGET_SIDE, TILE_SIDE = 400, 192
 """Longest sides of the embedded pictures, in pixels: of a card's large picture, and of the small ones below it."""
-
-
-def data_uri(picture: Image.Image, side: int) -> str:
-    """A JPEG thumbnail as a data URI. Transparent pictures are shown on a grey checkerboard."""
-    transparent = picture.has_transparency_data
-    small = picture.convert("RGBA" if transparent else "RGB")
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    if transparent:
-        small = Image.alpha_composite(checkerboard(small.size), small).convert("RGB")
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def checkerboard(size: tuple[int, int], square: int = 8) -> Image.Image:
-    """A checkerboard in greys that are visible on dark and light pages."""
-    columns, lines = (math.ceil(length / square) for length in size)
-    cells = bytes(214 if (x + y) % 2 else 192 for y in range(lines) for x in range(columns))
-    board = Image.frombytes("L", (columns, lines), cells).resize(
-        (columns * square, lines * square), Image.Resampling.NEAREST
-    )
-    return board.crop((0, 0, *size)).convert("RGBA")
 
 
 def tile(data: ReportData, sample_id: str, name: str, caption: str, side: int = TILE_SIDE) -> View:

@@ -1,0 +1,116 @@
+"""Which samples a reviewer is shown, in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas.errors import UserError
+from data_schemas.io.storage import patiently
+from data_schemas.settings import suggest
+from pipeline.core.rules import resolve_rules
+from pipeline.core.stage import Rule
+from pipeline.review.opinions import Opinions
+from pipeline.run import Run
+
+QUEUES = ("undecided", "nearest", "audit", "errors", "flagged", "disagreement", "all")
+"""Besides these, ``reason:CODE`` has the samples that were rejected for a reason."""
+BLIND = ("audit", "flagged", "all")
+"""The queues whose choice of samples tells nothing of what the filters decided."""
+
+
+class Decisions:
+    """Decision, reasons and scores of all samples of a run that are decided. Only what changed is read again."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.rules = resolve_rules(run.stages(), run.config.decide.all_thresholds())
+        self._columns = {s.name: sorted({r.column for name, r in self.rules if name == s.name}) for s in run.stages()}
+        self._of_part = lru_cache(maxsize=None)(self._read_part)
+
+    def frame(self) -> pd.DataFrame:
+        """Columns sample_id, part, decision, reasons and a score for each rule's column, in the order of the plan."""
+        frames = [self._of_part(part, self._stamp(part)) for part in self.run.parts()]
+        there = [frame for frame in frames if frame is not None]
+        none = pd.DataFrame(columns=["sample_id", "decision", "reasons"])
+        return pd.concat(there, ignore_index=True) if there else none
+
+    def _stamp(self, part: str) -> str:
+        store = self.run.store("decide")
+        try:
+            return str(patiently(lambda: store.fs.ukey(store.path(part, "parquet")), store.url(part, "parquet")))
+        except FileNotFoundError:
+            return ""
+
+    def _read_part(self, part: str, stamp: str) -> pd.DataFrame | None:
+        if not stamp:
+            return None
+        frame = self._table("decide", part, ["sample_id", "decision", "reasons"]).to_pandas().assign(part=part)
+        for stage, columns in self._columns.items():
+            if columns:  # a stage that was made again since has its samples in the same order
+                frame[columns] = self._table(stage, part, columns).to_pandas().to_numpy(float)
+        return frame
+
+    def _table(self, stage: str, part: str, columns: list[str]) -> pa.Table:
+        store = self.run.store(stage)
+        with store.fs.open(store.path(part, "parquet"), "rb") as file:
+            return pq.read_table(file, columns=columns)
+
+
+def queue(name: str, frame: pd.DataFrame, rules: Sequence[tuple[str, Rule]], opinions: Opinions, reviewer: str) -> Any:
+    """The ids of a queue, in order: see QUEUES. UserError if there is no such queue."""
+    if not len(frame):
+        return []
+    ids = frame["sample_id"]
+    of_reviewer = {i: by[reviewer] for i, by in opinions.items() if reviewer in by}
+    kinds: dict[str, Callable[[], pd.Series]] = {
+        "undecided": lambda: ids[frame["decision"] == "undecided"],
+        "nearest": lambda: ids.iloc[np.argsort(distances(frame, rules), kind="stable")],
+        "audit": lambda: pd.Series(audit(frame)),
+        "errors": lambda: ids[frame["decision"] == "error"],
+        "flagged": lambda: ids[[bool(i in of_reviewer and of_reviewer[i].value("flag")) for i in ids]],
+        "disagreement": lambda: ids[[_disagree(opinions, i) for i in ids]],
+        "all": lambda: ids,
+    }
+    kind, _, reason = name.partition(":")
+    if kind == "reason":
+        return ids[[reason in reasons for reasons in frame["reasons"]]].tolist()
+    if kind not in kinds:
+        raise UserError(f"queue {name!r}: no such queue; {suggest(name, QUEUES)}")
+    return kinds[kind]().tolist()
+
+
+def distances(frame: pd.DataFrame, rules: Sequence[tuple[str, Rule]]) -> np.ndarray:
+    """How far each sample's score that is nearest to its threshold is from it, in standard deviations of that score.
+
+    Infinite for a sample without scores, or with an error.
+    """
+    found = np.full(len(frame), np.inf)
+    for _, rule in rules:
+        scores = frame[rule.column].to_numpy(float)
+        spread = np.nanstd(scores) if np.isfinite(scores).any() else 0.0
+        if spread > 0:
+            found = np.fmin(found, np.abs(scores - rule.threshold) / spread)
+    return np.where(frame["decision"].isin(["kept", "rejected"]), found, np.inf)
+
+
+def audit(frame: pd.DataFrame) -> list[str]:
+    """Kept and rejected samples in turns, each in an order that is random but always the same."""
+    mixed = {
+        decision: sorted(own["sample_id"], key=lambda i: hashlib.sha256(i.encode()).digest())
+        for decision, own in frame[frame["decision"].isin(["kept", "rejected"])].groupby("decision")
+    }
+    longest = max(map(len, mixed.values()), default=0)
+    return [ids[n] for n in range(longest) for ids in mixed.values() if n < len(ids)]
+
+
+def _disagree(opinions: Opinions, sample_id: str) -> bool:
+    said = {opinion.value("verdict") for opinion in opinions.get(sample_id, {}).values()} - {None}
+    return len(said) > 1
