@@ -11,6 +11,7 @@ from data_schemas import commands
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
 from data_schemas.serving import Host, Port, serve
+from pipeline.pages import commands as pages
 
 if TYPE_CHECKING:  # imported inside the commands, so that --help and error messages are fast
     from pipeline.config import CurationConfig
@@ -202,6 +203,10 @@ def review_command(
     from pipeline.pages.samples import Samples
 
     serve(review_app(Samples(open_run(run).run), reviewer or user(), blind), host, port, "review")
+
+
+app.command("explore")(pages.explore)
+app.command("select")(pages.select)
 
 
 @app.command("estimate")

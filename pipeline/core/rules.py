@@ -49,35 +49,57 @@ def decide(
     sample is "kept".
     """
     first = next(iter(verdicts.values()))
-    count = len(first)
-    reasons: list[list[str]] = [[] for _ in range(count)]
-    missing = np.zeros(count, dtype=bool)
-    for stage, rule in rules:
-        scores = verdicts[stage][rule.column].to_numpy(dtype=float, na_value=np.nan)
-        broken = scores < rule.threshold if rule.bound == "min" else scores > rule.threshold
-        missing |= np.isnan(scores)
-        for row in np.flatnonzero(broken).tolist():
-            reasons[row].append(rule.reason)
     errors = _first_errors(verdicts)
+    failed = np.zeros(len(first), dtype=bool)
+    failed[list(errors)] = True
+    reviewed = [(reviews or {}).get(sample_id, {}) for sample_id in first["sample_id"]]
+    scores = [verdicts[s][rule.column].to_numpy(dtype=float, na_value=np.nan) for s, rule in rules]
+    decisions, broken = outcomes(
+        scores, [rule for _, rule in rules], failed, np.array([review.get("verdict") for review in reviewed], object)
+    )
     decided = []
     for row, sample_id in enumerate(first["sample_id"]):
-        failed = errors.get(row)
-        review = (reviews or {}).get(sample_id, {})
-        person = {"reviewer": None, "review_reason": None}
-        if failed is not None:
-            outcome, why = "error", [f"{failed['error_stage']}_error"]
-        elif review.get("verdict"):
-            outcome, why = review["verdict"], ["review"] if review["verdict"] == "rejected" else []
-            person = {"reviewer": review["reviewer"], "review_reason": review["reason"]}
-        elif reasons[row]:
-            outcome, why = "rejected", reasons[row]
-        elif missing[row]:
-            outcome, why = "undecided", ["score_missing"]
+        outcome, review = decisions[row], reviewed[row]
+        by_person = row not in errors and bool(review.get("verdict"))
+        if outcome == "error":
+            why = [f"{errors[row]['error_stage']}_error"]
+        elif by_person:
+            why = ["review"] if outcome == "rejected" else []
+        elif outcome == "undecided":
+            why = ["score_missing"]
         else:
-            outcome, why = "kept", []
-        blank = {"error_stage": None, "error_code": None, "error_message": None}
-        decided.append({"sample_id": sample_id, "decision": outcome, "reasons": why, **(failed or blank), **person})
+            why = [rules[number][1].reason for number in np.flatnonzero(broken[:, row]).tolist()]
+        person = {"reviewer": review["reviewer"], "review_reason": review["reason"]} if by_person else NO_PERSON
+        decided.append(
+            {"sample_id": sample_id, "decision": outcome, "reasons": why, **errors.get(row, NO_ERROR), **person}
+        )
     return decided
+
+
+NO_ERROR = {"error_stage": None, "error_code": None, "error_message": None}
+NO_PERSON = {"reviewer": None, "review_reason": None}
+
+
+def outcomes(
+    scores: Sequence[np.ndarray], rules: Sequence[Rule], failed: np.ndarray, verdicts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the decision of each sample, [R, N] whether each of R rules is broken by each of N samples), as in ``decide``.
+
+    ``scores`` has N numbers for each rule, NaN where there is none. ``failed`` says whether a stage failed on the
+    sample, ``verdicts`` has what a reviewer said, or None.
+    """
+    broken = np.zeros((len(rules), len(failed)), dtype=bool)
+    missing = np.zeros(len(failed), dtype=bool)
+    for number, (own, rule) in enumerate(zip(scores, rules, strict=True)):
+        broken[number] = own < rule.threshold if rule.bound == "min" else own > rule.threshold
+        missing |= np.isnan(own)
+    decisions = np.full(len(failed), "kept", dtype=object)
+    decisions[missing] = "undecided"
+    decisions[broken.any(axis=0)] = "rejected"
+    told = verdicts.astype(bool)  # not where it is None
+    decisions[told] = verdicts[told]
+    decisions[failed] = "error"
+    return decisions, broken
 
 
 def _first_errors(verdicts: Mapping[str, pd.DataFrame]) -> dict[int, dict]:

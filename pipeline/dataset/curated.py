@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,8 @@ from PIL import Image
 
 from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
+from pipeline.dataset.frames.frame import Frame, Shown
+from pipeline.dataset.frames.run_columns import RunColumns
 from pipeline.dataset.picture_reader import PictureReader
 from pipeline.dataset.publish import Tables, dataset_url, make_manifest
 from pipeline.jobs import pool_digest
@@ -29,6 +32,27 @@ class CuratedRun:
     def manifest(self) -> pd.DataFrame:
         """A row for every planned sample: its plan, every score, the decision and its reasons."""
         return pq.read_table(io.BytesIO(make_manifest(Tables(self.run)))).to_pandas()
+
+    @property
+    def frame(self) -> Frame:
+        """All samples as they are now, to be chosen from, sorted and shown; also of a run that is at work."""
+        return Frame.of(self._columns.refreshed(), self.picture)
+
+    @cached_property
+    def _columns(self) -> RunColumns:
+        return RunColumns(self.run)
+
+    def show(self, count: int = 12, name: str = "target") -> Shown:
+        """The first samples as a grid of pictures for a notebook."""
+        return self.frame.show(count, name)
+
+    def funnel(self) -> pd.DataFrame:
+        """What each rule leaves of the planned samples, and how many break it, alone or with others."""
+        return self.frame.funnel()
+
+    def images(self, name: str = "target") -> Iterator[Image.Image | None]:
+        """The samples' pictures of a name, in the order of the plan; None for one that was never made."""
+        return self.frame.images(name)
 
     def shards(self, split: str = "train") -> str:
         """Glob of the shards of a split, "train" or "test", for ``tokenar.train_model`` and others."""

@@ -22,9 +22,13 @@ class PictureReader:
 
     def __init__(self, run: Run, pool: str):
         self.run, self.pool = run, pool
-        rows = {part: need_part(run, "plan", part).rows() for part in run.parts()}
-        self.part_of = {row["sample_id"]: part for part in rows for row in rows[part]}
-        self.plan = {row["sample_id"]: row for part in rows for row in rows[part]}
+        self.part_of: dict[str, str] = {}
+        self._references: dict[str, tuple[str, str]] = {}
+        for part in run.parts():
+            table = need_part(run, "plan", part).table
+            ids, *references = (table[n].to_pylist() for n in ("sample_id", "reference_0_id", "reference_1_id"))
+            self.part_of |= dict.fromkeys(ids, part)
+            self._references |= dict(zip(ids, zip(*references, strict=True), strict=True))
         self._pictures = lru_cache(maxsize=8)(self.of_part)
 
     def of_part(self, stage: str, part: str) -> PartPictures:
@@ -51,7 +55,7 @@ class PictureReader:
         ``made``."""
         pasted = f"reference_{index}.png" if name == "cutout.png" else f"reference_{index}_white.png"
         found = made.get(pasted)
-        return found or self.reference(self.plan[sample_id][f"reference_{index}_id"], name)
+        return found or self.reference(self._references[sample_id][index], name)
 
     def picture(self, sample_id: str, name: str) -> Image.Image | None:
         """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if it was never made."""

@@ -35,6 +35,7 @@ from data_schemas.io import files, pointers
 from data_schemas.io.storage import file_sha256, patiently, write_file
 from pipeline.config import HOW
 from pipeline.core.parts import Part, PartPictures, PartStore, content_digest, join_digests
+from pipeline.core.tar_writer import Entries
 from pipeline.dataset import versions
 from pipeline.dataset.facts import stated
 from pipeline.dataset.leaks import check_leaks
@@ -51,15 +52,15 @@ class MadeShard(NamedTuple):
     contents: dict[str, str]
 
 
-def _made(part: Part) -> MadeShard:
+def contents_of(entries: Entries) -> dict[str, str]:
+    """A digest of each sample's files in a shard, by sample id."""
     # Sizes and checksums of the files are known from the writing, so that nothing has to be read again.
-    contents = {
+    return {
         sample_id: content_digest(
             "\n".join(f"{name} {file.size} {file.checksum}" for name, file in sorted(files.items())).encode()
         )[:16]
-        for sample_id, files in part.entries.items()
+        for sample_id, files in entries.items()
     }
-    return MadeShard(str(part.tar_sha256), contents)
 
 
 class Tables:
@@ -99,7 +100,8 @@ class Tables:
     @cached_property
     def made_shards(self) -> dict[str, MadeShard]:
         """Shard name -> what was made. Raises UserError if a shard is missing or damaged."""
-        return {name: _made(need_part(self.run, "shards", name)) for name in self.shards}
+        parts = {name: need_part(self.run, "shards", name) for name in self.shards}
+        return {name: MadeShard(str(part.tar_sha256), contents_of(part.entries)) for name, part in parts.items()}
 
     def _planted_faults(self) -> list[str | None]:
         """The planted fault of every sample in plan order. A user's own synthesis may know of none."""
@@ -163,28 +165,28 @@ def make_shard(job: PartJob, store: PartStore) -> Part:
     numbers = data.tables.shards[job.part]
     plan_rows = data.tables["plan"].take(numbers).to_pylist()
     scores = data.scores.take(numbers).to_pylist()
-    members = _ShardMembers(data, {p["sample_id"]: (p, own) for p, own in zip(plan_rows, scores, strict=True)})
+    members = ShardMembers(data.pictures, {p["sample_id"]: (p, own) for p, own in zip(plan_rows, scores, strict=True)})
     rows = [{"sample_id": p["sample_id"], "shard": f"{job.part}.tar", "split": split} for p in plan_rows]
     return store.commit(job.part, rows, members, job.made_from)
 
 
-class _ShardMembers(Mapping[str, dict[str, bytes]]):
+class ShardMembers(Mapping[str, dict[str, bytes]]):
     """The members of a shard's samples, each read when it is written: a shard may be larger than the memory.
 
     ``rows`` has the plan and the scores of each sample, in plan order.
     """
 
-    def __init__(self, data: _SharedData, rows: Mapping[str, tuple[dict, dict]]):
-        self._data, self._rows = data, rows
+    def __init__(self, pictures: PictureReader, rows: Mapping[str, tuple[dict, dict]]):
+        self._pictures, self._rows = pictures, rows
         self._fetched = lru_cache(maxsize=2)(self._fetch)  # a part's pictures of two stages are read at a time
 
     def _fetch(self, stage: str, part: str) -> PartPictures:
-        pictures = self._data.pictures.of_part(stage, part)
+        pictures = self._pictures.of_part(stage, part)
         pictures.fetch()
         return pictures
 
     def _files(self, stage: str, sample_id: str) -> Mapping[str, bytes]:
-        return self._fetched(stage, self._data.pictures.part_of[sample_id]).of(sample_id)
+        return self._fetched(stage, self._pictures.part_of[sample_id]).of(sample_id)
 
     def __getitem__(self, sample_id: str) -> dict[str, bytes]:
         plan, scores = self._rows[sample_id]
@@ -195,7 +197,7 @@ class _ShardMembers(Mapping[str, dict[str, bytes]]):
             sample_info(plan, given),
             made,
             self._files("matting", sample_id),
-            lambda i, name: self._data.pictures.shown(sample_id, i, name, made),
+            lambda i, name: self._pictures.shown(sample_id, i, name, made),
         )
 
     def __iter__(self) -> Iterator[str]:

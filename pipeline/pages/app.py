@@ -28,22 +28,7 @@ def run_app(samples: Samples, page: str, told: Callable[[str, str], dict[str, An
     and part. GET /picture/ID/NAME?side=: one of PICTURES as PNG, or with ``side`` as a thumbnail (JPEG, or PNG if it is
     transparent).
     """
-    app = page_app(f"{page} {samples.run.config.name}")
-    files = {file.name for file in resources.files("pipeline.pages").iterdir() if file.name.endswith((".css", ".js"))}
-
-    @app.get("/")
-    def front() -> Response:
-        return _file(f"{page}.html")
-
-    @app.get("/files/{name}")
-    def file(name: str) -> Response:
-        if name not in files:
-            raise HTTPException(404)
-        return _file(name)
-
-    @app.get("/favicon.ico")
-    def icon() -> Response:
-        return Response(status_code=204)
+    app = file_app(samples.run.config.name, page)
 
     @app.get("/api/run")
     def about() -> dict[str, Any]:
@@ -59,6 +44,28 @@ def run_app(samples: Samples, page: str, told: Callable[[str, str], dict[str, An
         if found is None:
             raise HTTPException(404)
         return sent(request, found, side)
+
+    return app
+
+
+def file_app(name: str, page: str) -> FastAPI:
+    """An application that serves ``<page>.html`` as its front page, and the scripts and styles of this folder."""
+    app = page_app(f"{page} {name}")
+    files = {file.name for file in resources.files("pipeline.pages").iterdir() if file.name.endswith((".css", ".js"))}
+
+    @app.get("/")
+    def front() -> Response:
+        return _file(f"{page}.html")
+
+    @app.get("/files/{name}")
+    def file(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return _file(name)
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)
 
     return app
 

@@ -20,6 +20,7 @@ from data_schemas.io.storage import Unreadable
 from data_schemas.io.text import one_line
 from pipeline.core.parts import Part, PartStore
 from pipeline.core.rules import resolve_rules
+from pipeline.dataset.frames.run_columns import part_stamps
 from pipeline.jobs import cutout_reader, pool_digest
 from pipeline.run import Run
 
@@ -37,11 +38,13 @@ class Samples:
         self.rules = resolve_rules(run.stages(), run.config.decide.all_thresholds())
         self._read = lru_cache(maxsize=24)(self._part)
         self._ids = lru_cache(maxsize=8192)(self._ids_of)
+        self._parts = lru_cache(maxsize=1)(self._parts_of)
         self._opened = lru_cache(maxsize=24)(self._pictures)
 
     def part_of(self) -> dict[str, str]:
         """Every planned sample's part, in the order of the plan; of parts that are not planned yet none."""
-        return {i: part for part in self.run.parts() for i in self._ids(part, self._stamp("plan", part))}
+        there = part_stamps(self.run.store("plan"))
+        return self._parts(tuple((part, there.get(part, "")) for part in self.run.parts()))
 
     def row(self, stage: str, part: str, sample_id: str) -> Row | None:
         """A sample's row of a stage, as plain values; None if that part is not made."""
@@ -115,12 +118,15 @@ class Samples:
     def _part(self, stage: str, part: str, stamp: str) -> Part | None:
         return self.run.store(stage).read(part) if stamp else None
 
+    def _parts_of(self, stamps: tuple[tuple[str, str], ...]) -> dict[str, str]:
+        return {i: part for part, stamp in stamps for i in self._ids(part, stamp)}
+
     def _ids_of(self, part: str, stamp: str) -> tuple[str, ...]:
         if not stamp:
             return ()
         store = self.run.store("plan")
-        with store.fs.open(store.path(part, "parquet"), "rb") as file:
-            return tuple(pq.read_table(file, columns=["sample_id"]).column(0).to_pylist())
+        with store.fs.open(store.path(part, "parquet"), "rb") as file, pq.ParquetFile(file) as table:
+            return tuple(table.read(["sample_id"]).column(0).to_pylist())
 
     def _stamp(self, stage: str, part: str) -> str:
         """What changes when a part is written; empty if it is not there."""

@@ -49,6 +49,8 @@ NOT_HERE = {
     "benchmarks/shards.py": "takes minutes; tests/benchmarks runs a small one",
     "benchmarks/costs/planning.py": "takes minutes; tests/benchmarks runs a small one",
     "benchmarks/costs/curation.py": "takes minutes; its runs are curations as others",
+    "benchmarks/costs/exploring.py": "takes minutes; tests/benchmarks runs a small one",
+    "instructar explore": "serves a page until Ctrl-C; tests/pipeline/pages/test_browser_explore.py uses it",
     "tokenar-playground": "serves until Ctrl-C; tests/flows/test_browser_playground.py opens it",
     "benchmarks/ceilings.py": "fits three codebooks for minutes; tests/benchmarks has figures that are known",
 }
@@ -56,7 +58,7 @@ ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
 OURS = PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}
-READING = "models|status|estimate|diff|merge|prune|review"
+READING = "models|status|estimate|diff|merge|prune|review|select"
 """Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
 """The settings of the small run, where the command would make the profile's 96 samples or more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import time
@@ -142,6 +143,22 @@ class Trouble(Stage):
             pass
         time.sleep(self.config.rest)
         return {"trouble": float("nan") if number in self.config.nan else float(number)}
+
+
+SCORES = tuple(f"score_{k}" for k in range(8))
+
+
+class Scored(Stage):
+    """Scores between 0 and 1 that follow from the sample's id, each with a rule that most samples break."""
+
+    name = "scored"
+    reads = ("plan",)
+    columns = tuple(Column(name, pa.float64(), "A score.", "fraction", low=0, high=1) for name in SCORES)
+    rules = tuple(Rule(name, "min", 0.5, f"{name}_low", "Below the half.") for name in SCORES)
+
+    def process(self, sample: Sample) -> dict:
+        digits = hashlib.sha256(sample.sample_id.encode()).digest()
+        return {name: digits[k] / 255 for k, name in enumerate(SCORES)}
 
 
 class Fails(Stage):
