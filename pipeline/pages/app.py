@@ -16,6 +16,7 @@ from data_schemas.io import pictures
 from data_schemas.serving import page_app
 from pipeline.pages.samples import PICTURES, Samples
 
+WEB = resources.files("pipeline.pages") / "web"
 KINDS = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript"}
 LARGEST = 1024
 """Longest side of a thumbnail, in pixels; without a side a picture comes as it is stored."""
@@ -51,7 +52,7 @@ def run_app(samples: Samples, page: str, told: Callable[[str, str], dict[str, An
 def file_app(name: str, page: str) -> FastAPI:
     """An application that serves ``<page>.html`` as its front page, and the scripts and styles of this folder."""
     app = page_app(f"{page} {name}")
-    files = {file.name for file in resources.files("pipeline.pages").iterdir() if file.name.endswith((".css", ".js"))}
+    files = {file.name for file in WEB.iterdir() if file.name.endswith((".css", ".js"))}
 
     @app.get("/")
     def front() -> Response:
@@ -122,5 +123,5 @@ def thumbnail(data: bytes, side: int) -> tuple[bytes, str]:
 
 
 def _file(name: str) -> Response:
-    text = resources.files("pipeline.pages").joinpath(name).read_text(encoding="utf-8")
+    text = WEB.joinpath(name).read_text(encoding="utf-8")
     return Response(text, media_type=KINDS[name.rpartition(".")[2]], headers={"cache-control": "no-cache"})
