@@ -24,11 +24,11 @@ from data_schemas.io.text import one_line
 from pipeline.core.review import is_below
 from pipeline.pages.app import part_of, run_app, sent
 from pipeline.pages.applying import Applying
+from pipeline.pages.queues import BLIND, QUEUES, Decisions, queue
 from pipeline.pages.samples import Samples, plain
 from pipeline.review.agreement import agreement
 from pipeline.review.log import FOLDER, ReviewLog, Said
 from pipeline.review.opinions import Opinion, opinions
-from pipeline.review.queues import BLIND, QUEUES, Decisions, queue
 
 WINDOW, BEHIND = 1000, 20
 """Ids of a queue that a page gets at once, and how many that were seen already come first."""

@@ -23,10 +23,10 @@ from fsspec.implementations.local import LocalFileSystem
 from data_schemas.errors import UserError
 from data_schemas.tables import DECIDE, MANIFEST, PLAN, STATUS_COLUMNS
 from pipeline.core.parts import NOT_WHOLE, PartStore
-from pipeline.core.review import Reviews
 from pipeline.core.rules import resolve_rules
 from pipeline.dataset.frames.columns import FIRST, Standing, need_column
 from pipeline.dataset.opened import open_dataset
+from pipeline.review.log import ReviewLog
 from pipeline.run import Run
 
 AT_ONCE = 16
@@ -125,7 +125,7 @@ class RunColumns:
             return self._whole[name]
 
     def standing(self) -> Standing:
-        """By the stages' states and the review table, as the next curation would see it."""
+        """By the stages' states and what people said, as the next curation would see it."""
         stages = [stage.name for stage in self.run.stages()]
         self.load([f"{stage}.status" for stage in stages])
         states = [self.column(f"{stage}.status") for stage in stages]
@@ -135,7 +135,7 @@ class RunColumns:
             failed |= pc.fill_null(pc.equal(state, "error"), False).to_numpy()
             scored &= state.is_valid().to_numpy()
         verdicts = np.full(len(self), None, dtype=object)
-        told = {i: row["verdict"] for i, row in Reviews(self.run.config.run_url).rows.items() if row["verdict"]}
+        told = ReviewLog(self.run.config.run_url).verdicts()
         for sample_id, row in zip(told, pc.index_in(pa.array(told, pa.string()), self.ids).to_pylist(), strict=True):
             if row is not None:
                 verdicts[row] = told[sample_id]

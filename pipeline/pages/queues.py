@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_schemas.errors import UserError
-from data_schemas.io.storage import patiently
 from data_schemas.settings import suggest
-from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Rule
+from pipeline.dataset.frames.columns import score_name
+from pipeline.dataset.frames.run_columns import RunColumns
 from pipeline.review.opinions import Opinions
 from pipeline.run import Run
 
 QUEUES = ("undecided", "nearest", "audit", "errors", "flagged", "disagreement", "all")
 """Besides these, ``reason:CODE`` has the samples that were rejected for a reason."""
+Rules = Sequence[tuple[str, Rule]]
 BLIND = ("audit", "flagged", "all")
 """The queues whose choice of samples tells nothing of what the filters decided."""
 
@@ -30,41 +29,24 @@ class Decisions:
     """Decision, reasons and scores of all samples of a run that are decided. Only what changed is read again."""
 
     def __init__(self, run: Run):
-        self.run = run
-        self.rules = resolve_rules(run.stages(), run.config.decide.all_thresholds())
-        self._columns = {s.name: sorted({r.column for name, r in self.rules if name == s.name}) for s in run.stages()}
-        self._of_part = lru_cache(maxsize=None)(self._read_part)
+        self._columns = RunColumns(run)
+
+    @property
+    def rules(self) -> Rules:
+        """(stage, rule) of every rule of the run."""
+        return self._columns.rules
 
     def frame(self) -> pd.DataFrame:
-        """Columns sample_id, part, decision, reasons and a score for each rule's column, in the order of the plan."""
-        frames = [self._of_part(part, self._stamp(part)) for part in self.run.parts()]
-        there = [frame for frame in frames if frame is not None]
-        none = pd.DataFrame(columns=["sample_id", "decision", "reasons"])
-        return pd.concat(there, ignore_index=True) if there else none
-
-    def _stamp(self, part: str) -> str:
-        store = self.run.store("decide")
-        try:
-            return str(patiently(lambda: store.fs.ukey(store.path(part, "parquet")), store.url(part, "parquet")))
-        except FileNotFoundError:
-            return ""
-
-    def _read_part(self, part: str, stamp: str) -> pd.DataFrame | None:
-        if not stamp:
-            return None
-        frame = self._table("decide", part, ["sample_id", "decision", "reasons"]).to_pandas().assign(part=part)
-        for stage, columns in self._columns.items():
-            if columns:  # a stage that was made again since has its samples in the same order
-                frame[columns] = self._table(stage, part, columns).to_pandas().to_numpy(float)
-        return frame
-
-    def _table(self, stage: str, part: str, columns: list[str]) -> pa.Table:
-        store = self.run.store(stage)
-        with store.fs.open(store.path(part, "parquet"), "rb") as file:
-            return pq.read_table(file, columns=columns)
+        """Columns sample_id, decision, reasons and a score for each rule's column, in the order of the plan."""
+        columns = self._columns = self._columns.refreshed()
+        scores = {rule.column: score_name(columns, stage, rule.column) for stage, rule in self.rules}
+        names = {"sample_id": "sample_id", "decision": "decision", "reasons": "reasons", **scores}
+        columns.load(names.values())
+        frame = pa.table({shown: columns.column(name) for shown, name in names.items()}).to_pandas()
+        return frame[frame["decision"].notna()].reset_index(drop=True)
 
 
-def queue(name: str, frame: pd.DataFrame, rules: Sequence[tuple[str, Rule]], opinions: Opinions, reviewer: str) -> Any:
+def queue(name: str, frame: pd.DataFrame, rules: Rules, opinions: Opinions, reviewer: str) -> Any:
     """The ids of a queue, in order: see QUEUES. UserError if there is no such queue."""
     if not len(frame):
         return []
@@ -87,7 +69,7 @@ def queue(name: str, frame: pd.DataFrame, rules: Sequence[tuple[str, Rule]], opi
     return kinds[kind]().tolist()
 
 
-def distances(frame: pd.DataFrame, rules: Sequence[tuple[str, Rule]]) -> np.ndarray:
+def distances(frame: pd.DataFrame, rules: Rules) -> np.ndarray:
     """How far each sample's score that is nearest to its threshold is from it, in standard deviations of that score.
 
     Infinite for a sample without scores, or with an error.
