@@ -8,7 +8,7 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) $(if $(PIP
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup quickstart pretrain quick test long browser lint accelerator carry fuzz chaos clean
+.PHONY: setup quickstart pretrain quick test long browser docs lint accelerator carry fuzz chaos clean
 
 setup: .venv/.done
 
@@ -51,6 +51,10 @@ long: setup
 browser: setup
 	command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m browser
+
+# the documentation site, in build/site; a dead link ends it
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # everything that needs a GPU, measured and proven; without one a dry run at tiny size
 accelerator: setup
