@@ -75,3 +75,12 @@ def test_a_port_in_use_is_said():
             serve(page_app("a test"), "127.0.0.1", port, "test")
     with pytest.raises(UserError, match=r"nowhere\.invalid"):
         serve(page_app("a test"), "nowhere.invalid", 0, "test")
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+def test_who_lets_others_in_is_told(monkeypatch, capsys, host, warned):
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    serve(page_app("a test"), host, 0, "review")
+    told = capsys.readouterr()
+    assert f"review       http://{host}:" in told.out
+    assert ("can use this page" in told.err) == warned
