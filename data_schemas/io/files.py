@@ -84,6 +84,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def new_folder(out: str) -> Path:
+    """The folder ``out`` of this machine, which must not be there or be empty; UserError for any other."""
+    if "://" in out and not out.startswith("file://"):
+        raise UserError(f"--out {out}: give a folder of this machine, and copy it to the bucket when it is whole")
+    target = Path(os.path.abspath(out.removeprefix("file://")))
+    if os.path.lexists(target) and not (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
+        raise UserError(f"--out {out}: is there already; give another folder")
+    return target
+
+
+@contextmanager
+def filling(target: Path) -> Iterator[Path]:
+    """A folder that gets the name ``target`` when the block has ended, and is removed if it fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, target)  # an empty folder is replaced
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``path``, then move the written file to ``path`` in one step."""
     with replacing(path) as temporary:
