@@ -12,12 +12,13 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 import fsspec
 
 from data_schemas.errors import UserError
-from data_schemas.io import pictures
+from data_schemas.io import folders, pictures
 from data_schemas.io.documents import MAX_BYTES as MAX_TEXT
 from data_schemas.io.files import check_file
 from data_schemas.io.pointers import followed
@@ -183,6 +184,7 @@ def expand_shards(pattern: str) -> list[str]:
         paths = [pattern] if _is_there(pattern) else _glob(pattern)
         for path in paths:
             if os.path.isdir(path):
+                _no_examples(path)
                 raise UserError(
                     f"{shown(path)}: is a folder, not a shard; give a glob such as '{path.rstrip('/')}/*.tar'"
                 )
@@ -190,6 +192,17 @@ def expand_shards(pattern: str) -> list[str]:
     if not paths:
         raise UserError(f"{shown(pattern)}: no shard matches; {GLOB}")
     return sorted(paths)
+
+
+def _no_examples(path: str) -> None:
+    """UserError for a folder of examples, which says how shards are made of them."""
+    places = [Path(path), *(Path(path, split) for split in ("train", "test"))]
+    made = f"{path.rstrip('/')}-shards"
+    if any(folders.example_folders(place) for place in places):
+        raise UserError(
+            f"{shown(path)}: holds examples in folders, not shards; make shards of them with instructar import {path} "
+            f"--out {made}, and give '{made}/train-*.tar'"
+        )
 
 
 def _is_there(path: str) -> bool:
