@@ -30,7 +30,9 @@ def transformers() -> Any:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise UserError("T5 and DINOv2 need transformers; install it with: pip install 'instructar[paper]'") from error
+        raise UserError(
+            "T5 and teachers need transformers; install it with: pip install 'instructar[paper]'"
+        ) from error
     return transformers
 
 
@@ -42,6 +44,7 @@ def load_pretrained(kind: Any, purpose: str, source: str, revision: str, dtype: 
     """
     try:
         config = transformers().AutoConfig.from_pretrained(source, revision=revision, **LOCAL)
+        config = getattr(config, "vision_config", config)  # of a CLIP only the vision half is read
         if not isinstance(config, kind.config_class):
             raise ValueError(f"it is a {config.model_type}, not a {kind.config_class.model_type}")
         network, report = kind.from_pretrained(
