@@ -294,6 +294,14 @@ def train_tokenar_xl(shards: str = "", **changes: object) -> TrainConfig:
     return with_changes(TrainConfig.model_validate(values), **changes)
 
 
+def train_single_subject(shards: str = "", **changes: object) -> TrainConfig:
+    """The paper's run on SubjectSpatial200K (appendix B): ``train_tokenar_xl`` with 10,000 steps and one reference.
+
+    Identity disentanglement then predicts that reference before the picture. docs/folders.md makes the shards.
+    """
+    return with_changes(train_tokenar_xl(shards), **({"model__max_references": 1, "steps": 10_000} | changes))
+
+
 def cpu_ablation(shards: str = "", **changes: object) -> TrainConfig:
     """``cpu_base`` from nothing on 48-pixel pictures of 12 x 12 tokens, which it learns to look up in two minutes."""
     small: dict[str, object] = {
@@ -310,6 +318,7 @@ PRESETS = {
     "cpu_quick": cpu_quick,
     "cpu_ablation": cpu_ablation,
     "tokenar_xl": train_tokenar_xl,
+    "single_subject": train_single_subject,
     "released": train_released,
 }
 

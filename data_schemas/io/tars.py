@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -168,11 +168,13 @@ def _content(file: IO[bytes], entry: tarfile.TarInfo) -> bytes:
     return data
 
 
-def expand_shards(pattern: str) -> list[str]:
-    """The sorted shards that a glob such as ``data/train-*.tar`` (disk or bucket) matches.
+def expand_shards(pattern: str | Sequence[str]) -> list[str]:
+    """The sorted shards that a glob such as ``data/train-*.tar`` (disk or bucket) matches, or those of several globs.
 
     In a bucket ``<run>/dataset`` stands for the run's newest dataset. Raises UserError if nothing matches.
     """
+    if not isinstance(pattern, str):
+        return list(dict.fromkeys(url for one in pattern for url in expand_shards(one)))
     if "://" in pattern:
         folder, _, name = pattern.rpartition("/")
         paths = _glob_url(pattern)

@@ -70,8 +70,8 @@ class Entry(BaseModel):
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
 
 
-def from_shards(pattern: str, limit: int | None = None) -> Requests:
-    """The samples of all shards that the glob ``pattern`` names, in stored order."""
+def from_shards(pattern: str | Sequence[str], limit: int | None = None) -> Requests:
+    """The samples of all shards that a glob names, or several, in stored order."""
     urls = expand_shards(pattern)
     ids = list(islice(_distinct_ids(urls), limit))
     if not ids:

@@ -167,7 +167,7 @@ def quantise(net: TokenAR, weights: str) -> None:
 
 def sample_pictures(
     model: str | Path | Model,
-    requests: str | Requests,
+    requests: str | Sequence[str] | Requests,
     out: str | Path,
     config: SampleConfig | None = None,
     *,
@@ -176,7 +176,7 @@ def sample_pictures(
     preview: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Draw a picture for every request, or for every sample of the shards that a glob names.
+    """Draw a picture for every request, or for every sample of the shards that globs name.
 
     Writes ``<sample_id>.png`` to the folder ``out`` (a slash in an id as ``%2F``), or ``<sample_id>-<k>.png`` with
     several seeds, and the list of all pictures to ``out/samples.json``; returns that list. Every PNG has its recipe in
@@ -186,7 +186,7 @@ def sample_pictures(
     UserError for input that cannot be used.
     """
     folder = Path(out)
-    if isinstance(requests, str):
+    if not isinstance(requests, Requests):
         requests = from_shards(requests, limit)
     try:
         folder.mkdir(parents=True, exist_ok=True)

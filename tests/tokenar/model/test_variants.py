@@ -145,11 +145,13 @@ def test_grouped_heads_are_plain_heads_with_repeated_keys():
 
 def test_special_instruct_tokens_are_chosen_by_sample():
     net = random_net(changed(instruct_mode="special"))
-    sources, text, picture = inputs()
+    sources, text, _ = inputs()
     rows = net.instruct_token_embeddings.weight.view(3, 2, 16)
     assert torch.equal(net.embed_prefix(sources, text, instruct=torch.tensor([2, 0]))[:, -2:], rows[[2, 0]])
-    with pytest.raises(ValueError, match="special"):
-        net(sources, text, picture)
+    assert torch.equal(net.embed_prefix(sources, text)[:, -2:], rows[[2, 2]]), "without a number, the picture's"
+    released = random_net(changed(instruct_mode="special", picture_instruct="last_reference"))
+    rows = released.instruct_token_embeddings.weight.view(3, 2, 16)
+    assert torch.equal(released.embed_prefix(sources, text)[:, -2:], rows[[1, 1]])
 
 
 def test_without_a_background_the_sources_are_the_references():
