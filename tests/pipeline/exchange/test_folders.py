@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from commands import run_here
+from exchanged import write_example
 from PIL import Image
 from small.datasets import row, write_shards
 from small.run import make_sample, write_shard
@@ -33,19 +34,6 @@ def shard(path, samples):
 
 def shards_in(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
-
-
-def example(folder, number, references=1, background=True):
-    """A folder as others make it, from sample ``number``."""
-    sample = make_sample(number, side=64, references=references)
-    (folder / "ref").mkdir(parents=True)
-    for k, picture in enumerate(sample.references_rgba, 1):
-        picture.save(folder / f"ref/ref{k}.png")
-    sample.target.save(folder / "real.png")
-    if background:
-        sample.background.save(folder / "background.png")
-    (folder / "description.txt").write_text(f"{sample.prompt}\n")
-    return sample
 
 
 @pytest.fixture
@@ -93,7 +81,7 @@ def test_what_was_changed_since_the_export_is_taken_as_it_is_now(dataset, tmp_pa
     to_folders(f"{dataset}/*.tar", str(tmp_path / "folders"))
     (tmp_path / "folders/train/example1/description.txt").write_text("a red cat")
     shutil.rmtree(tmp_path / "folders/train/example2")
-    example(tmp_path / "folders/train/mine.1", 9)
+    write_example(tmp_path / "folders/train/mine.1", 9)
     done = from_folders(str(tmp_path / "folders"), str(tmp_path / "back"))
     assert done.changed == ["example1"]
     first = {sample.sample_id: sample for sample in read_shard(str(tmp_path / "back/train-00000.tar"))}
@@ -107,7 +95,7 @@ def test_what_was_changed_since_the_export_is_taken_as_it_is_now(dataset, tmp_pa
 def test_folders_of_others(tmp_path):
     """Twenty examples as people have them: cut-outs with transparency, one to three references, one that is broken."""
     root = tmp_path / "data"
-    made = {n: example(root / f"example{n}", n, references=n % 3 + 1) for n in range(1, 21)}
+    made = {n: write_example(root / f"example{n}", n, references=n % 3 + 1) for n in range(1, 21)}
     (root / "example7/real.png").unlink()
     shutil.rmtree(root / "example8/ref")
     (root / "example8/ref").mkdir()
@@ -132,14 +120,14 @@ def test_folders_of_others(tmp_path):
 
 def test_the_same_folders_give_the_same_bytes(tmp_path):
     for n in (1, 2):
-        example(tmp_path / f"data/{n}", n)
+        write_example(tmp_path / f"data/{n}", n)
     for name in ("a", "b"):
         from_folders(str(tmp_path / "data"), str(tmp_path / name))
     assert shards_in(tmp_path / "a") == shards_in(tmp_path / "b")
 
 
 def test_a_missing_background_stops_unless_it_is_allowed(tmp_path):
-    example(tmp_path / "data/one", 1, background=False)
+    write_example(tmp_path / "data/one", 1, background=False)
     refused = ask("import", tmp_path / "data", "--out", tmp_path / "out")
     assert refused.returncode == 2
     assert "one: no background.png" in refused.stderr
@@ -153,7 +141,7 @@ def test_a_missing_background_stops_unless_it_is_allowed(tmp_path):
 
 def test_mistakes_are_one_line_and_leave_nothing(dataset, tmp_path):
     (tmp_path / "empty").mkdir()
-    example(tmp_path / "data/one", 1)
+    write_example(tmp_path / "data/one", 1)
     (tmp_path / "data/one/real.png").write_bytes(b"no picture")
     for arguments, told in {
         ("import", tmp_path / "empty"): "no example there",
@@ -183,7 +171,7 @@ def test_a_damaged_note_of_the_export_is_named(dataset, tmp_path):
 
 
 def test_who_gives_folders_for_shards_is_told_what_to_do(tmp_path):
-    example(tmp_path / "data/example1", 1)
+    write_example(tmp_path / "data/example1", 1)
     with pytest.raises(UserError, match=r"instructar import .*data --out .*data-shards, and give '.*train-\*\.tar'"):
         expand_shards(str(tmp_path / "data"))
     write_shard(tmp_path / "shards/train-0.tar", [make_sample(1)])
