@@ -9,7 +9,9 @@ import torch
 from golden import cases, read, tensors
 from golden.released import config_of
 from small.run import SMALL, in_process, make_sample, random_net, tiny_config, write_config, write_shard
+from tiny.encoders import save_tiny_clip, save_tiny_dinov2
 from torch.nn import functional as F
+from transformers import CLIPModel
 
 from data_schemas.errors import UserError
 from tokenar.config import TrainConfig, train_single_subject, with_changes
@@ -17,7 +19,7 @@ from tokenar.data.mixing import Mix
 from tokenar.data.samples import Encoded, Order, collate
 from tokenar.data.targets import with_target
 from tokenar.encoders.config import TeacherConfig
-from tokenar.encoders.teacher import MEAN_STD, teacher_pixels
+from tokenar.encoders.teacher import MEAN_STD, Teacher, teacher_pixels
 from tokenar.model.config import ModelConfig
 from tokenar.train.loop import train_model
 from tokenar.train.step import teacher_losses
@@ -65,6 +67,26 @@ def test_clip_sees_the_whole_of_a_square_picture():
     seen = teacher_pixels(picture, kind="clip") * std + mean
     assert seen.shape == (1, 3, 224, 224)
     assert ((picture + 1) / 2 - seen).abs().max() <= 1.01 / 255, "truncated to 8 bits, nothing cut off"
+
+
+@pytest.mark.slow
+def test_both_networks_are_read_and_stand_side_by_side(tmp_path):
+    clip, dinov2 = save_tiny_clip(tmp_path / "clip"), save_tiny_dinov2(tmp_path / "dinov2")
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    made = {
+        kind: Teacher(TeacherConfig(kind=kind, clip=str(clip), model=str(dinov2)), dtype=torch.float32)
+        for kind in ("dinov2", "clip", "both")
+    }
+    assert [made[kind].tokens for kind in made] == [256, 196, 452]
+    each = [made[kind].encode(pictures) for kind in ("dinov2", "clip")]
+    assert torch.equal(made["both"].encode(pictures), torch.cat(each, 1))
+    assert len({teacher.fingerprint for teacher in made.values()}) == 3
+    vision = CLIPModel.from_pretrained(clip).vision_model
+    true = vision(teacher_pixels(pictures, kind="clip")).last_hidden_state[:, 1:]
+    torch.testing.assert_close(each[1], true, atol=1e-5, rtol=1e-4)
+    wide = save_tiny_dinov2(tmp_path / "wide", width=48)
+    with pytest.raises(UserError, match="widths 48 and 24"):
+        Teacher(TeacherConfig(kind="both", clip=str(clip), model=str(wide)))
 
 
 def test_both_teachers_train(tmp_path):

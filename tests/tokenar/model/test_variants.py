@@ -248,7 +248,7 @@ def test_alignment_features_are_those_of_the_picture():
 @torch.no_grad()
 def test_clip_features_are_shrunk_without_aliasing():
     """16 cells become 14: of a column of ones, each cell gets the share that its widened triangle covers."""
-    align = Alignment(changed(distill="clip", grid=32))
+    align = Alignment(changed(distill="clip", grid=32), "clip")
     align.weight.zero_()
     align.weight[:, 0] = 0.25
     align.bias.zero_()
@@ -291,7 +291,7 @@ def test_the_presets_differ_where_they_say():
     theirs, ours = released().model_dump(), tokenar_xl().model_dump()
     assert {name for name in ours if ours[name] != theirs[name]} == {
         "rotary_layout", "background_index", "index_at_inference", "index_on_targets", "null_embeddings",
-        "text_padding",
+        "text_padding", "picture_instruct",
     }  # fmt: skip
     with torch.device("meta"):
         shapes = [{k: v.shape for k, v in TokenAR(c()).state_dict().items()} for c in (released, tokenar_xl)]
