@@ -11,6 +11,7 @@ from data_schemas import commands
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
 from data_schemas.serving import Host, Port, serve
+from pipeline.exchange.commands import export_command, import_command
 from pipeline.pages import commands as pages
 
 if TYPE_CHECKING:  # imported inside the commands, so that --help and error messages are fast
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # imported inside the commands, so that --help and error mess
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 models_app = typer.Typer(no_args_is_help=True, help="The model weights that a config needs.")
 app.add_typer(models_app, name="models")
+app.command("export")(export_command)
+app.command("import")(import_command)
 
 Profile = Annotated[str, typer.Option(help="Named settings to start from (pipeline/profiles)")]
 RunProfile = Annotated[str | None, typer.Option("--profile", help="Named settings  [default: the run's own]")]

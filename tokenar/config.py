@@ -33,6 +33,10 @@ class TrainConfig(Settings):
     """The settings of a training run."""
 
     shards: str = Field(description="glob of the training shards, raw or from tokenar-encode")
+    also: tuple[str, ...] = Field(default=(), description="globs of further training shards, mixed with the first")
+    weights: tuple[float, ...] = Field(
+        default=(), description="with also: how often a sample is of each glob, in proportion; empty: by their sizes"
+    )
     val_shards: str | None = Field(default=None, description="glob of the validation shards, of the same kind")
     only: str | None = Field(default=None, description="file of sample ids, one a line: the training samples to use")
     out: Folder = Field(default="runs/train", description="folder of the run")
@@ -53,6 +57,7 @@ class TrainConfig(Settings):
     distill_weight: float = Field(
         default=0.5, ge=0, le=1000, description="weight of the teacher's loss; the cross entropy has weight 1"
     )
+    clip_weight: float = Field(default=2.0, ge=0, le=1000, description="weight of CLIP's loss beside DINOv2's")
     copies_weight: float = Field(
         default=1.0, ge=0, le=1000, description="weight of a reference copy's token in the loss; a picture's has 1"
     )
@@ -63,6 +68,9 @@ class TrainConfig(Settings):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
     steps: int = Field(default=1000, ge=1, le=MAX_STEPS)
+    epochs: int | None = Field(
+        default=None, ge=1, le=10**6, description="passes over the training samples, which then say the steps"
+    )
     batch: int = Field(default=8, ge=1, le=MAX_BATCH, description="samples a step, over all processes together")
     accumulation: int = Field(
         default=1, ge=1, le=MAX_BATCH, description="micro-batches into which a process cuts its share of a batch"
@@ -122,15 +130,31 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _can_be_trained(self) -> TrainConfig:
         model = self.model
-        if (model.distill == "dinov2") != (self.teacher is not None) or model.distill == "clip":
-            raise ValueError("model.distill dinov2 and teacher go together: set both or none, and no other distill")
-        if model.instruct_mode != "casual" or not model.background:
-            raise ValueError("shards hold samples for model.instruct_mode casual and model.background true")
+        if model.distill != (self.teacher and self.teacher.kind):
+            raise ValueError("model.distill and teacher.kind go together: set both to the same, or neither")
+        if model.instruct_mode == "special" and (self.teacher or model.identity_disentanglement):
+            raise ValueError(
+                "model.instruct_mode special draws one image as the target: set model.identity_disentanglement false, "
+                "and model.distill and teacher null, as shards have the teacher's features of the picture alone"
+            )
         if model.canvas_problem:
             raise ValueError(f"model.{model.canvas_problem}")
         if self.pictures_every and (self.parallel != "ddp" or not self.val_shards):
             raise ValueError("pictures_every draws validation samples under parallel ddp; set val_shards, or 0")
         return self
+
+    @model_validator(mode="after")
+    def _sets_can_be_mixed(self) -> TrainConfig:
+        if self.weights and (len(self.weights) != 1 + len(self.also) or not all(0 < w <= 1e6 for w in self.weights)):
+            raise ValueError(f"weights: {1 + len(self.also)} globs of shards need as many weights, each above 0")
+        if self.also and self.only:
+            raise ValueError("only chooses samples of one glob of shards; unset it, or also")
+        return self
+
+    @property
+    def every_shards(self) -> tuple[str, ...]:
+        """The globs of all training shards."""
+        return (self.shards, *self.also)
 
     @property
     def image_size(self) -> int:
@@ -270,6 +294,14 @@ def train_tokenar_xl(shards: str = "", **changes: object) -> TrainConfig:
     return with_changes(TrainConfig.model_validate(values), **changes)
 
 
+def train_single_subject(shards: str = "", **changes: object) -> TrainConfig:
+    """The paper's run on SubjectSpatial200K (appendix B): ``train_tokenar_xl`` with 10,000 steps and one reference.
+
+    Identity disentanglement then predicts that reference before the picture. docs/folders.md makes the shards.
+    """
+    return with_changes(train_tokenar_xl(shards), **({"model__max_references": 1, "steps": 10_000} | changes))
+
+
 def cpu_ablation(shards: str = "", **changes: object) -> TrainConfig:
     """``cpu_base`` from nothing on 48-pixel pictures of 12 x 12 tokens, which it learns to look up in two minutes."""
     small: dict[str, object] = {
@@ -286,6 +318,7 @@ PRESETS = {
     "cpu_quick": cpu_quick,
     "cpu_ablation": cpu_ablation,
     "tokenar_xl": train_tokenar_xl,
+    "single_subject": train_single_subject,
     "released": train_released,
 }
 

@@ -10,14 +10,15 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 import fsspec
 
 from data_schemas.errors import UserError
-from data_schemas.io import pictures
+from data_schemas.io import folders, pictures
 from data_schemas.io.documents import MAX_BYTES as MAX_TEXT
 from data_schemas.io.files import check_file
 from data_schemas.io.pointers import followed
@@ -167,11 +168,13 @@ def _content(file: IO[bytes], entry: tarfile.TarInfo) -> bytes:
     return data
 
 
-def expand_shards(pattern: str) -> list[str]:
-    """The sorted shards that a glob such as ``data/train-*.tar`` (disk or bucket) matches.
+def expand_shards(pattern: str | Sequence[str]) -> list[str]:
+    """The sorted shards that a glob such as ``data/train-*.tar`` (disk or bucket) matches, or those of several globs.
 
     In a bucket ``<run>/dataset`` stands for the run's newest dataset. Raises UserError if nothing matches.
     """
+    if not isinstance(pattern, str):
+        return list(dict.fromkeys(url for one in pattern for url in expand_shards(one)))
     if "://" in pattern:
         folder, _, name = pattern.rpartition("/")
         paths = _glob_url(pattern)
@@ -183,6 +186,7 @@ def expand_shards(pattern: str) -> list[str]:
         paths = [pattern] if _is_there(pattern) else _glob(pattern)
         for path in paths:
             if os.path.isdir(path):
+                _no_examples(path)
                 raise UserError(
                     f"{shown(path)}: is a folder, not a shard; give a glob such as '{path.rstrip('/')}/*.tar'"
                 )
@@ -190,6 +194,17 @@ def expand_shards(pattern: str) -> list[str]:
     if not paths:
         raise UserError(f"{shown(pattern)}: no shard matches; {GLOB}")
     return sorted(paths)
+
+
+def _no_examples(path: str) -> None:
+    """UserError for a folder of examples, which says how shards are made of them."""
+    places = [Path(path), *(Path(path, split) for split in ("train", "test"))]
+    made = f"{path.rstrip('/')}-shards"
+    if any(folders.example_folders(place) for place in places):
+        raise UserError(
+            f"{shown(path)}: holds examples in folders, not shards; make shards of them with instructar import {path} "
+            f"--out {made}, and give '{made}/train-*.tar'"
+        )
 
 
 def _is_there(path: str) -> bool:

@@ -127,6 +127,15 @@ def _list_rows(path: Place, version: object, columns: Columns) -> tuple[Row, ...
     return tuple(rows)
 
 
+def read_rows(path: Place, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file with these columns, a few in memory at a time. Raises UserError if one does not exist."""
+    file = _open(path)
+    if missing := [name for name in columns if name not in file.schema_arrow.names]:
+        raise UserError(f"{path}: there is no column {missing[0]!r}; there is: {', '.join(file.schema_arrow.names)}")
+    for batch in _batches(file, path, columns, None):
+        yield from batch.to_pylist()
+
+
 class PictureColumn:
     """Reads one picture column of one file in ascending order of rows. An earlier row restarts its row group."""
 

@@ -34,6 +34,9 @@ NOT_HERE = {
     "hf download": "needs a network",
     "export HF_TOKEN": "a secret of the reader's",
     "tokenar-encode": "needs the weights of VQ-16 and T5; tests/tokenar/data/test_encode.py has small ones",
+    "subject-spatial": "needs SubjectSpatial200K; tests/pipeline/exchange/test_pairs.py has a small one",
+    "--preset single_subject": "needs a GPU and encoded shards",
+    "--encoders paper": "needs the paper's weights",
     "--preset tokenar_xl": "needs a GPU and encoded shards",
     "torchrun": "needs eight GPUs; tests/tokenar/train/test_parallel.py runs two processes",
     "make pretrain": "takes an hour; tests/flows/test_pretrain.py makes a small one",
@@ -58,7 +61,7 @@ ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
 OURS = PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}
-READING = "models|status|estimate|diff|merge|prune|review|select"
+READING = "models|status|estimate|diff|merge|prune|review|select|export|import"
 """Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
 """The settings of the small run, where the command would make the profile's 96 samples or more."""

@@ -106,7 +106,7 @@ def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int],
     """Measure one sample and write its files."""
     net, count = model.net, len(item.references)
     encoded = encode_sample(item, model.tokenizer, model.text, net.config.max_references)
-    batch = collate([encoded]).to(net.norm.weight.device)
+    batch = collate([encoded], net.config.background).to(net.norm.weight.device)
     boxes, layout = checked_boxes(item.info, count, item.sample_id), net.layout(count)
     # A drawn picture is measured as it was drawn, and some models draw without the index embedding.
     maps = measure(net, batch, boxes, heads=heads, index=index or net.config.index_at_inference)

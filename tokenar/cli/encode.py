@@ -21,6 +21,7 @@ def encode(
     vq: Annotated[str | None, typer.Option(help="Weights of the VQ tokenizer: vq_ds16_t2i.pt or safetensors.")] = None,
     t5: Annotated[str | None, typer.Option(help="Text encoder: a Hugging Face id or a folder.")] = None,
     teacher: Annotated[bool, typer.Option(help="Also make the distillation targets.")] = True,
+    distill: Annotated[str | None, typer.Option(help="Which teacher: dinov2, clip or both.  [default: dinov2]")] = None,
     keep_padding: Annotated[
         bool | None, typer.Option(help="Also the captions' padding, which `released` reads.")
     ] = None,
@@ -39,8 +40,10 @@ def encode(
         "image_size": image_size, "batch": batch, "vq_batch": vq_batch,
     }  # fmt: skip
     values: dict[str, object] = {key: value for key, value in options.items() if value is not None}
-    if not teacher:
-        values["teacher"] = None
+    if not teacher and distill:
+        raise UserError("--distill and --no-teacher exclude each other; give one")
+    if not teacher or distill:
+        values["teacher"] = {"kind": distill} if teacher else None
     if config is not None:
         if values:
             raise UserError(f"--config and --{next(iter(values))} exclude each other; give one")

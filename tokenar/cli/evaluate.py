@@ -11,11 +11,11 @@ from data_schemas.commands import Version
 from data_schemas.errors import UserError
 from tokenar.cli.options import (
     DEFAULT,
+    SHARDS_HELP,
     Guidance,
     Limit,
     Out,
     Seed,
-    Shards,
     Temperature,
     TopK,
     TopP,
@@ -30,7 +30,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 @app.command("eval")
 def evaluate(
-    shards: Shards,
+    shards: Annotated[list[str], typer.Option(help=SHARDS_HELP + " Repeatable.")],
     out: Out,
     model: Annotated[
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="The 'model' folder of a run; repeatable.")

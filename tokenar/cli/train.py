@@ -24,12 +24,16 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 @app.command("train")
 def train(
-    shards: Annotated[str | None, typer.Option(help="Glob of the training shards.")] = None,
+    shards: Annotated[list[str] | None, typer.Option(help="Glob of training shards; repeatable, to mix sets.")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="How often a sample is of each --shards, in proportion; repeatable.")
+    ] = None,
     val_shards: Annotated[str | None, typer.Option(help="Glob of the validation shards.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.  [default: runs/train]")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings to start from: " + ", ".join(PRESETS) + ".")] = None,
     config: Annotated[str | None, typer.Option(help="JSON file of settings, instead of a preset.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training samples, instead of --steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step, over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
@@ -56,7 +60,9 @@ def train(
 ) -> None:
     """Train on shards. Several processes: torchrun --standalone --nproc-per-node 2 -m tokenar.cli train ..."""
     options = {
-        "shards": shards, "val_shards": val_shards, "out": out, "steps": steps, "batch": batch, "lr": lr, "seed": seed,
+        "shards": shards[0] if shards else None, "also": tuple(shards[1:]) if shards else None,
+        "weights": tuple(weight) if weight else None, "epochs": epochs,
+        "val_shards": val_shards, "out": out, "steps": steps, "batch": batch, "lr": lr, "seed": seed,
         "log_every": log_every, "eval_every": eval_every, "save_every": save_every,
         "model__index_embedding": index_embedding, "model__instruct_tokens": instruct_tokens,
         "model__identity_disentanglement": identity_disentanglement, "tokenizer_weights": tokenizer_weights,
@@ -65,6 +71,8 @@ def train(
     changes = {key: value for key, value in options.items() if value is not None} | assigned(settings)
     start = _start(preset or ("cpu_ablation" if sweep else "cpu_quick"), config)
     run_config = with_changes(start, **changes)
+    if steps and epochs:
+        raise UserError("--steps and --epochs exclude each other; give one")
     if not run_config.shards:
         raise UserError("no training shards; give --shards 'folder/train-*.tar'")
     if resume and overwrite:

@@ -37,6 +37,7 @@ from torch import Tensor
 from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
 from data_schemas.shards import expand_shards
+from tokenar.data.samples import Encoded
 from tokenar.data.shard_index import (
     INDEX_NAME,
     Fingerprints,
@@ -215,3 +216,17 @@ def pad_text(rows: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
         padded_row[: len(row)] = row
     lengths = torch.tensor([len(row) for row in rows])
     return padded, torch.arange(tokens) < lengths[:, None]
+
+
+class FromShards:
+    """The samples of encoded shards. They stay on disk and are read one by one."""
+
+    def __init__(self, shards: EncodedShards, text_tokens: int):
+        self.shards, self.text_tokens = shards, text_tokens
+        self.references, self.sample_ids = shards.references, shards.sample_ids
+
+    def read(self, number: int, epoch: int | None = None) -> Encoded:
+        """Sample ``number``, the same in every epoch. UserError naming the shard if it was removed or is damaged."""
+        sample = self.shards.read(number)
+        text, mask = pad_text([sample.text], self.text_tokens)
+        return Encoded(sample.sample_id, "", sample.codes[:-1], text[0], sample.codes[-1], mask[0], sample.teacher)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample, expand_shards, read_shard
+from tokenar.data.mixing import Mix
 from tokenar.encoders.patches import ImageTokenizer, picture_tensor
 from tokenar.encoders.teacher import Teacher
 from tokenar.encoders.text import TextEncoder
@@ -30,6 +31,7 @@ class Encoded:
     picture [N] int64: codes of the target image
     text_mask [text_tokens] bool: False at padding
     teacher [P, 768] float32: the teacher's features of the target image, if there is a teacher
+    instruct: number of the set of instruct tokens, for a model in "special" mode; None: the picture's
     """
 
     sample_id: str
@@ -39,6 +41,7 @@ class Encoded:
     picture: Tensor
     text_mask: Tensor
     teacher: Tensor | None = None
+    instruct: int | None = None
 
     @property
     def references(self) -> int:
@@ -49,13 +52,15 @@ class Encoded:
 @dataclass
 class Batch:
     """Samples with the same number of references, stacked: sources [B, R+1, N], text [B, text_tokens, C],
-    picture [B, N], text_mask [B, text_tokens] bool, teacher [B, P, 768] or None."""
+    picture [B, N], text_mask [B, text_tokens] bool, teacher [B, P, 768] or None, instruct [B] int64 or None. A model
+    that reads no background has sources [B, R, N]."""
 
     sources: Tensor
     text: Tensor
     picture: Tensor
     text_mask: Tensor
     teacher: Tensor | None = None
+    instruct: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; a copy from pinned memory is not waited for."""
@@ -66,8 +71,8 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        teacher = None if self.teacher is None else change(self.teacher)
-        return Batch(change(self.sources), change(self.text), change(self.picture), change(self.text_mask), teacher)
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 class Samples(Protocol):
@@ -92,6 +97,23 @@ class InMemory:
 
     def read(self, number: int, epoch: int | None = None) -> Encoded:
         return self.versions[0 if epoch is None else (number + epoch) % len(self.versions)][number]
+
+
+class Joined:
+    """Several data sets as one, numbered one after the other."""
+
+    def __init__(self, sets: Sequence[Samples]):
+        self.sets = sets
+        self.references = [count for samples in sets for count in samples.references]
+        self.sample_ids = [sample_id for samples in sets for sample_id in samples.sample_ids]
+
+    def read(self, number: int, epoch: int | None = None) -> Encoded:
+        """Sample ``number`` as its set gives it."""
+        for samples in self.sets:
+            if number < len(samples.references):
+                return samples.read(number, epoch)
+            number -= len(samples.references)
+        raise IndexError(number)
 
 
 def read_samples(pattern: str, limit: int | None = None) -> Iterator[ShardSample]:
@@ -205,27 +227,38 @@ def encode_sample(sample: ShardSample, tokenizer: ImageTokenizer, text: TextEnco
     return encode_resized([_resized(sample, tokenizer.image_size, max_references)], tokenizer, text)[0]
 
 
-def collate(samples: Sequence[Encoded]) -> Batch:
-    """Stack samples to a batch; all must have the same number of references."""
+def collate(samples: Sequence[Encoded], background: bool = True) -> Batch:
+    """Stack samples to a batch; all must have the same number of references.
+
+    ``background=False`` leaves the backgrounds out, for a model that reads none.
+    """
     teachers = [sample.teacher for sample in samples if sample.teacher is not None]
+    sets = [sample.instruct for sample in samples if sample.instruct is not None]
     return Batch(
-        torch.stack([sample.sources for sample in samples]),
+        torch.stack([sample.sources if background else sample.sources[:-1] for sample in samples]),
         torch.stack([sample.text for sample in samples]),
         torch.stack([sample.picture for sample in samples]),
         torch.stack([sample.text_mask for sample in samples]),
         torch.stack(teachers) if teachers else None,
+        torch.tensor(sets) if sets else None,
     )
 
 
-def epoch_batches(references: Sequence[int], batch: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    references: Sequence[int], batch: int, seed: int, epoch: int, mix: Mix | None = None
+) -> list[list[int]]:
     """The batches of one epoch, each a list of sample numbers. The result depends on the arguments only.
 
     ``references[i]`` is the number of references of sample i, and all samples of a batch have the same number. Every
-    sample comes once. The last batch of each number of references may be smaller than ``batch``.
+    sample comes once, or with ``mix`` as often as that says. The last batch of each number of references may be smaller
+    than ``batch``.
     """
     generator = random.Random(f"{seed}/{epoch}")
     order = list(range(len(references)))
-    generator.shuffle(order)
+    if mix is None:
+        generator.shuffle(order)
+    else:
+        order = mix.order(generator)
     batches = []
     for count in sorted(set(references)):
         same = [number for number in order if references[number] == count]
@@ -264,8 +297,15 @@ class Position:
 class Order:
     """The endless sequence of batches, epoch after epoch. Its state is ``position``, which checkpoints save."""
 
-    def __init__(self, references: Sequence[int], batch: int, seed: int, position: Position | None = None):
-        self.references, self.batch, self.seed = references, batch, seed
+    def __init__(
+        self,
+        references: Sequence[int],
+        batch: int,
+        seed: int,
+        position: Position | None = None,
+        mix: Mix | None = None,
+    ):
+        self.references, self.batch, self.seed, self.mix = references, batch, seed, mix
         self.position = position or Position()
         self._epoch = -1
         self._batches: list[list[int]] = []
@@ -274,9 +314,16 @@ class Order:
         """The sample numbers of the next batch."""
         if self._epoch != self.position.epoch:
             self._epoch = self.position.epoch
-            self._batches = epoch_batches(self.references, self.batch, self.seed, self._epoch)
+            self._batches = self._of(self._epoch)
         chosen = self._batches[self.position.batch]
         batch = self.position.batch + 1
         finished = batch == len(self._batches)
         self.position = Position(self.position.epoch + 1, 0) if finished else Position(self.position.epoch, batch)
         return chosen
+
+    def steps(self, epochs: int) -> int:
+        """The number of batches in the first ``epochs`` epochs."""
+        return sum(len(self._of(epoch)) for epoch in range(epochs))
+
+    def _of(self, epoch: int) -> list[list[int]]:
+        return epoch_batches(self.references, self.batch, self.seed, epoch, self.mix)

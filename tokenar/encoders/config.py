@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -120,12 +120,15 @@ class T5Config(Settings):
 
 
 class TeacherConfig(Settings):
-    """The DINOv2 distillation teacher. ``model`` is a folder or the Hugging Face id of a model that was downloaded
-    before."""
+    """The distillation teacher, or both of them. ``model`` is DINOv2, ``clip`` the vision half of a CLIP: a folder or
+    the Hugging Face id of a model that was downloaded before. Only those that ``kind`` names are used."""
 
+    kind: Literal["dinov2", "clip", "both"] = "dinov2"
     model: str = Field(default="facebook/dinov2-base", min_length=1)
     revision: str = Field(default="main", min_length=1)
-    whole: bool = Field(default=False, description="show it the whole image, not the middle 87.5 % as published")
+    whole: bool = Field(default=False, description="show DINOv2 the whole image, not the middle 87.5 % as published")
+    clip: str = Field(default="openai/clip-vit-base-patch16", min_length=1)
+    clip_revision: str = Field(default="main", min_length=1)
 
 
 class EncodeConfig(Settings):

@@ -30,7 +30,9 @@ def transformers() -> Any:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise UserError("T5 and DINOv2 need transformers; install it with: pip install 'instructar[paper]'") from error
+        raise UserError(
+            "T5 and teachers need transformers; install it with: pip install 'instructar[paper]'"
+        ) from error
     return transformers
 
 
@@ -42,7 +44,8 @@ def load_pretrained(kind: Any, purpose: str, source: str, revision: str, dtype: 
     """
     try:
         config = transformers().AutoConfig.from_pretrained(source, revision=revision, **LOCAL)
-        if not isinstance(config, kind.config_class):
+        halves = (config, getattr(config, "vision_config", None))  # of a CLIP the vision half alone may be wanted
+        if not any(isinstance(half, kind.config_class) for half in halves):
             raise ValueError(f"it is a {config.model_type}, not a {kind.config_class.model_type}")
         network, report = kind.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL

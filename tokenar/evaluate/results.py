@@ -26,7 +26,7 @@ from tokenar.evaluate.encoders import Encoders
 from tokenar.evaluate.methods import Method
 from tokenar.evaluate.pictures import grid, noted, read_drawn, remove_earlier, strip
 from tokenar.evaluate.rows import summarise
-from tokenar.evaluate.samples import stored_samples
+from tokenar.evaluate.samples import stored_samples, told
 
 PACKAGES = (
     "torch", "torchvision", "torchmetrics", "torch-fidelity", "timm", "transformers", "numpy", "pillow",
@@ -48,7 +48,7 @@ class Results:
     """What the files of an evaluation are written from. Pictures were compared at ``side`` x ``side`` pixels."""
 
     out: Path
-    shards: str
+    shards: str | Sequence[str]
     sample_ids: Sequence[str]
     side: int
     methods: Sequence[Method]
@@ -86,7 +86,7 @@ class Results:
         }
         result = {
             "methods": methods, "samples": len(self.sample_ids), "shown": self.sample_ids[: self.config.shown],
-            "shards": self.shards, "side": self.side,
+            "shards": told(self.shards), "side": self.side,
             "crop": CROP.format(padding=self.config.padding), "encoders": encoders,
             "settings": self.config.model_dump(mode="json"), "sampling": self.sampling.model_dump(mode="json"),
             "seed": self.sampling.seed, "versions": _versions(),

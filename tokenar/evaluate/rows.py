@@ -169,7 +169,7 @@ def _told(item: ShardSample, truth: Truth, model: Model) -> Row:
     tokens and of the picture's, and of each subject the share of its tokens that are the most probable ones
     (``subject_<i>_exact``)."""
     encoded = samples.encode_sample(item, model.tokenizer, model.text, model.net.config.max_references)
-    batch = samples.collate([encoded]).to(model.net.norm.weight.device)
+    batch = samples.collate([encoded], model.net.config.background).to(model.net.norm.weight.device)
     wanted = model.net.target_tokens(batch.sources, batch.picture)[0]
     logits = model.net(batch.sources, batch.text, batch.picture, text_mask=batch.text_mask)[0]
     losses = F.cross_entropy(logits, wanted, reduction="none")

@@ -41,7 +41,7 @@ LPIPS_SIDE = 32
 
 
 def evaluate_models(
-    shards: str,
+    shards: str | Sequence[str],
     out: str | Path,
     *,
     models: Folders = (),
@@ -51,7 +51,8 @@ def evaluate_models(
     limit: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate models and folders of drawn pictures on shards. Returns what is written to ``out/metrics.json``.
+    """Evaluate models and folders of drawn pictures on the shards of a glob, or of several. Returns what is written to
+    ``out/metrics.json``.
 
     ``models`` are model folders; their pictures are drawn first, into ``out/<name>/samples``. ``predictions`` are
     folders with ``<sample_id>.png`` of any method. Both map names to folders, or list folders, which are then named
@@ -78,7 +79,7 @@ class Evaluation:
 
     def __init__(
         self,
-        shards: str,
+        shards: str | Sequence[str],
         out: Path,
         methods: Sequence[Method],
         config: EvalConfig,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -34,8 +34,8 @@ class Stored:
         return decode_sample(self.sample_id, dict(self.members), self.source)
 
 
-def stored_samples(shards: str, limit: int | None = None) -> Iterator[Stored]:
-    """The samples of all shards that the glob ``shards`` matches, in stored order, numbered from 0.
+def stored_samples(shards: str | Sequence[str], limit: int | None = None) -> Iterator[Stored]:
+    """The samples of all shards that a glob, or several, match, in stored order, numbered from 0.
 
     UserError if there is no sample, or if two have the same id.
     """
@@ -44,4 +44,9 @@ def stored_samples(shards: str, limit: int | None = None) -> Iterator[Stored]:
         yield Stored(count, sample_id, members, url)
         count += 1
     if not count and limit != 0:
-        raise UserError(f"{shards}: the shards hold no sample; make them again")
+        raise UserError(f"{told(shards)}: the shards hold no sample; make them again")
+
+
+def told(shards: str | Sequence[str]) -> str:
+    """The globs in words."""
+    return shards if isinstance(shards, str) else ", ".join(shards)

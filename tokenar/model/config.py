@@ -15,6 +15,9 @@ MAX_SEQUENCE = 1 << 17
 MAX_PARAMETERS = 20 * 10**9
 """Most parameters: three times the largest published size."""
 
+CLIP_SIDE = 14
+"""Patches along a side of an image in the published CLIP teacher."""
+
 
 class ModelConfig(Settings):
     """Settings of the transformer.
@@ -50,6 +53,10 @@ class ModelConfig(Settings):
     )
     instruct_mode: Literal["casual", "special"] = Field(
         default="casual", description="casual: one set of instruct tokens; special: one for each source image"
+    )
+    picture_instruct: Literal["own", "last_reference"] = Field(
+        default="own",
+        description="in special mode, whose set of instruct tokens the picture has; last_reference: as released",
     )
     index_embedding: bool = Field(default=True, description="add to source tokens an embedding of their image")
     background_index: Literal["own", "last_reference"] = "own"
@@ -88,7 +95,9 @@ class ModelConfig(Settings):
     mimetic_start: bool = Field(
         default=False, description="first weights with which attention looks for equal tokens and copies them"
     )
-    distill: Literal["dinov2", "clip"] | None = Field(default=None, description="teacher whose features are predicted")
+    distill: Literal["dinov2", "clip", "both"] | None = Field(
+        default=None, description="teacher whose features are predicted; both: one layer each"
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on the attention and the feed-forward output")
     text_dropout: float = Field(default=0.1, ge=0, lt=1, description="on the projected text")
 
@@ -104,6 +113,8 @@ class ModelConfig(Settings):
     def _background_is_there(self) -> ModelConfig:
         if self.background_in_place and not self.background:
             raise ValueError("background_in_place needs background true")
+        if self.instruct_mode == "special" and not (self.background and self.instruct_tokens):
+            raise ValueError("instruct_mode special needs background true and instruct_tokens above 0")
         return self
 
     @model_validator(mode="after")
@@ -167,6 +178,18 @@ class ModelConfig(Settings):
         return None
 
     @property
+    def picture_row(self) -> int:
+        """Number of the picture's set of instruct tokens in special mode; those of reference i have number i."""
+        return self.max_references - (self.picture_instruct == "last_reference")
+
+    @property
+    def teachers(self) -> dict[str, int]:
+        """The distillation teachers in order, each with the features of an image that are compared with its own."""
+        tokens = {"dinov2": (self.grid // 2) ** 2, "clip": CLIP_SIDE**2}
+        names = ("dinov2", "clip") if self.distill == "both" else (self.distill,)
+        return {name: tokens[name] for name in names if name is not None}
+
+    @property
     def head_width(self) -> int:
         """Width of one head."""
         return self.width // self.heads
@@ -220,6 +243,7 @@ def released(size: str = "XL") -> ModelConfig:
     return ModelConfig(
         layers=layers, heads=heads, width=width, vocabulary=16384, grid=32, max_references=3, rotary_layout="canvas",
         background_index="last_reference", null_embeddings="frozen", index_at_inference=False, distill="dinov2",
+        picture_instruct="last_reference",
     )  # fmt: skip
 
 
@@ -238,6 +262,6 @@ def tokenar_xl() -> ModelConfig:
     """
     changes: dict[str, object] = {
         "rotary_layout": "grid", "background_index": "own", "index_at_inference": True, "index_on_targets": True,
-        "null_embeddings": "trained", "text_padding": "masked",
+        "null_embeddings": "trained", "text_padding": "masked", "picture_instruct": "own",
     }  # fmt: skip
     return ModelConfig.model_validate(released().model_dump() | changes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenar.model.cache import LayerCache, causal_attention
-from tokenar.model.config import ModelConfig
+from tokenar.model.config import CLIP_SIDE, ModelConfig
 from tokenar.model.linear import Linear
 from tokenar.model.positions import apply_rotary
 
@@ -193,18 +193,33 @@ class TextEmbedding(nn.Module):
 
 
 class Alignment(nn.Conv2d):
-    """Map the hidden states of an image to the features of a distillation teacher (paper, Eq. A2).
+    """Map the hidden states of an image to the features of the distillation ``teacher`` (paper, Eq. A2).
 
     A convolution of kernel and stride 2 maps every 2 x 2 tokens to one feature vector of the teacher's width.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, teacher: str):
         super().__init__(config.width, TEACHER_WIDTH, kernel_size=2, stride=2)
-        self.grid, self.teacher = config.grid, config.distill
+        self.grid, self.teacher = config.grid, teacher
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, N, D] -> [B, (grid / 2)^2, 768] in raster order; for CLIP interpolated to its 14 x 14 patches."""
         features = super().forward(hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
         if self.teacher == "clip":
-            features = F.interpolate(features, size=(14, 14), mode="bilinear", antialias=True)
+            features = F.interpolate(features, size=(CLIP_SIDE, CLIP_SIDE), mode="bilinear", antialias=True)
         return features.flatten(2).transpose(1, 2)
+
+
+class Alignments(nn.ModuleList):
+    """An Alignment for each of several teachers."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, N, D] -> the features for all teachers one after the other, [B, n, 768]."""
+        return torch.cat([alignment(hidden) for alignment in self], dim=1)
+
+
+def alignment_of(config: ModelConfig) -> Alignment | Alignments | None:
+    """What a model has for its teachers. The names in the state dict are those of the release: ``alignment.weight`` of
+    one teacher, ``alignment.0.weight`` and so on of several."""
+    each = [Alignment(config, teacher) for teacher in config.teachers]
+    return Alignments(each) if len(each) > 1 else next(iter(each), None)

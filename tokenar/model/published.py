@@ -26,7 +26,7 @@ from tokenar.weight_files import check_finite, read_content
 
 NEW_KEYS = frozenset({
     "img_uncond_embedding", "ref_index_embeddings.weight", "instruct_token_embeddings.weight", "alignment.weight",
-    "alignment.bias",
+    "alignment.bias", *(f"alignment.{number}.{kind}" for number in range(2) for kind in ("weight", "bias")),
 })  # fmt: skip
 """Parameters that LlamaGen's text-to-image checkpoint lacks: they are new when training starts from it."""
 
@@ -100,7 +100,7 @@ def check_fit(
             shapes = f"{list(weights[name].shape)}, in this model {list(value.shape)}"
             raise UserError(f"{source}: {name} is {shapes}; {advice}")
     for name in weights:
-        unused = name.startswith("alignment.") and "alignment.weight" not in own
+        unused = name.startswith("alignment.") and not any(own_name.startswith("alignment.") for own_name in own)
         if name not in own and not unused and not _LEFT_BY_SAMPLING.match(name):
             raise UserError(f"{source}: {name} is not a key of this model; {advice}")
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tokenar.model.cache import KeyValueCache
 from tokenar.model.config import DropConfig, ModelConfig
 from tokenar.model.copying import CopyHead, CopySources, Pointers
-from tokenar.model.layers import Alignment, Block, RMSNorm, TextEmbedding, add_null_table, start_mimetic
+from tokenar.model.layers import Block, RMSNorm, TextEmbedding, add_null_table, alignment_of, start_mimetic
 from tokenar.model.linear import Linear, product, stored_bytes
 from tokenar.model.neighbours import Neighbours, with_border
 from tokenar.model.positions import (
@@ -72,7 +72,7 @@ class TokenAR(nn.Module, PublishedModel):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(d, config.norm_eps)
         self.output = None if config.tied_output else nn.Linear(d, config.vocabulary, bias=False)
-        self.alignment = Alignment(config) if config.distill else None
+        self.alignment = alignment_of(config)
         # What is not in published weights comes last, so that it does not move the others' draws.
         self.neighbours = Neighbours(config) if config.neighbours else None
         self.background_in_place = Linear(d, d, bias=False) if config.background_in_place else None
@@ -143,8 +143,8 @@ class TokenAR(nn.Module, PublishedModel):
         [B, text_tokens, C].
 
         Samples for which ``image_dropped`` or ``text_dropped`` [B] bool is True get the null tables instead. In
-        "special" mode ``instruct`` [B] int64 is the number of each sample's set of instruct tokens. ``index=False``
-        leaves the index embedding out.
+        "special" mode ``instruct`` [B] int64 is the number of each sample's set of instruct tokens, None the picture's.
+        ``index=False`` leaves the index embedding out.
         """
         _, ids, rows = self.tables(self.layout_of(sources))
         source = self.tok_embeddings(sources.flatten(1))
@@ -160,12 +160,12 @@ class TokenAR(nn.Module, PublishedModel):
         return torch.cat(parts, dim=1)
 
     def _instruct(self, batch: int, sets: Tensor | None) -> Tensor:
-        """Instruct tokens of every sample, [B, instruct_tokens, D]; ``sets`` [B] is needed in "special" mode only."""
+        """Instruct tokens of every sample, [B, instruct_tokens, D]; ``sets`` [B] counts in "special" mode only."""
         assert self.instruct_token_embeddings is not None
         if self.config.instruct_mode == "casual":
             return self.instruct_token_embeddings.weight.view(1, self.config.instruct_tokens, -1).expand(batch, -1, -1)
         if sets is None:
-            raise ValueError("instruct_mode is special: the number of each sample's instruct tokens is needed")
+            sets = torch.full((batch,), self.config.picture_row, device=self.norm.weight.device)
         return self.instruct_token_embeddings(sets).unflatten(1, (self.config.instruct_tokens, -1))
 
     def embed_target(self, tokens: Tensor, layout: Layout, index: bool = True) -> Tensor:
@@ -304,7 +304,7 @@ class TokenAR(nn.Module, PublishedModel):
         draws [B]: uniform random numbers that decide the guidance drops (see ``drop_decisions``). Without them, and
             in evaluation mode, nothing is dropped (docs/differences.md, "Guidance drops").
         text_mask [B, text_tokens] bool: False at padding; needed with ``text_padding="masked"``
-        instruct [B] int64: each sample's set of instruct tokens; needed with ``instruct_mode="special"``
+        instruct [B] int64: each sample's set of instruct tokens in "special" mode; None: the picture's
         with_features: return (logits, alignment features [B, n, 768]); the features are those of the positions that
             predict the picture
         score: return its result in place of the logits. In training the logits are the largest tensor in memory, and a

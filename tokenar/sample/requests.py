@@ -1,9 +1,6 @@
 """Requests to draw a picture, read from shards, from folders like those of the published program, or from a JSON list.
 
-    folder/              one request, or a folder of such folders
-        ref/*.png            the references, ordered by file name; any image format
-        background.png       any image format
-        description.txt      the prompt
+    folder/              one request, or a folder of such folders; see data_schemas/io/folders.py
 
     list.json            [{"references": ["cat.png", "cup.png"], "background": "table.png", "prompt": "a cat beside a
                            cup", "id": "cat_cup", "seed": 7}, ...]; id and seed are optional; paths are relative to the
@@ -26,15 +23,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data_schemas.errors import UserError
-from data_schemas.io import pictures
+from data_schemas.io import folders, pictures
 from data_schemas.io.documents import MAX_BYTES as MAX_LIST
 from data_schemas.io.files import read_file
 from data_schemas.io.text import decoded, from_path
 from data_schemas.settings import MAX_SEED, first_mistake
 from data_schemas.shards import check_distinct, decode_sample, expand_shards, read_distinct, sample_ids
-
-MAX_PROMPT = 1_000_000
-"""Most bytes of a description.txt."""
 
 
 @dataclass
@@ -76,8 +70,8 @@ class Entry(BaseModel):
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
 
 
-def from_shards(pattern: str, limit: int | None = None) -> Requests:
-    """The samples of all shards that the glob ``pattern`` names, in stored order."""
+def from_shards(pattern: str | Sequence[str], limit: int | None = None) -> Requests:
+    """The samples of all shards that a glob names, or several, in stored order."""
     urls = expand_shards(pattern)
     ids = list(islice(_distinct_ids(urls), limit))
     if not ids:
@@ -104,27 +98,12 @@ def _distinct_ids(urls: list[str]) -> Iterator[str]:
 def from_folder(path: str | Path, limit: int | None = None) -> Requests:
     """The request in a folder, or those in its subfolders, ordered by name."""
     root = Path(path)
-    if not _is_folder(root):
+    if not folders.is_folder(root):
         raise UserError(f"{root}: no such folder; give one with ref/, background.png and description.txt")
-    folders = [root] if _is_folder(root / "ref") else [p for p in _listed(root) if _is_folder(p / "ref")]
-    if not folders:
+    found = folders.example_folders(root)
+    if not found:
         raise UserError(f"{root}: neither it nor a folder in it has a folder ref with the references; add one")
-    return _from_files([(_name(folder), partial(_folder, folder)) for folder in folders[:limit]], str(root))
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError as error:  # the name is too long, or a parent may not be entered
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give another folder") from error
-
-
-def _listed(folder: Path) -> list[Path]:
-    """The entries of a folder, ordered by name, without hidden ones."""
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); change its permissions") from error
+    return _from_files([(_name(folder), partial(_folder, folder)) for folder in found[:limit]], str(root))
 
 
 def _name(folder: Path) -> str:
@@ -133,15 +112,14 @@ def _name(folder: Path) -> str:
 
 def _folder(folder: Path) -> Request:
     """Read the request in one folder."""
-    files = [p for p in _listed(folder / "ref") if p.suffix.lower() in pictures.SUFFIXES]
+    files = folders.reference_files(folder)
     if not files:
         kinds = ", ".join(pictures.SUFFIXES)
         raise UserError(f"{folder / 'ref'}: no reference there; put 1 or more pictures in it ({kinds})")
-    backgrounds = [p for p in _listed(folder) if p.stem == "background" and p.suffix.lower() in pictures.SUFFIXES]
-    background = min(backgrounds, key=lambda p: pictures.SUFFIXES.index(p.suffix.lower()), default=None)
+    background = folders.picture_file(folder, "background")
     if background is None:
         raise UserError(f"{folder}: no background.png; add the scene to draw into (a plain white picture is one too)")
-    prompt = decoded(read_file(folder / "description.txt", "add the prompt", MAX_PROMPT)).strip()
+    prompt = folders.prompt_of(folders.prompt_bytes(folder))
     return Request(_name(folder), prompt, [_picture(file) for file in files], _picture(background))
 
 

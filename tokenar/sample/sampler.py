@@ -47,9 +47,9 @@ STEPS = 1000
 
 @dataclass
 class EncodedRequest:
-    """A request as the model reads it: source codes [R+1, N] int64, text features [text_tokens, C], and the text mask
-    [text_tokens] bool, False at padding. ``number`` is the request's number, ``pixels`` [R+1, 3, S, S] uint8 are its
-    images."""
+    """A request as the model reads it: source codes [R+1, N] int64, or [R, N] if it reads no background, text features
+    [text_tokens, C], and the text mask [text_tokens] bool, False at padding. ``number`` is the request's number,
+    ``pixels`` [R+1, 3, S, S] uint8 are its images."""
 
     number: int
     request: Request
@@ -96,7 +96,8 @@ class Sampler:
             pixels = samples.pixels_of([*request.references, request.background], self.model.tokenizer.image_size)
             codes = self.model.tokenizer.encode(samples.as_float(pixels))
             text, mask = self.model.text.encode_with_mask([request.prompt])
-            encoded.append(EncodedRequest(number, request, pixels, codes, text[0], mask[0]))
+            sources = codes if self.net.config.background else codes[:-1]
+            encoded.append(EncodedRequest(number, request, pixels, sources, text[0], mask[0]))
         return encoded
 
     def pictures(
@@ -124,7 +125,7 @@ class Sampler:
             for name in ("sources", "text", "text_mask")
         )
         each = len(seeds) // len(requests)
-        decoder = self._decoder_for(len(requests), sources.shape[1] - 1, each)
+        decoder = self._decoder_for(len(requests), len(requests[0].request.references), each)
         images = torch.stack([samples.as_float(request.pixels) for request in requests])
         growing = Growing(self.model.tokenizer, images.repeat_interleave(each, 0))
         before = decoder.count - self.net.config.image_tokens  # tokens of copies, which come first
@@ -166,7 +167,7 @@ def quantise(net: TokenAR, weights: str) -> None:
 
 def sample_pictures(
     model: str | Path | Model,
-    requests: str | Requests,
+    requests: str | Sequence[str] | Requests,
     out: str | Path,
     config: SampleConfig | None = None,
     *,
@@ -175,7 +176,7 @@ def sample_pictures(
     preview: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Draw a picture for every request, or for every sample of the shards that a glob names.
+    """Draw a picture for every request, or for every sample of the shards that globs name.
 
     Writes ``<sample_id>.png`` to the folder ``out`` (a slash in an id as ``%2F``), or ``<sample_id>-<k>.png`` with
     several seeds, and the list of all pictures to ``out/samples.json``; returns that list. Every PNG has its recipe in
@@ -185,7 +186,7 @@ def sample_pictures(
     UserError for input that cannot be used.
     """
     folder = Path(out)
-    if isinstance(requests, str):
+    if not isinstance(requests, Requests):
         requests = from_shards(requests, limit)
     try:
         folder.mkdir(parents=True, exist_ok=True)

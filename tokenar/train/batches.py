@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenar.config import TrainConfig
 from tokenar.data.prefetch import Prefetched
 from tokenar.data.samples import Batch, InMemory, Order, Position, Samples, collate, rank_parts
+from tokenar.data.targets import with_target
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import Workers
 
@@ -65,6 +66,8 @@ def rank_batches(
     The draws depend only on the seed and the step, so a resumed run repeats them.
     """
 
+    special = net.config.instruct_mode == "special"
+
     def batches() -> Iterator[tuple[int, int, list[int], Position]]:
         step = first
         while True:
@@ -74,11 +77,16 @@ def rank_batches(
 
     def read(item: tuple[int, int, list[int], Position]) -> StepBatches:
         step, epoch, chosen, next_position = item
-        draws = torch.rand(len(chosen), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        draws = torch.rand(len(chosen), generator=generator)
+        targets = torch.rand(len(chosen), generator=generator).tolist() if special else None
         micro_batches = []
         for places in rank_parts(len(chosen), config.batch, group.rank, group.world, config.accumulation):
             taken = places or [0]  # a filler has the batch's first sample
-            batch = collate([samples.read(chosen[i], epoch) for i in taken])
+            own = [samples.read(chosen[i], epoch) for i in taken]
+            if targets is not None:
+                own = [with_target(sample, targets[i], net.config) for sample, i in zip(own, taken, strict=True)]
+            batch = collate(own, net.config.background)
             micro_batch = MicroBatch(batch, draws[taken], counted=int(bool(places)))
             micro_batches.append(micro_batch.pinned() if group.device.type == "cuda" else micro_batch)
         references = samples.references[chosen[0]]

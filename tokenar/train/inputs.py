@@ -17,8 +17,19 @@ from data_schemas.io.text import decoded
 from data_schemas.progress import Progress, tell
 from data_schemas.shards import expand_shards
 from tokenar.config import TrainConfig
-from tokenar.data.encoded_shards import EncodedShards, pad_text
-from tokenar.data.samples import Encoded, InMemory, Resized, Samples, as_float, encode_resized, read_resized, variations
+from tokenar.data.encoded_shards import EncodedShards, FromShards
+from tokenar.data.mixing import Mix
+from tokenar.data.samples import (
+    Encoded,
+    InMemory,
+    Joined,
+    Resized,
+    Samples,
+    as_float,
+    encode_resized,
+    read_resized,
+    variations,
+)
 from tokenar.data.shard_index import Source, is_encoded
 from tokenar.encoders.config import T5Config, TokenizerConfig, VqConfig
 from tokenar.encoders.fitted import FittedTokenizer, fit_tokenizer, load_fitted
@@ -42,7 +53,8 @@ class Inputs:
     """Training and validation samples, and the tokenizer that decodes pictures (None if its weights are not given).
 
     ``digest`` identifies the samples and ``encoders`` the encoders that made them (fingerprints by name); a resumed run
-    must have the same. ``sources`` are the raw shards of the training samples.
+    must have the same. ``sources`` are the raw shards of the training samples, ``mix`` says how those of several data
+    sets are mixed.
     """
 
     train: Samples
@@ -51,24 +63,11 @@ class Inputs:
     digest: str
     encoders: dict[str, str | None]
     sources: list[Source]
+    mix: Mix | None = None
 
 
 LoadInputs = Callable[[TrainConfig, Workers, Path, bool], Inputs]
 """``load_inputs``, or what stands for it."""
-
-
-class FromShards:
-    """The samples of encoded shards. They stay on disk and are read one by one."""
-
-    def __init__(self, shards: EncodedShards, text_tokens: int):
-        self.shards, self.text_tokens = shards, text_tokens
-        self.references, self.sample_ids = shards.references, shards.sample_ids
-
-    def read(self, number: int, epoch: int | None = None) -> Encoded:
-        """Sample ``number``, the same in every epoch. UserError naming the shard if it was removed or is damaged."""
-        sample = self.shards.read(number)
-        text, mask = pad_text([sample.text], self.text_tokens)
-        return Encoded(sample.sample_id, "", sample.codes[:-1], text[0], sample.codes[-1], mask[0], sample.teacher)
 
 
 def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
@@ -77,7 +76,7 @@ def load_inputs(config: TrainConfig, group: Workers, fitted: Path, resumed: bool
     ``fitted`` is the file for a fitted tokenizer, which is fitted on the training pictures unless the run is resumed.
     UserError for shards that do not go with the settings or with each other.
     """
-    patterns = [config.shards, *([config.val_shards] if config.val_shards else [])]
+    patterns = [*config.every_shards, *([config.val_shards] if config.val_shards else [])]
     kinds = {is_encoded(url): url for pattern in patterns for url in expand_shards(pattern)}
     if len(kinds) == 2:
         raise UserError(f"{kinds[False]} is a raw shard and {kinds[True]} an encoded one; give shards of one kind")
@@ -112,7 +111,7 @@ def _digest(*sets: list[Resized]) -> str:
 def _encode_with_fitted(config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
     """Raw shards and a fitted tokenizer: all samples in memory. The first rank fits the tokenizer for all ranks."""
     assert not isinstance(config.tokenizer, VqConfig)
-    train_set, val_set = _read_raw(config, group)
+    train_set, val_set, sizes = _read_raw(config, group)
     copied = f" and {config.variations} varied copies of each" if config.variations else ""
     tell(f"preparing {len(train_set)} samples{copied}", group.first)
     varied = variations(train_set, config.variations, config.unit, config.seed)
@@ -124,7 +123,8 @@ def _encode_with_fitted(config: TrainConfig, group: Workers, fitted: Path, resum
     text, teacher = _text_encoder(config, group.device), _teacher(config, group.device)
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
-    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), {}, _sources(config, group))
+    digest = _digest(train_set, val_set)
+    return Inputs(copies, val, tokenizer, digest, {}, _sources(config, group), mix_of(config, sizes))
 
 
 def _fit(config: TokenizerConfig, samples: list[Resized]) -> FittedTokenizer:
@@ -156,7 +156,7 @@ def _known_tokenizer(config: TrainConfig) -> FittedTokenizer | None:
 
 def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
     """Raw shards and a VQ tokenizer: all samples are encoded and kept in memory. Meant for small runs."""
-    train_set, val_set = _read_raw(config, group)
+    train_set, val_set, sizes = _read_raw(config, group)
     tokenizer = _vq_tokenizer(config, group)
     if tokenizer is None:
         raise UserError(
@@ -169,7 +169,8 @@ def _encode_all(config: TrainConfig, group: Workers) -> Inputs:
     with _encoding([*varied, val_set], group) as bar:
         copies, val = _encoded(varied, val_set, tokenizer, text, teacher, bar)
     encoders: dict[str, str | None] = {"tokenizer": tokenizer.fingerprint}
-    return Inputs(copies, val, tokenizer, _digest(train_set, val_set), encoders, _sources(config, group))
+    digest = _digest(train_set, val_set)
+    return Inputs(copies, val, tokenizer, digest, encoders, _sources(config, group), mix_of(config, sizes))
 
 
 def _encoding(sets: Sequence[Sequence[Resized]], group: Workers) -> Progress:
@@ -197,11 +198,23 @@ def _encoded(
     return InMemory([encode(copy) for copy in copies]), InMemory([encode(val_set)]) if val_set else None
 
 
-def _read_raw(config: TrainConfig, group: Workers) -> tuple[list[Resized], list[Resized]]:
-    tell(f"reading {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)
+def mix_of(config: TrainConfig, sizes: Sequence[int]) -> Mix | None:
+    """How the training sets of these sizes are mixed; None for one set, and where each sample comes once an epoch."""
+    return Mix(tuple(sizes), config.weights) if config.also and config.weights else None
+
+
+def _tell_shards(what: str, config: TrainConfig, group: Workers) -> None:
+    tell(f"{what} {' and '.join(filter(None, (*config.every_shards, config.val_shards)))}", group.first)
+
+
+def _read_raw(config: TrainConfig, group: Workers) -> tuple[list[Resized], list[Resized], list[int]]:
+    """The training samples, the validation samples, and how many training samples each glob has."""
+    _tell_shards("reading", config, group)
     size, most = config.image_size, config.model.max_references
     val_set = read_resized(config.val_shards, size, most) if config.val_shards else []
-    return read_resized(config.shards, size, most, chosen_ids(config)), val_set
+    only = chosen_ids(config)
+    sets = [read_resized(pattern, size, most, only) for pattern in config.every_shards]
+    return list(chain(*sets)), val_set, [len(own) for own in sets]
 
 
 def chosen_ids(config: TrainConfig) -> set[str] | None:
@@ -211,7 +224,8 @@ def chosen_ids(config: TrainConfig) -> set[str] | None:
 
 def _sources(config: TrainConfig, group: Workers) -> list[Source]:
     """The raw training shards. Only the first process writes them down, so only that one reads them for it."""
-    return [Source.of(url) for url in expand_shards(config.shards)] if group.first else []
+    urls = [url for pattern in config.every_shards for url in expand_shards(pattern)]
+    return [Source.of(url) for url in urls] if group.first else []
 
 
 def _vq_tokenizer(config: TrainConfig, group: Workers) -> VqTokenizer | None:
@@ -247,21 +261,24 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
         raise UserError(f"{config.shards}: of encoded shards all samples are used; unset only, or give raw shards")
     if config.variations:
         raise UserError(f"{config.shards}: encoded pictures cannot be varied; set variations 0 or give raw shards")
-    tell(f"opening {' and '.join(filter(None, (config.shards, config.val_shards)))}", group.first)
-    train = EncodedShards(config.shards)
+    _tell_shards("opening", config, group)
+    train, *others = (EncodedShards(pattern) for pattern in config.every_shards)
     val = EncodedShards(config.val_shards) if config.val_shards else None
-    if val:
-        val.expect(**train.encoders.model_dump())
+    for further in (*others, *([val] if val else [])):
+        further.expect(**train.encoders.model_dump())
     _check_shapes(config, train)
     tokenizer = _vq_tokenizer(config, group)
     if group.first:
         tell("comparing the shards' encoders with this run's")
         _check_encoders(config, train, tokenizer)
     group.wait()
-    tokens = config.model.text_tokens
+    tokens, sets = config.model.text_tokens, (train, *others)
+    samples = [FromShards(own, tokens) for own in sets]
+    digest = hashlib.sha256(" ".join(own.digest() for own in sets).encode()).hexdigest()
     return Inputs(
-        FromShards(train, tokens), FromShards(val, tokens) if val else None, tokenizer, train.digest(),
-        train.encoders.model_dump(), train.sources,
+        Joined(samples) if others else samples[0], FromShards(val, tokens) if val else None, tokenizer,
+        digest if others else train.digest(), train.encoders.model_dump(), [s for own in sets for s in own.sources],
+        mix_of(config, [len(own) for own in sets]),
     )  # fmt: skip
 
 
@@ -275,6 +292,12 @@ def _check_shapes(config: TrainConfig, shards: EncodedShards) -> None:
             )
     if config.teacher and shapes.teacher is None:
         raise UserError(f"{config.shards}: encoded without a teacher; encode them with one or set teacher to null")
+    expected = sum(model.teachers.values())
+    if config.teacher and shapes.teacher and shapes.teacher[0] != expected:
+        raise UserError(
+            f"{config.shards}: encoded with {shapes.teacher[0]} features of the teacher an image, model.distill "
+            f"{model.distill} takes {expected}; encode them with --distill {model.distill}"
+        )
     padded = shards.encoders.text.endswith("+padding")
     if padded != (model.text_padding == "attended"):
         raise UserError(

@@ -43,7 +43,8 @@ RUN_FILES = (
 )  # fmt: skip
 """Everything that a run, its evaluation and a sweep write into the run folder. ``overwrite`` removes exactly these."""
 MAY_CHANGE = {
-    "steps", "log_every", "eval_every", "pictures_every", "pictures", "save_every", "keep", "out", "wandb", "profile",
+    "steps", "epochs", "log_every", "eval_every", "pictures_every", "pictures", "save_every", "keep", "out", "wandb",
+    "profile",
     "accumulation", "parallel", "compile", "activation_checkpointing", "deterministic",
 }  # fmt: skip
 """Settings that may differ when a run is resumed. With a schedule that falls, another ``steps`` changes the learning
@@ -108,8 +109,8 @@ class _Trainer:
         self.step, self.resumed_data = self._build(resume)
 
     def run(self) -> dict[str, Any]:
-        config, group = self.config, self.group
         self._load_data()
+        config, group = self.config, self.group
         stream = rank_batches(self.order, self.steps_done, self.inputs.train, config, self.step.net, group)
         bar = Progress("train", config.steps, every=config.log_every, initial=self.steps_done, show=group.first)
         with stream, bar, profiler(config, group) as traced:
@@ -180,8 +181,7 @@ class _Trainer:
     def _load_data(self) -> None:
         """Open or encode the samples, and set the position of the next batch."""
         config, resumed_data, position = self.config, self.resumed_data, Position()
-        resumed = resumed_data is not None
-        self.inputs = self.load(config, self.group, self.out / "tokenizer.safetensors", resumed)
+        self.inputs = self.load(config, self.group, self.out / "tokenizer.safetensors", resumed_data is not None)
         if config.pictures_every and self.inputs.tokenizer is None:
             raise UserError("pictures_every: there is no tokenizer to draw with; set tokenizer_weights, or 0")
         if resumed_data is not None:
@@ -192,7 +192,9 @@ class _Trainer:
                     "--out, or start again with --overwrite"
                 )
         self.position = position
-        self.order = Order(self.inputs.train.references, config.batch, config.seed, position)
+        self.order = Order(self.inputs.train.references, config.batch, config.seed, position, self.inputs.mix)
+        if config.epochs:
+            self.config = self.step.config = config.model_copy(update={"steps": self.order.steps(config.epochs)})
 
     def _open_log(self) -> None:
         """Open the log. The first row of a new run has the unigram losses, the number of parameters and the device."""
@@ -201,9 +203,8 @@ class _Trainer:
         self.speed = Speed(self.step.net, self.config, self.group)
         self.baseline = unigram_losses(self.step.net, self.inputs.train, self.inputs.val) if self.log else {}
         if self.log and not self.steps_done:
-            parameters = sum(p.numel() for p in self.step.net.parameters())
-            device = device_name(self.group.device)
-            self.log.record({"step": 0, **self.baseline, "parameters": parameters, "device": device})
+            parameters = {"parameters": sum(p.numel() for p in self.step.net.parameters())}
+            self.log.record({"step": 0, **self.baseline, **parameters, "device": device_name(self.group.device)})
         # The other ranks wait here on the host. In the first gradient sum on the device they would time out sooner.
         self.group.wait()
 
@@ -322,8 +323,7 @@ class _Trainer:
         if not self.log:
             return summary
         summary |= ({"model": str(self.out / "model")} if finished else {}) | self.baseline
-        content = json.dumps(summary, indent=2) + "\n"
-        write_atomically(self.out / "summary.json", lambda path: path.write_text(content))
+        write_atomically(self.out / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
         self.log.close()
         return summary
 

@@ -6,7 +6,7 @@ Shape legend: B samples, D width, V vocabulary, E target blocks, N tokens an ima
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -114,13 +114,20 @@ class Losses:
     """The losses of one micro-batch, on the device.
 
     ``total`` is the summed cross entropy of the scored tokens, weighted as the settings say, ``tokens`` [B, E N] the
-    loss of each of them without weight or gradient, ``teacher`` the mean squared error to the teacher's features,
+    loss of each of them without weight or gradient, ``teachers`` [K] the mean squared error to each teacher's features,
     summed over the samples.
     """
 
     total: Tensor
     tokens: Tensor
-    teacher: Tensor
+    teachers: Tensor
+
+
+def teacher_losses(features: Tensor, wanted: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Mean squared error to each of K teachers, summed over the samples, [K]. Features and ``wanted`` [B, n, D] have
+    those of each teacher side by side, of which there are ``sizes`` for an image."""
+    pairs = zip(features.float().split(sizes, 1), wanted.split(sizes, 1), strict=True)
+    return torch.stack([(own - teacher).pow(2).mean((1, 2)).sum() for own, teacher in pairs])
 
 
 def losses(
@@ -132,14 +139,14 @@ def losses(
     with torch.autocast(batch.sources.device.type, torch.bfloat16, enabled=enabled):
         output = net(
             batch.sources, batch.text, batch.picture, draws, config.drops, text_mask=batch.text_mask,
-            with_features=distill, score=score,
+            instruct=batch.instruct, with_features=distill, score=score,
         )  # fmt: skip
     (total, tokens), features = output if distill else (output, None)
-    teacher = torch.zeros((), device=tokens.device)
+    teachers = torch.zeros(0, device=tokens.device)
     if features is not None:
         assert batch.teacher is not None
-        teacher = (features.float() - batch.teacher).pow(2).mean((1, 2)).sum()
-    return Losses(total, tokens, teacher)
+        teachers = teacher_losses(features, batch.teacher, list(config.model.teachers.values()))
+    return Losses(total, tokens, teachers)
 
 
 # Activation checkpointing
@@ -213,8 +220,8 @@ class Step:
         self.optimizer = make_optimizer(net, config)
         self.average = Average(net, config.ema) if config.ema else None
         # This rank's contribution to the last step's mean losses: what is trained on, the picture's, the reference
-        # copies', the teacher's.
-        self.sums = torch.zeros(4, device=group.device)
+        # copies', the teachers'.
+        self.sums = torch.zeros(3 + len(config.model.teachers), device=group.device)
         self.norm = torch.zeros((), device=group.device)
         # The first step (counted from 1) whose gradients were not finite, or 0.
         self._bad_step = torch.zeros((), dtype=torch.int64, device=group.device)
@@ -253,11 +260,12 @@ class Step:
         config, device = self.config, self.group.device
         batch, draws = micro_batch.batch.to(device), micro_batch.draws.to(device, non_blocking=True)
         result = losses(self.module, batch, config, draws, distill=config.teacher is not None)
-        total, teacher = result.total * micro_batch.counted, result.teacher * micro_batch.counted
+        total, teachers = result.total * micro_batch.counted, result.teachers * micro_batch.counted
         counted = self._weighted_tokens(batches)
         loss = total / counted
         if config.teacher is not None:
-            loss = loss + config.distill_weight * teacher / batches.samples
+            weights = teachers.new_tensor((config.distill_weight, config.clip_weight)[: len(teachers)])
+            loss = loss + (weights * teachers).sum() / batches.samples
         # DDP and FSDP average gradients over the ranks. The losses here add up over the ranks, hence the factor.
         (loss * self.group.world).backward()
         n, pictures = self.net.config.image_tokens, batches.picture_tokens(self.net)
@@ -265,7 +273,7 @@ class Step:
             total.detach() / counted,
             result.tokens[:, -n:].sum() * micro_batch.counted / pictures,
             result.tokens[:, :-n].sum() * micro_batch.counted / max(1, batches.scored_tokens - pictures),
-            teacher / batches.samples,
+            *(teachers / batches.samples),
         )
         self.sums += torch.stack([mean.detach() for mean in means])
 
@@ -284,15 +292,15 @@ class Step:
 
         Cross entropies are in nats a token: "loss_target" over the target pictures, "loss_references" over the
         reference copies, "loss" over both with the weights that they are trained with. "loss_teacher" is the mean
-        squared error to the teacher, without its weight.
+        squared error to the teacher, without its weight, and "loss_teacher_clip" that to the second of two.
         """
-        loss, target, copies, teacher = self.group.total(self.sums.clone()).tolist()
+        loss, target, copies, *teachers = self.group.total(self.sums.clone()).tolist()
         values = {"loss_target": target}
         if batches.scored_tokens > batches.picture_tokens(self.net):
             values["loss_references"] = copies
         values |= {"loss": loss, "grad_norm": float(self.norm)}
         if self.config.teacher is not None:
-            values["loss_teacher"] = teacher
+            values |= dict(zip(("loss_teacher", "loss_teacher_clip"), teachers, strict=False))
         return values
 
     def check_weights(self, step: int) -> None:

@@ -55,7 +55,8 @@ def unigram_losses(net: TokenAR, train: Samples, val: Samples | None) -> dict[st
         some = [samples.read(number) for number in fixed_subset(len(samples.references), BASELINE_SAMPLES)]
         if picture_only:
             return torch.cat([s.picture for s in some])
-        return torch.cat([net.target_tokens(s.sources[None], s.picture[None])[0] for s in some])
+        batches = (collate([sample], net.config.background) for sample in some)
+        return torch.cat([net.target_tokens(batch.sources, batch.picture)[0] for batch in batches])
 
     values: dict[str, Any] = {}
     for suffix, picture_only in (("", False), ("_target", True)):
@@ -83,11 +84,13 @@ def validate(net: TokenAR, samples: Samples, config: TrainConfig, group: Workers
     batch_size = -(-config.batch // config.accumulation)
     for chosen in epoch_batches([samples.references[i] for i in numbers], batch_size, 0, 0):
         for places in rank_parts(len(chosen), batch_size, group.rank, group.world, 1):
-            batch = collate([samples.read(numbers[chosen[i]]) for i in places or [0]]).to(group.device)
+            own = [samples.read(numbers[chosen[i]]) for i in places or [0]]
+            batch = collate(own, net.config.background).to(group.device)
             tokens = losses(net, batch, config).tokens
             if places:  # without samples the pass only keeps this rank in step with the others
                 n = net.config.image_tokens
-                pictures, subjects = tokens[:, -n:], batch.picture != batch.sources[:, -1]
+                backgrounds = torch.stack([sample.sources[-1] for sample in own]).to(group.device)
+                pictures, subjects = tokens[:, -n:], batch.picture != backgrounds
                 groups = (pictures, pictures[subjects], tokens[:, :-n], tokens)
                 sums += torch.tensor([[some.sum().item(), some.numel()] for some in groups], dtype=torch.float64)
     sums = group.total(sums.to(group.device)).cpu()
@@ -110,11 +113,12 @@ def draw_samples(net: TokenAR, tokenizer: ImageTokenizer, samples: Samples, conf
     net.eval()
     device, rows = net.norm.weight.device, []
     for number in fixed_subset(len(samples.references), config.pictures):
-        batch = collate([samples.read(number)]).to(device)
+        sample = samples.read(number)
+        batch = collate([sample], net.config.background).to(device)
         # A drawn sequence grows token by token, and torch.compile would compile the blocks again for every length.
         with torch.compiler.set_stance("force_eager"):
             drawn = generate(net, batch.sources, batch.text, [number], SampleConfig(), text_mask=batch.text_mask)
-        rows.append(tokenizer.decode(torch.cat([batch.sources[0], batch.picture, drawn]).cpu()))
+        rows.append(tokenizer.decode(torch.cat([sample.sources, sample.picture[None], drawn.cpu()])))
     return sheet(rows)
 
 

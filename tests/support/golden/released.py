@@ -29,6 +29,7 @@ def config_of(settings: dict[str, Any], itd: bool, **changes: Any) -> ModelConfi
         "null_embeddings": "frozen", "instruct_tokens": settings["instruct_token_num"],
         "instruct_mode": settings["instruct_token_mode"] or "casual",
         "index_embedding": settings["ref_index_embed"], "background_index": "last_reference",
+        "picture_instruct": "last_reference",
         "index_at_inference": False, "identity_disentanglement": itd, "rotary_layout": "canvas",
         "canvas_targets": settings["max_edited_num"], "rotary_base": settings["rope_base"],
         "feed_forward_multiple": settings["multiple_of"],

@@ -35,6 +35,17 @@ def save_tiny_t5(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_tiny_clip(folder: Path, seed: int = 0, width: int = 24) -> Path:
+    """Both halves, as the published folder holds them; the vision half of width 24 reads patches of 16 pixels."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision, text = sizes | {"image_size": 224, "patch_size": 16}, sizes | {"vocab_size": 40, "eos_token_id": 2}
+    torch.manual_seed(seed)
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)).save_pretrained(folder)
+    return folder
+
+
 def save_tiny_dinov2(folder: Path, seed: int = 0, width: int = 24, patch: int = 14) -> Path:
     """Width 24, patches of 14 pixels, trained for pictures of 5 x 5 patches."""
     from transformers import Dinov2Config, Dinov2Model

@@ -145,11 +145,13 @@ def test_grouped_heads_are_plain_heads_with_repeated_keys():
 
 def test_special_instruct_tokens_are_chosen_by_sample():
     net = random_net(changed(instruct_mode="special"))
-    sources, text, picture = inputs()
+    sources, text, _ = inputs()
     rows = net.instruct_token_embeddings.weight.view(3, 2, 16)
     assert torch.equal(net.embed_prefix(sources, text, instruct=torch.tensor([2, 0]))[:, -2:], rows[[2, 0]])
-    with pytest.raises(ValueError, match="special"):
-        net(sources, text, picture)
+    assert torch.equal(net.embed_prefix(sources, text)[:, -2:], rows[[2, 2]]), "without a number, the picture's"
+    released = random_net(changed(instruct_mode="special", picture_instruct="last_reference"))
+    rows = released.instruct_token_embeddings.weight.view(3, 2, 16)
+    assert torch.equal(released.embed_prefix(sources, text)[:, -2:], rows[[1, 1]])
 
 
 def test_without_a_background_the_sources_are_the_references():
@@ -246,7 +248,7 @@ def test_alignment_features_are_those_of_the_picture():
 @torch.no_grad()
 def test_clip_features_are_shrunk_without_aliasing():
     """16 cells become 14: of a column of ones, each cell gets the share that its widened triangle covers."""
-    align = Alignment(changed(distill="clip", grid=32))
+    align = Alignment(changed(distill="clip", grid=32), "clip")
     align.weight.zero_()
     align.weight[:, 0] = 0.25
     align.bias.zero_()
@@ -289,7 +291,7 @@ def test_the_presets_differ_where_they_say():
     theirs, ours = released().model_dump(), tokenar_xl().model_dump()
     assert {name for name in ours if ours[name] != theirs[name]} == {
         "rotary_layout", "background_index", "index_at_inference", "index_on_targets", "null_embeddings",
-        "text_padding",
+        "text_padding", "picture_instruct",
     }  # fmt: skip
     with torch.device("meta"):
         shapes = [{k: v.shape for k, v in TokenAR(c()).state_dict().items()} for c in (released, tokenar_xl)]

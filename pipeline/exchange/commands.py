@@ -1,0 +1,59 @@
+"""``instructar export`` and ``instructar import``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from data_schemas.errors import UserError
+from data_schemas.settings import suggest
+
+LAYOUTS = ("folders",)
+NAMED = 3
+"""Most examples that are named of those that were left out or changed."""
+
+
+def export_command(
+    run: Annotated[str, typer.Argument(help="A run, a dataset's folder, or a glob of shards")],
+    out: Annotated[str, typer.Option(help="Folder to write; it must not be there")],
+    to: Annotated[str, typer.Option(help="folders: the published program's layout, a folder a sample")] = "folders",
+) -> None:
+    """Write a dataset in another layout; instructar import takes it back, byte for byte."""
+    if to not in LAYOUTS:
+        raise UserError(f"--to {to}: no such layout; {suggest(to, LAYOUTS)}")
+    from pipeline.exchange.folders_out import to_folders
+
+    counts = to_folders(run, out)
+    typer.echo(f"{out}: " + ", ".join(f"{count} examples in {split}" for split, count in counts.items()))
+
+
+def import_command(
+    source: Annotated[str, typer.Argument(help="Folder of examples (ref/, background.png, real.png, ...) or of pairs")],
+    out: Annotated[str, typer.Option(help="Folder of the shards; it must not be there")],
+    split: Annotated[
+        str, typer.Option(help="train or test, for what does not stand in folders of these names")
+    ] = "train",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first examples of each split")] = None,
+    black_background: Annotated[
+        bool, typer.Option("--black-background", help="Also examples without a background.png, with a black one")
+    ] = False,
+) -> None:
+    """Make shards of the published program's folders, or of SubjectSpatial200K's pairs in Parquet files."""
+    from data_schemas.tables import SPLITS
+
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: no such split; {suggest(split, SPLITS)}")
+    from pipeline.exchange.folders_in import from_folders
+    from pipeline.exchange.pairs_in import from_pairs, parquet_files
+
+    if parquet_files(source):
+        done = from_pairs(source, out, split, limit)
+    else:
+        done = from_folders(source, out, split, limit, black_background)
+    made = ", ".join(f"{count} samples in {split}" for split, count in done.samples.items())
+    typer.echo(f"{out}: {made}, {done.shards} shards; train with --shards '{out.rstrip('/')}/train-*.tar'")
+    for what, names in (("left out", done.left_out), ("changed since the export", done.changed)):
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            typer.echo(f"{what}: {', '.join(names[:NAMED])}{more}")
