@@ -11,10 +11,7 @@ import io
 import json
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from fsspec.core import split_protocol
-from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import MAX_BYTES
-from data_schemas.io.storage import reaching, read_bounded, shown
+from data_schemas.io.folders import filling, new_folder
+from data_schemas.io.storage import read_bounded, shown
 from data_schemas.io.tars import read_members
 from data_schemas.io.text import label
 from data_schemas.schema import validate
@@ -68,7 +64,7 @@ def merge(datasets: Sequence[Dataset], out: str, allow_mixed: bool = False) -> d
     Raises UserError for parents that were made otherwise (unless ``allow_mixed``), columns of different types, a sample
     with different contents, a subject or a near-copy of a target in train of one and test of another, damaged files.
     """
-    target = _target(out)
+    target = new_folder(out)
     for dataset in datasets:
         _check_facts(dataset)
     for other in datasets[1:]:
@@ -80,7 +76,7 @@ def merge(datasets: Sequence[Dataset], out: str, allow_mixed: bool = False) -> d
             )
     _check_types(datasets)
     parents = _parents(datasets, [_manifest(dataset) for dataset in datasets])
-    with _written(target) as folder:
+    with filling(target) as folder:
         digests: dict[str, str] = {}
         for parent in parents:
             for name, own in parent.renamed.items():
@@ -92,17 +88,6 @@ def merge(datasets: Sequence[Dataset], out: str, allow_mixed: bool = False) -> d
         (folder / "README.md").write_text(_card(facts, _cards(parents, folder)))
     rows = sum(len(parent.table) for parent in parents)
     return {"samples": rows, "shards": len(digests), "twice": sum(len(parent.left_out) for parent in parents)}
-
-
-def _target(out: str) -> Path:
-    if split_protocol(out)[0] not in (None, "file"):
-        raise UserError(
-            f"--out {shown(out)}: give a folder of this machine, and copy it to the bucket when it is whole"
-        )
-    target = Path(os.path.abspath(out.removeprefix("file://")))
-    if os.path.lexists(target) and not (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
-        raise UserError(f"--out {out}: is there already; give another folder")
-    return target
 
 
 def _check_facts(dataset: Dataset) -> None:
@@ -213,44 +198,10 @@ def _check_twice(rows: pd.DataFrame, twice: pd.Series, urls: Sequence[str]) -> N
             )
 
 
-@contextmanager
-def _written(target: Path) -> Iterator[Path]:
-    """A folder that gets the name ``target`` when the block has ended, and is removed if it fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, target)  # an empty folder is replaced
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _shard(parent: Parent, name: str, path: Path) -> str:
     """Bring a shard of a parent to ``path``, without the samples that are left out. Returns its SHA-256."""
-    dataset = parent.dataset
-    source = f"{dataset.folder}/{name}"
-    where = shown(f"{dataset.url}/{name}")
-    try:
-        with reaching(where):
-            if not isinstance(dataset.fs, LocalFileSystem):
-                dataset.fs.get_file(source, str(path))
-            else:
-                _link(os.path.realpath(source), path)
-    except FileNotFoundError as error:
-        raise UserError(f"{where}: is missing; run its curation again") from error
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != dataset.facts["shards"][name]:
-        raise UserError(f"{where}: has other bytes than run.json says; run its curation again")
+    digest = parent.dataset.bring(name, path)
     return _without(path, parent.left_out) if name in parent.without else digest
-
-
-def _link(source: str, path: Path) -> None:
-    with suppress(OSError):  # another disk, or one that has no links
-        os.link(source, path)
-        return
-    shutil.copyfile(source, path)
 
 
 def _without(path: Path, left_out: frozenset[str]) -> str:
