@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -266,6 +266,24 @@ def merge_command(
 
     done = merge([open_dataset(run) for run in runs], out, allow_mixed)
     typer.echo(f"{out}: {done['samples']} samples planned, {done['shards']} shards; there twice: {done['twice']}")
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[str, typer.Argument(help="A run, or a dataset's folder, on a disk or in a bucket")],
+    out: Annotated[str, typer.Option(help="Folder to write; it must not be there")],
+    to: Annotated[Literal["hub"], typer.Option(help="hub: a dataset repository of the Hugging Face Hub")] = "hub",
+    push: Annotated[str | None, typer.Option(help="Upload it too, as owner/name, with the token in HF_TOKEN")] = None,
+    with_reviewers: Annotated[bool, typer.Option("--with-reviewers", help="Publish who reviewed, and why")] = False,
+) -> None:
+    """Write a dataset in a form that others read; the run stays as it is."""
+    from pipeline.exchange.hub import export_to_hub
+    from pipeline.exchange.push import need_token, push_folder
+
+    token = need_token(push) if push else ""
+    typer.echo(folder := export_to_hub(run, out, with_reviewers))
+    if push:
+        typer.echo(push_folder(folder, push, token))
 
 
 @app.command("prune")

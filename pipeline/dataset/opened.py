@@ -51,6 +51,14 @@ class Dataset:
         found = self.facts.get("version")
         return found if isinstance(found, str) else None
 
+    def need_facts(self) -> None:
+        """Raise UserError unless run.json names a version and the shards with their digests."""
+        if self.version is None or not isinstance(self.facts.get("shards"), dict):
+            raise UserError(
+                f"{shown(self.url)}: was published by a program that gave no versions; run its curation again, which "
+                "makes no part anew"
+            )
+
     @property
     def rules(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(reason, column) -> the rule, with its stage, bound and threshold; none if run.json tells none."""

@@ -117,6 +117,7 @@ def dataset_card(
     config: Mapping[str, Any],
     fingerprints: Mapping[str, str],
     models: Mapping[str, str],
+    licences: Sequence[tuple[str, str, str]],
     rules: Sequence[tuple[str, Rule]],
     pools: Sequence[PoolFacts],
     relations: Mapping[str, int],
@@ -125,8 +126,9 @@ def dataset_card(
     """The README.md of a data set: YAML front matter for the hub, then Markdown.
 
     ``metrics`` is the result of results.metrics_of and ``config`` the dump of a CurationConfig. ``fingerprints`` and
-    ``models`` (Stage.model_name) are by stage. ``rules`` have the thresholds that were used. ``relations`` counts the
-    kept samples of each relation. ``version`` is the dataset's, as its run.json names it.
+    ``models`` (Stage.model_name) are by stage, and ``licences`` what facts.licences says of them. ``rules`` have the
+    thresholds that were used. ``relations`` counts the kept samples of each relation. ``version`` is the dataset's, as
+    its run.json names it.
     """
     funnel, splits = metrics["funnel"], metrics["splits"]
     present = [split for split in SPLITS if splits.get(split)]
@@ -153,6 +155,7 @@ def dataset_card(
             }
             for stage, fingerprint in fingerprints.items()
         ],
+        licences=licences,
         rules=[
             {"stage": stage, "column": r.column, "sign": ">=" if r.bound == "min" else "<=",
              "threshold": f"{r.threshold:g}", "reason": r.reason, "meaning": r.meaning}

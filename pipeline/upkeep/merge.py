@@ -66,7 +66,7 @@ def merge(datasets: Sequence[Dataset], out: str, allow_mixed: bool = False) -> d
     """
     target = new_folder(out)
     for dataset in datasets:
-        _check_facts(dataset)
+        dataset.need_facts()
     for other in datasets[1:]:
         if not allow_mixed and (lines := _made_otherwise(datasets[0], other)):
             more = f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
@@ -88,15 +88,6 @@ def merge(datasets: Sequence[Dataset], out: str, allow_mixed: bool = False) -> d
         (folder / "README.md").write_text(_card(facts, _cards(parents, folder)))
     rows = sum(len(parent.table) for parent in parents)
     return {"samples": rows, "shards": len(digests), "twice": sum(len(parent.left_out) for parent in parents)}
-
-
-def _check_facts(dataset: Dataset) -> None:
-    facts = dataset.facts
-    if dataset.version is None or not isinstance(facts.get("shards"), dict):
-        raise UserError(
-            f"{shown(dataset.url)}: was published by a program that gave no versions; run its curation again, which "
-            "makes no part anew"
-        )
 
 
 def _made_otherwise(first: Dataset, other: Dataset) -> list[str]:
