@@ -46,9 +46,10 @@ FILES = """
 - `croissant.json`: the same files and columns for tools that read Croissant.
 
 ```python
+import os
 from datasets import load_dataset
 
-here = "."  # this folder, or owner/name of the repository
+here = os.path.abspath(".")  # this folder; or owner/name of the repository
 preview = load_dataset(here)
 planned = load_dataset(here, "manifest", split="planned")
 samples = load_dataset(here, data_files={{"{split}": "{split}-*.tar"}}, split="{split}", streaming=True)

@@ -47,7 +47,7 @@ def push_folder(folder: Path, repository: str, token: str) -> str:
         else:
             why = f"{one_line(error, 200)}; the folder is whole, so try again"
         raise UserError(f"--push {repository}: {why.replace(token, '***')}") from error
-    except (OSError, ValueError) as error:  # no network; the Hub does not take the card
+    except Exception as error:  # no network, in the words of whichever HTTP library; the Hub does not take the card
         reason = one_line(error, 200).replace(token, "***") or type(error).__name__
         raise UserError(f"--push {repository}: {reason}; the folder is whole, so try again") from error
     return url

@@ -120,7 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/commit/" in path:
             repository = "/".join(path.split("/")[2:4])
             uploads.commit(repository, [json.loads(line) for line in body.splitlines()])
-            self._json({"success": True, "commitUrl": f"http://{self.headers['host']}/x", "commitOid": COMMIT})
+            url = f"http://{self.headers['host']}/datasets/{repository}/commit/{COMMIT}"
+            self._json({"success": True, "commitUrl": url, "commitOid": COMMIT})
         else:
             self._send(404, b"{}")
 
