@@ -123,23 +123,15 @@ def list_pool(pool: PoolConfig) -> list[Source]:
         return [_generated_source(Generated(pool.seed or 0, k), pool.mirror) for k in range(pool.count or GENERATED)]
     root = pool_folder(pool)
     prefix = f"{pool.hub_id}/" if pool.hub_id else ""
-    if root.is_file():
-        return _parquet_sources(root.parent, [root], pool, prefix)
-    parquet = _of_split(root, walk(root, (".parquet",)), pool)
-    return _parquet_sources(root, parquet, pool, prefix) if parquet else _folder_sources(root, pool, prefix)
+    parquet = parquet_files(root, pool)
+    if not parquet:
+        return _folder_sources(root, pool, prefix)
+    return _parquet_sources(root.parent if root.is_file() else root, parquet, pool, prefix)
 
 
-def skipped(pool: PoolConfig) -> Counter[str]:
-    """How many files of the pool's folder are ignored because of their kind, by suffix.
-
-    In a folder with Parquet files these are all other files. Notes, masks, licences and hidden files do not count.
-    """
-    if pool.source in BUILT_IN or (root := pool_folder(pool)).is_file():
-        return Counter()
-    if walk(root, (".parquet",)):
-        return other_kinds(root, (".parquet", ".json"))
-    masks = descend(root, pool.split) / pool.mask if pool.mask else None
-    return other_kinds(root, SUFFIXES, masks)
+def parquet_files(root: Place, pool: PoolConfig) -> list[Place]:
+    """The Parquet files that are read of a pool's folder or file; none if it is read as pictures."""
+    return [root] if root.is_file() else _of_split(root, walk(root, (".parquet",)), pool)
 
 
 def take(sources: Sequence[Source], limit: int | None) -> list[Source]:

@@ -26,9 +26,10 @@ from pipeline.core.stage import Rule
 from pipeline.dataset.facts import bare
 from pipeline.references.cutouts import ReferencesConfig
 from pipeline.references.files import census
+from pipeline.references.layouts import skipped
 from pipeline.references.packaged import packaged
 from pipeline.references.places import Place, read_place
-from pipeline.references.pools import PoolConfig, list_pool, pool_folder, presets, skipped, take, tell_apart
+from pipeline.references.pools import PoolConfig, list_pool, pool_folder, presets, take, tell_apart
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 NOTE_BYTES = 20_000
