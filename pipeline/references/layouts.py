@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from data_schemas.errors import UserError
 from data_schemas.io.pictures import SUFFIXES
 from data_schemas.io.text import one_line
-from pipeline.references.files import census, descend, other_kinds, walk
+from pipeline.references.files import census, descend, inside, other_kinds, walk
 from pipeline.references.parquet import column_names, find_columns, first_values, row_count
 from pipeline.references.places import Place
 from pipeline.references.pools import BUILT_IN, PoolConfig, parquet_files, pool_folder
@@ -22,7 +22,7 @@ def told(pool: PoolConfig) -> tuple[bool, list[str]]:
     if pool.source in BUILT_IN:
         return True, [f"pool {pool.source}: comes with the program"]
     try:
-        root = pool_folder(pool)
+        root = inside(pool_folder(pool), pool.source)
         files = parquet_files(root, pool)
         lines = _parquet(files, pool) if files else _folder(root, pool)
         if left := skipped(pool):
@@ -37,7 +37,7 @@ def skipped(pool: PoolConfig) -> Counter[str]:
 
     In a folder with Parquet files these are all other files. Notes, masks, licences and hidden files do not count.
     """
-    if pool.source in BUILT_IN or (root := pool_folder(pool)).is_file():
+    if pool.source in BUILT_IN or (root := inside(pool_folder(pool), pool.source)).is_file():
         return Counter()
     if walk(root, (".parquet",)):
         return other_kinds(root, (".parquet", ".json"))
@@ -73,13 +73,13 @@ def _folder(root: Place, pool: PoolConfig) -> list[str]:
     if not pictures:
         kinds = census(other_kinds(root, ()))
         raise UserError(f"holds no picture and no Parquet file (there is: {kinds}); unpack archives into it")
-    inside = sorted({p.relative_to(folder).parts[0] for p in pictures if len(p.relative_to(folder).parts) > 1})
+    below = sorted({p.relative_to(folder).parts[0] for p in pictures if len(p.relative_to(folder).parts) > 1})
     flat = "the file's name without a number" if pool.subject == "category" else "the pool's own name"
-    by = f"its {len(inside)} folders: {_some(inside)}" if inside else flat
+    by = f"its {len(below)} folders: {_some(below)}" if below else flat
     by = f"{pool.category!r}, as the pool's settings say" if pool.category else by
     name = "the category" if pool.subject == "category" else "the .txt beside a picture, else its file name"
     return [
-        f"a folder of {len(pictures)} pictures",
+        f"{'a zip archive' if str(root).startswith('zip:') else 'a folder'} of {len(pictures)} pictures",
         _line("mask", f"folder {pool.mask!r}" if pool.mask else "transparency, else each subject is cut out"),
         _line("category", by),
         _line("name", f"{pool.name!r}, as the pool's settings say" if pool.name else name),

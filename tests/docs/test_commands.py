@@ -32,6 +32,7 @@ NOT_HERE = {
     "--profile paper": "needs the paper's weights",
     "instructar models fetch": "needs a network",
     "hf download": "needs a network",
+    "--push me/quickstart": "needs a token; tests/pipeline/exchange/test_hub.py pushes to a double of the hub",
     "export HF_TOKEN": "a secret of the reader's",
     "tokenar-encode": "needs the weights of VQ-16 and T5; tests/tokenar/data/test_encode.py has small ones",
     "--preset tokenar_xl": "needs a GPU and encoded shards",
@@ -56,7 +57,7 @@ ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
 OURS = PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}
-READING = "models|status|estimate|diff|merge|prune|review"
+READING = "models|status|estimate|diff|merge|prune|review|export"
 """Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
 """The settings of the small run, where the command would make the profile's 96 samples or more."""

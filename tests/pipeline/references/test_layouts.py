@@ -1,15 +1,21 @@
 """What a pool's columns and folders become is told before work starts, and is what listing the pool then does."""
 
 import json
+import pickle
+import zipfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_schemas.errors import UserError
 from data_schemas.io.pictures import encode_png
 from pipeline.references.layouts import told
-from pipeline.references.pools import PoolConfig, list_pool
+from pipeline.references.pools import PoolConfig, list_pool, pool_folder
+from pipeline.references.sources import Reader
+from pipeline.report.card import _stated_licence
 
 
 def picture(colour):
@@ -73,7 +79,36 @@ def test_what_cannot_be_read_is_told_and_counts_as_missing(tmp_path):
     there, (line,) = told(PoolConfig(source=str(tmp_path / "nowhere")))
     assert not there
     assert line.startswith(f"pool {tmp_path / 'nowhere'}: no such folder; give a folder")
-    (tmp_path / "images.zip").write_bytes(b"")
+    (tmp_path / "images.tar.gz").write_bytes(b"")
     there, (line,) = told(PoolConfig(source=str(tmp_path)))
     assert not there
-    assert "(there is: .zip 1); unpack archives" in line
+    assert "(there is: .gz 1); unpack archives" in line
+    (tmp_path / "images.zip").write_bytes(b"cut short")
+    there, (line,) = told(PoolConfig(source=str(tmp_path)))
+    assert not there
+    assert line.endswith("images.zip is no zip archive that can be read; get it again")
+
+
+def test_a_zip_archive_is_a_folder(tmp_path):
+    for category in ("cat", "dog"):
+        (tmp_path / "plain/images" / category).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "plain/images" / category / "1.png")
+        (tmp_path / "plain/images" / category / "1.txt").write_text(f"a small {category}")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    with zipfile.ZipFile(tmp_path / "packed/images.zip", "w") as archive:
+        for path in sorted((tmp_path / "plain").rglob("*.*")):
+            archive.write(path, path.relative_to(tmp_path / "plain"))
+    plain = list_pool(PoolConfig(source=str(tmp_path / "plain")))
+    for source in ("packed", "packed/images.zip"):
+        pool = PoolConfig(source=str(tmp_path / source))
+        packed = list_pool(pool)
+        assert [replace(p, location=None) for p in packed] == [replace(p, location=None) for p in plain]
+        assert Reader().read(packed[1].location, "x") == Reader().read(plain[1].location, "x")
+        assert told(pool)[1][0].endswith(": a zip archive of 2 pictures")
+        assert "  category  its 2 folders: cat, dog" in told(pool)[1]
+        assert pickle.loads(pickle.dumps(packed)) == packed, "workers get it"
+    assert _stated_licence(pool_folder(PoolConfig(source=str(tmp_path / "packed")))) == "cc-by-4.0"
+    (tmp_path / "packed/masks.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds 2 archives; name one of them \(images.zip, masks.zip\)"):
+        list_pool(PoolConfig(source=str(tmp_path / "packed")))
