@@ -75,7 +75,8 @@ def write_sdxl(folder: Path, full: bool, precision: str) -> dict[str, Any]:
     )
     return {
         "backend": "dreamrelation", "base": str(folder / "base"), "image_encoder": str(folder / "encoder"),
-        "adapter": str(folder / "adapter" / "ms_adapter.safetensors"), "resampler": sizes.model_dump(), "loras": {},
+        "adapter": str(folder / "adapter" / "ms_adapter.safetensors"), "resampler": sizes.model_dump(),
+        "find_loras": False,
         "precision": precision, "side": 1024 if full else 256, "size": 512 if full else 256,
         "steps": 30 if full else 8,
     }  # fmt: skip

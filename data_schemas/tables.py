@@ -278,3 +278,23 @@ MANIFEST = TableSchema(
     key="sample_id",
     open=True,  # the columns of all stages follow, each with its meaning and unit in the field's metadata
 )
+
+_picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as Hugging Face stores pictures
+
+PREVIEW = TableSchema(
+    "preview",
+    1,
+    (
+        SAMPLE_ID,
+        Column("prompt", _text, "Description of the picture.", "text"),
+        Column("reference_0", _picture, "Thumbnail of the first reference, on white.", "JPEG"),
+        Column("reference_1", _picture, "Thumbnail of the second reference, on white.", "JPEG"),
+        Column("background", _picture, "Thumbnail of the target with the foreground blacked out.", "JPEG"),
+        Column("target", _picture, "Thumbnail of the picture to be generated.", "JPEG"),
+        Column("relation", _text, "What the first subject does with the second.", "code"),
+        Column("reference_0_name", _text, "What the prompt calls the first subject.", "text"),
+        Column("reference_1_name", _text, "What the prompt calls the second subject.", "text"),
+        Column("shard", _text, "Shard that holds the sample at full size.", "file name"),
+    ),
+    key="sample_id",
+)

@@ -295,15 +295,13 @@ def prune_command(
 def models_check(
     profile: Profile = "paper", config: ConfigFile = None, overrides: Overrides = None,
 ) -> None:  # fmt: skip
-    """Which models a config needs: there or missing, how large, under which licence, and whether they fit the GPU."""
-    settings = _config(profile, config, overrides)
-    from pipeline import models
-    from pipeline.backends import build_stages
+    """Which models, relation LoRAs and pools a config needs: there or missing, and how each would be read."""
+    from pipeline.checks.inputs import check_inputs
 
-    needed = models.check(build_stages(settings))
-    for line in models.table(needed):
+    lines, whole = check_inputs(_config(profile, config, overrides))
+    for line in lines:
         typer.echo(line)
-    if any(f.path is None for f in needed):
+    if not whole:
         raise typer.Exit(1)
 
 

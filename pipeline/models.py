@@ -103,14 +103,15 @@ def _fit(memory: dict[str, float]) -> list[str]:
 
 def fetch(weights: Weights) -> Path:
     """Download a model's files from the hub unless they are here. Raises UserError if the hub refuses."""
-    if isinstance(path := look(weights), Path):
+    growing = weights.patterns != list(weights.files)  # whatever the hub has: it may have more than there is here
+    if isinstance(path := look(weights), Path) and (weights.is_local or constants.HF_HUB_OFFLINE or not growing):
         return path
     if weights.is_local:
         raise UserError(f"{weights.purpose}: {weights.text}: {path}; put it there, or name a Hugging Face id")
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{weights.purpose}: {weights.text} is not here and HF_HUB_OFFLINE is set; unset it to fetch")
     try:
-        return Path(snapshot_download(weights.source, revision=weights.revision, allow_patterns=list(weights.files)))
+        return Path(snapshot_download(weights.source, revision=weights.revision, allow_patterns=weights.patterns))
     except GatedRepoError as error:
         raise UserError(
             f"{weights.purpose}: {weights.source} is gated: accept its licence at {HfApi().endpoint}/{weights.source} "

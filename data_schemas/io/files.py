@@ -90,19 +90,6 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         write(temporary)
 
 
-@contextmanager
-def filling(target: Path) -> Iterator[Path]:
-    """A folder that gets the name ``target`` when the block has ended, and is removed if it fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, target)  # an empty folder is replaced
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def sweep(folder: str | Path) -> None:
     """Remove temporary files, links and folders that killed processes left in a folder after using ``replacing``."""
     try:

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import fsspec
@@ -197,18 +196,6 @@ def read_bounded(fs: fsspec.AbstractFileSystem, path: str, advice: str, limit: i
     if len(data) > limit:
         raise UserError(f"{path}: more than {limit} bytes; {advice}")
     return data
-
-
-def new_folder(out: str) -> Path:
-    """The path of a folder of this machine that a command may fill; raises UserError unless it is absent or empty."""
-    if split_protocol(out)[0] not in (None, "file"):
-        raise UserError(
-            f"--out {shown(out)}: give a folder of this machine, and copy it to the bucket when it is whole"
-        )
-    target = Path(os.path.abspath(out.removeprefix("file://")))
-    if os.path.lexists(target) and not (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
-        raise UserError(f"--out {out}: is there already; give another folder")
-    return target
 
 
 def shown(url: object) -> str:

@@ -32,7 +32,12 @@ def stored_line(error: object, limit: int = 500) -> str:
 
     Paths are cut to their last part, so no machine's folders appear.
     """
-    return _FOLDERS.sub("", one_line(error, 4 * limit))[:limit]
+    return without_folders(one_line(error, 4 * limit))[:limit]
+
+
+def without_folders(text: str) -> str:
+    """The text with every absolute path cut to its last part."""
+    return _FOLDERS.sub("", text)
 
 
 def is_plain(text: str) -> bool:

@@ -147,6 +147,7 @@ class Stage(ABC):
     rules: ClassVar[tuple[Rule, ...]] = ()
     saves_pictures: ClassVar[bool] = False
     model: ClassVar[str] = "none"
+    licence: str = "not stated"  # of ``model``, where no Weights state theirs
     Config: ClassVar[type[StageConfig]] = StageConfig
     batch_size: int = 1
 

@@ -48,6 +48,11 @@ class Weights:
         return not HUB_ID.fullmatch(self.source) or Path(self.source).expanduser().exists()
 
     @property
+    def patterns(self) -> list[str]:
+        """``files`` as the hub's client reads them, whose * also stands for folders."""
+        return [pattern.removeprefix("**/") for pattern in self.files]
+
+    @property
     def name(self) -> str:
         """The name stored with the data: the id on the hub, or a local file's or folder's own name without its
         location.
@@ -90,7 +95,7 @@ def look(weights: Weights) -> Path | str:
     else:
         try:
             path = Path(snapshot_download(
-                weights.source, revision=weights.revision, allow_patterns=list(weights.files), local_files_only=True
+                weights.source, revision=weights.revision, allow_patterns=weights.patterns, local_files_only=True
             ))  # fmt: skip
         except (LocalEntryNotFoundError, ValueError):  # ValueError: not a valid id
             return NOT_HERE

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.core.rules import resolve_rules
+from pipeline.core.stage import Stage
 from pipeline.references import cutouts
 from pipeline.run import DECIDE_VERSION, PLAN_VERSION, SHARDS_VERSION, Run
 
@@ -35,6 +37,15 @@ def stated(run: Run) -> dict[str, Any]:
         for stage, rule in resolve_rules(run.stages(), run.config.decide.all_thresholds())
     ]
     return {"stages": stages, "rules": rules}
+
+
+def licences(stages: Iterable[Stage]) -> list[tuple[str, str, str]]:
+    """(stage, model, licence) of every model or method that made or scored samples, without folders of this machine."""
+    return [
+        (stage.name, bare(model), licence)
+        for stage in stages
+        for model, licence in [(w.name, w.licence) for w in stage.weights()] or [(stage.model_name(), stage.licence)]
+    ]
 
 
 def bare(model: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -17,6 +20,7 @@ from data_schemas.errors import UserError
 from data_schemas.io import pointers
 from data_schemas.io.documents import MAX_BYTES, parse_json
 from data_schemas.io.files import check_file
+from data_schemas.io.new_folders import link_or_copy
 from data_schemas.io.storage import reaching, read_bounded, shown, url_to_fs
 from data_schemas.io.text import one_line
 from data_schemas.schema import TableSchema, validate
@@ -46,6 +50,14 @@ class Dataset:
         """Its version; None if it was published by a program that gave none."""
         found = self.facts.get("version")
         return found if isinstance(found, str) else None
+
+    def need_facts(self) -> None:
+        """Raise UserError unless run.json names a version and the shards with their digests."""
+        if self.version is None or not isinstance(self.facts.get("shards"), dict):
+            raise UserError(
+                f"{shown(self.url)}: was published by a program that gave no versions; run its curation again, which "
+                "makes no part anew"
+            )
 
     @property
     def rules(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -81,6 +93,26 @@ class Dataset:
             table = table.append_column("content", pa.nulls(len(table), pa.string()))
         ours = tuple(column for column in MANIFEST.columns if column.name in wanted)
         return validate(table, TableSchema("manifest", 0, ours, MANIFEST.key, open=True), source).select(wanted)
+
+    def bring(self, shard: str, path: Path) -> str:
+        """Link or copy a shard, such as ``train-00000.tar``, to ``path``. Returns its SHA-256.
+
+        Raises UserError if it is missing or has other bytes than run.json says.
+        """
+        where = shown(f"{self.url}/{shard}")
+        try:
+            with reaching(where):
+                if isinstance(self.fs, LocalFileSystem):
+                    link_or_copy(os.path.realpath(f"{self.folder}/{shard}"), path)
+                else:
+                    self.fs.get_file(f"{self.folder}/{shard}", str(path))
+        except FileNotFoundError as error:
+            raise UserError(f"{where}: is missing; run its curation again") from error
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != self.facts["shards"][shard]:
+            raise UserError(f"{where}: has other bytes than run.json says; run its curation again")
+        return digest
 
     @contextmanager
     def _manifest(self) -> Iterator[IO[bytes]]:

@@ -9,23 +9,43 @@ import typer
 from data_schemas.errors import UserError
 from data_schemas.settings import suggest
 
-LAYOUTS = ("folders",)
+LAYOUTS = ("folders", "hub")
 NAMED = 3
 """Most examples that are named of those that were left out or changed."""
 
 
 def export_command(
-    run: Annotated[str, typer.Argument(help="A run, a dataset's folder, or a glob of shards")],
+    run: Annotated[str, typer.Argument(help="A run or a dataset's folder; for folders a glob of shards, too")],
     out: Annotated[str, typer.Option(help="Folder to write; it must not be there")],
-    to: Annotated[str, typer.Option(help="folders: the published program's layout, a folder a sample")] = "folders",
+    to: Annotated[
+        str,
+        typer.Option(help="folders: the published program's layout, a folder a sample; hub: a Hugging Face repository"),
+    ] = "folders",
+    push: Annotated[
+        str | None, typer.Option(help="With hub: upload it too, as owner/name, with the token in HF_TOKEN")
+    ] = None,
+    with_reviewers: Annotated[
+        bool, typer.Option("--with-reviewers", help="With hub: publish who reviewed, and why")
+    ] = False,
 ) -> None:
-    """Write a dataset in another layout; instructar import takes it back, byte for byte."""
+    """Write a dataset in a form that others read; the run stays as it is. instructar import takes folders back."""
     if to not in LAYOUTS:
         raise UserError(f"--to {to}: no such layout; {suggest(to, LAYOUTS)}")
-    from pipeline.exchange.folders_out import to_folders
+    if to == "folders":
+        if push or with_reviewers:
+            raise UserError("--push and --with-reviewers go with --to hub")
+        from pipeline.exchange.folders_out import to_folders
 
-    counts = to_folders(run, out)
-    typer.echo(f"{out}: " + ", ".join(f"{count} examples in {split}" for split, count in counts.items()))
+        counts = to_folders(run, out)
+        typer.echo(f"{out}: " + ", ".join(f"{count} examples in {split}" for split, count in counts.items()))
+        return
+    from pipeline.exchange.hub import export_to_hub
+    from pipeline.exchange.push import need_token, push_folder
+
+    token = need_token(push) if push else ""
+    typer.echo(folder := export_to_hub(run, out, with_reviewers))
+    if push:
+        typer.echo(push_folder(folder, push, token))
 
 
 def import_command(

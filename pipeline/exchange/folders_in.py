@@ -10,8 +10,7 @@ from pathlib import Path
 from data_schemas.errors import UserError
 from data_schemas.io import folders
 from data_schemas.io.documents import parse_json
-from data_schemas.io.files import filling
-from data_schemas.io.storage import new_folder
+from data_schemas.io.new_folders import filling, new_folder
 from data_schemas.io.tars import read_members
 from data_schemas.io.text import from_path
 from data_schemas.progress import Progress

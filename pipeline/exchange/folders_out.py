@@ -16,8 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data_schemas.errors import UserError
-from data_schemas.io.files import filling
-from data_schemas.io.storage import new_folder
+from data_schemas.io.new_folders import filling, new_folder
 from data_schemas.io.tars import expand_shards, read_members
 from data_schemas.progress import Progress
 from data_schemas.shards import check_distinct, decode_sample

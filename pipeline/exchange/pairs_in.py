@@ -16,8 +16,7 @@ from PIL import Image, ImageDraw
 
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
-from data_schemas.io.files import filling
-from data_schemas.io.storage import new_folder
+from data_schemas.io.new_folders import filling, new_folder
 from data_schemas.progress import Progress
 from pipeline.core.tar_writer import write_tar
 from pipeline.exchange.folders_in import SAMPLES_A_SHARD, Imported, Sample

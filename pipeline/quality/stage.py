@@ -48,6 +48,7 @@ class Quality(Stage):
         Rule("blockiness", "max", 0.4, "jpeg_blocks", "The picture shows the blocks of strong JPEG compression."),
     )
     model = encoders.MODEL
+    licence = encoders.LICENCE
     Config = QualityConfig
 
     def setup(self) -> None:

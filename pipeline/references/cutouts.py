@@ -21,7 +21,7 @@ from data_schemas.io.text import one_line
 from pipeline.core.parts import join_digests
 from pipeline.core.stage import SampleError, StageConfig, any_of, describe_error
 from pipeline.matting.grabcut import run_grabcut
-from pipeline.references import copies, pools
+from pipeline.references import copies, layouts, pools
 from pipeline.references.boxes import Box, in_pixels
 from pipeline.references.files import census
 from pipeline.references.generated.subjects import Generated, draw
@@ -111,7 +111,7 @@ def sources_digest(sources: Sequence[Source]) -> str:
 
 def skipped(config: ReferencesConfig) -> list[str]:
     """One line for each pool whose folder contains files of kinds that are not read."""
-    counted = [(pool.source, pools.skipped(pool)) for pool in config.pools()]
+    counted = [(pool.source, layouts.skipped(pool)) for pool in config.pools()]
     return [
         f"references.pool {source}: files of kinds that are not read, skipped: {census(kinds)}"
         for source, kinds in counted

@@ -50,6 +50,27 @@ def _on_disk(root: str) -> list[Path]:
     return paths
 
 
+def inside(root: Place, source: str) -> Place:
+    """The content of a zip archive that is the pool ``source``, or that lies in a folder without pictures and Parquet
+    files; any other folder or file as it is. Raises UserError for several archives, or one that cannot be read.
+    """
+    if isinstance(root, BucketPath):
+        return root
+    archives = [root] if root.is_file() else walk(root, (".zip",))
+    if not root.name.lower().endswith(".zip") and (root.is_file() or walk(root, (".parquet", *SUFFIXES))):
+        return root
+    if len(archives) > 1:
+        names = ", ".join(path.name for path in archives[:5])
+        raise UserError(f"references.pool {source}: holds {len(archives)} archives; name one of them ({names})")
+    try:
+        found = BucketPath.of(f"zip://::{Path(str(archives[0])).resolve()}") if archives else None
+    except UserError as error:
+        raise UserError(
+            f"references.pool {source}: {archives[0].name} is no zip archive that can be read; get it again"
+        ) from error
+    return found or root
+
+
 def descend(root: Place, split: str) -> Place:
     """The folder that contains the category folders.
 

@@ -34,7 +34,8 @@ UNPACKED, EXPANSION = 64_000_000, 20
 Pictures are compressed already, so a column that grows more than this was made to fill the memory.
 """
 
-CATEGORY_COLUMNS = ("category", "label", "class")
+CATEGORY_COLUMNS = ("category", "label", "class", "class_name", "object", "text")
+"""Usual names, the most telling first: a text often says more than the category."""
 NAME_COLUMNS = ("name",)
 
 
@@ -88,6 +89,20 @@ def find_columns(path: Place, image: str | None, mask: str | None, category: str
     return Columns(image, mask, category, name or next((c for c in NAME_COLUMNS if c in texts), None))
 
 
+def first_values(path: Place, column: str, count: int = 3) -> list[str]:
+    """The first different values of a column as texts, class numbers as their names."""
+    file = _open(path)
+    labels = _class_names(file.schema_arrow)
+    batch = next(_batches(file, path, [column], None), None)
+    texts = [] if batch is None else [_text(batch, column, i, labels) for i in range(batch.num_rows)]
+    return list(dict.fromkeys(texts))[:count]
+
+
+def row_count(path: Place) -> int:
+    """The number of rows of a file."""
+    return int(_open(path).metadata.num_rows)
+
+
 def list_rows(path: Place, columns: Columns) -> tuple[Row, ...]:
     """All rows with the digests of their pictures. The file is only read again if its size or time has changed."""
     return _list_rows(path, _version(path), columns)
@@ -98,16 +113,6 @@ def _list_rows(path: Place, version: object, columns: Columns) -> tuple[Row, ...
     file = _open(path)
     labels = _class_names(file.schema_arrow)
     used = [c for c in (columns.image, columns.mask, columns.category, columns.name) if c is not None]
-
-    def text(batch: pa.RecordBatch, column: str | None, i: int) -> str:
-        value = None if column is None else _value(batch.column(column)[i])
-        names = labels.get(column or "")
-        if names is not None and isinstance(value, int) and 0 <= value < len(names):
-            value = names[value]
-        if isinstance(value, float):
-            return "" if math.isnan(value) else f"{value:g}"
-        return "" if value is None else str(value)
-
     rows: list[Row] = []
     unpacked, limit = 0, _limit(path)
     for batch in _batches(file, path, used, None):
@@ -121,7 +126,7 @@ def _list_rows(path: Place, version: object, columns: Columns) -> tuple[Row, ...
                 )
             row = Row(
                 len(rows), _digest(data), _digest(mask), made_from,
-                text(batch, columns.category, i), text(batch, columns.name, i),
+                _text(batch, columns.category, i, labels), _text(batch, columns.name, i, labels),
             )  # fmt: skip
             rows.append(row)
     return tuple(rows)
@@ -134,6 +139,17 @@ def read_rows(path: Place, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}: there is no column {missing[0]!r}; there is: {', '.join(file.schema_arrow.names)}")
     for batch in _batches(file, path, columns, None):
         yield from batch.to_pylist()
+
+
+def _text(batch: pa.RecordBatch, column: str | None, i: int, labels: dict[str, list[str]]) -> str:
+    """A cell as text: a class number as its name, nothing as an empty text."""
+    value = None if column is None else _value(batch.column(column)[i])
+    names = labels.get(column or "")
+    if names is not None and isinstance(value, int) and 0 <= value < len(names):
+        value = names[value]
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:g}"
+    return "" if value is None else str(value)
 
 
 class PictureColumn:

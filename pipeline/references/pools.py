@@ -27,7 +27,7 @@ from data_schemas.io.pictures import SUFFIXES
 from data_schemas.io.storage import Unreadable
 from data_schemas.io.text import from_path, label, one_line
 from data_schemas.settings import Settings, suggest
-from pipeline.references.files import SPLIT_NAMES, census, descend, mask_file, note, other_kinds, walk
+from pipeline.references.files import SPLIT_NAMES, census, descend, inside, mask_file, note, other_kinds, walk
 from pipeline.references.generated.subjects import Generated, recipe
 from pipeline.references.packaged import package_file, packaged
 from pipeline.references.parquet import column_names, find_columns, list_rows
@@ -50,7 +50,8 @@ class PoolConfig(Settings):
     either in a bucket, or ``hf:owner/name`` for a data set of the Hugging Face hub that is on this machine. A generated
     pool has ``count`` subjects (GENERATED without it) that follow from ``seed`` and their numbers. A folder that
     contains Parquet files is read as those. Any other folder is read as pictures, with one sub-folder for each
-    category; outer folders that hold nothing else, and the split's folder, are skipped.
+    category; outer folders that hold nothing else, and the split's folder, are skipped. A zip archive is read as a
+    folder, also one that is all that a folder holds.
 
     ``image`` and ``mask`` are columns of Parquet files, or sub-folders with files of the same names. Without ``image``,
     it is the first column of pictures or the whole folder. A mask is a label map: ``subject_labels``, or all labels but
@@ -121,25 +122,17 @@ def list_pool(pool: PoolConfig) -> list[Source]:
         return [_packaged_source(entry, pool.mirror and entry.get("mirror", True)) for entry in packaged()["subjects"]]
     if pool.source == "generated":
         return [_generated_source(Generated(pool.seed or 0, k), pool.mirror) for k in range(pool.count or GENERATED)]
-    root = pool_folder(pool)
+    root = inside(pool_folder(pool), pool.source)
     prefix = f"{pool.hub_id}/" if pool.hub_id else ""
-    if root.is_file():
-        return _parquet_sources(root.parent, [root], pool, prefix)
-    parquet = _of_split(root, walk(root, (".parquet",)), pool)
-    return _parquet_sources(root, parquet, pool, prefix) if parquet else _folder_sources(root, pool, prefix)
+    parquet = parquet_files(root, pool)
+    if not parquet:
+        return _folder_sources(root, pool, prefix)
+    return _parquet_sources(root.parent if root.is_file() else root, parquet, pool, prefix)
 
 
-def skipped(pool: PoolConfig) -> Counter[str]:
-    """How many files of the pool's folder are ignored because of their kind, by suffix.
-
-    In a folder with Parquet files these are all other files. Notes, masks, licences and hidden files do not count.
-    """
-    if pool.source in BUILT_IN or (root := pool_folder(pool)).is_file():
-        return Counter()
-    if walk(root, (".parquet",)):
-        return other_kinds(root, (".parquet", ".json"))
-    masks = descend(root, pool.split) / pool.mask if pool.mask else None
-    return other_kinds(root, SUFFIXES, masks)
+def parquet_files(root: Place, pool: PoolConfig) -> list[Place]:
+    """The Parquet files that are read of a pool's folder or file; none if it is read as pictures."""
+    return [root] if root.is_file() else _of_split(root, walk(root, (".parquet",)), pool)
 
 
 def take(sources: Sequence[Source], limit: int | None) -> list[Source]:
@@ -156,9 +149,9 @@ def pool_folder(pool: PoolConfig) -> Place:
     if hub_id is None:
         try:
             path = BucketPath.of(pool.source) if "://" in pool.source else Path(pool.source).expanduser()
-            if path is not None and (path.is_dir() or (path.suffix.lower() == ".parquet" and path.is_file())):
+            if path is not None and (path.is_dir() or (path.suffix.lower() in (".parquet", ".zip") and path.is_file())):
                 return path
-            what = "no such folder" if path is None or not path.exists() else "not a folder and not a Parquet file"
+            what = "no such folder" if path is None or not path.exists() else "not a folder, a Parquet or a zip file"
         except Unreadable:
             raise
         except (OSError, RuntimeError) as error:  # the name is too long, no permission, unknown ~user
@@ -168,7 +161,7 @@ def pool_folder(pool: PoolConfig) -> Place:
             f"hf:owner/name, 'packaged', 'generated' or one of: {', '.join(presets())}"
         )
     try:
-        wanted = ["*.parquet", *(f"*{suffix}" for suffix in SUFFIXES), "*.txt"]
+        wanted = ["*.parquet", *(f"*{suffix}" for suffix in SUFFIXES), "*.txt", "*.zip"]
         return Path(snapshot_download(
             hub_id, repo_type="dataset", revision=pool.revision, allow_patterns=wanted, local_files_only=True
         ))  # fmt: skip

@@ -26,9 +26,10 @@ from pipeline.core.stage import Rule
 from pipeline.dataset.facts import bare
 from pipeline.references.cutouts import ReferencesConfig
 from pipeline.references.files import census
+from pipeline.references.layouts import skipped
 from pipeline.references.packaged import packaged
 from pipeline.references.places import Place, read_place
-from pipeline.references.pools import PoolConfig, list_pool, pool_folder, presets, skipped, take, tell_apart
+from pipeline.references.pools import PoolConfig, list_pool, pool_folder, presets, take, tell_apart
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 NOTE_BYTES = 20_000
@@ -117,6 +118,7 @@ def dataset_card(
     config: Mapping[str, Any],
     fingerprints: Mapping[str, str],
     models: Mapping[str, str],
+    licences: Sequence[tuple[str, str, str]],
     rules: Sequence[tuple[str, Rule]],
     pools: Sequence[PoolFacts],
     relations: Mapping[str, int],
@@ -125,8 +127,9 @@ def dataset_card(
     """The README.md of a data set: YAML front matter for the hub, then Markdown.
 
     ``metrics`` is the result of results.metrics_of and ``config`` the dump of a CurationConfig. ``fingerprints`` and
-    ``models`` (Stage.model_name) are by stage. ``rules`` have the thresholds that were used. ``relations`` counts the
-    kept samples of each relation. ``version`` is the dataset's, as its run.json names it.
+    ``models`` (Stage.model_name) are by stage, and ``licences`` what facts.licences says of them. ``rules`` have the
+    thresholds that were used. ``relations`` counts the kept samples of each relation. ``version`` is the dataset's, as
+    its run.json names it.
     """
     funnel, splits = metrics["funnel"], metrics["splits"]
     present = [split for split in SPLITS if splits.get(split)]
@@ -153,6 +156,7 @@ def dataset_card(
             }
             for stage, fingerprint in fingerprints.items()
         ],
+        licences=licences,
         rules=[
             {"stage": stage, "column": r.column, "sign": ">=" if r.bound == "min" else "<=",
              "threshold": f"{r.threshold:g}", "reason": r.reason, "meaning": r.meaning}

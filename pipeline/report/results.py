@@ -22,6 +22,7 @@ from data_schemas.io.text import one_line
 from pipeline.config import CurationConfig
 from pipeline.core.rules import resolve_rules
 from pipeline.curate import CurationResult, curate
+from pipeline.dataset.facts import licences
 from pipeline.dataset.picture_reader import PictureReader
 from pipeline.dataset.publish import Tables, make_manifest, shard_digests
 from pipeline.jobs import pool_digest, pool_rows, read_all
@@ -178,6 +179,7 @@ def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, A
         config=config.model_dump(mode="json"),
         fingerprints=dict(run.fingerprints),
         models={stage.name: stage.model_name() for stage in run.stages()},
+        licences=licences(run.stages()),
         rules=resolve_rules(run.stages(), config.decide.all_thresholds()),
         pools=pool_facts(
             config.references,

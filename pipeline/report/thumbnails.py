@@ -1,4 +1,4 @@
-"""Thumbnails for pages that need no other files."""
+"""Thumbnails: for pages that need no other files, and for tables that people look through."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from PIL import Image
 
 
 def data_uri(picture: Image.Image, side: int) -> str:
-    """A JPEG thumbnail as a data URI. Transparent pictures are shown on a grey checkerboard."""
+    """A JPEG thumbnail as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, side)).decode()
+
+
+def jpeg(picture: Image.Image, side: int) -> bytes:
+    """A thumbnail of at most ``side`` x ``side`` pixels as JPEG. Transparent pictures are on a grey checkerboard."""
     transparent = picture.has_transparency_data
     small = picture.convert("RGBA" if transparent else "RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -18,7 +23,7 @@ def data_uri(picture: Image.Image, side: int) -> str:
         small = Image.alpha_composite(checkerboard(small.size), small).convert("RGB")
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def checkerboard(size: tuple[int, int], square: int = 8) -> Image.Image:

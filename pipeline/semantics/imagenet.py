@@ -38,6 +38,7 @@ class ImageNetJudge(Stage):
         Rule("colour_extremity", "max", 0.6, "colour_extreme", "The colours are not those of a photograph."),
     )
     model = encoders.MODEL
+    licence = encoders.LICENCE
     Config = ImageNetConfig
 
     def setup(self) -> None:

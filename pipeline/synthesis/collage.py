@@ -69,6 +69,7 @@ class Collage(Stage):
     columns = SYNTHESIS
     saves_pictures = True
     model = "collage"
+    licence = "MIT"
     Config = CollageConfig
 
     def process(self, sample: Sample) -> dict:

@@ -11,9 +11,7 @@ import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
 from data_schemas.io.documents import MAX_BYTES
-from data_schemas.io.files import filling
-from data_schemas.io.storage import new_folder, reaching, read_bounded, shown
+from data_schemas.io.new_folders import filling, new_folder
+from data_schemas.io.storage import read_bounded, shown
 from data_schemas.io.tars import read_members
 from data_schemas.io.text import label
 from data_schemas.schema import validate
@@ -69,7 +66,7 @@ def merge(datasets: Sequence[Dataset], out: str, allow_mixed: bool = False) -> d
     """
     target = new_folder(out)
     for dataset in datasets:
-        _check_facts(dataset)
+        dataset.need_facts()
     for other in datasets[1:]:
         if not allow_mixed and (lines := _made_otherwise(datasets[0], other)):
             more = f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
@@ -91,15 +88,6 @@ def merge(datasets: Sequence[Dataset], out: str, allow_mixed: bool = False) -> d
         (folder / "README.md").write_text(_card(facts, _cards(parents, folder)))
     rows = sum(len(parent.table) for parent in parents)
     return {"samples": rows, "shards": len(digests), "twice": sum(len(parent.left_out) for parent in parents)}
-
-
-def _check_facts(dataset: Dataset) -> None:
-    facts = dataset.facts
-    if dataset.version is None or not isinstance(facts.get("shards"), dict):
-        raise UserError(
-            f"{shown(dataset.url)}: was published by a program that gave no versions; run its curation again, which "
-            "makes no part anew"
-        )
 
 
 def _made_otherwise(first: Dataset, other: Dataset) -> list[str]:
@@ -203,29 +191,8 @@ def _check_twice(rows: pd.DataFrame, twice: pd.Series, urls: Sequence[str]) -> N
 
 def _shard(parent: Parent, name: str, path: Path) -> str:
     """Bring a shard of a parent to ``path``, without the samples that are left out. Returns its SHA-256."""
-    dataset = parent.dataset
-    source = f"{dataset.folder}/{name}"
-    where = shown(f"{dataset.url}/{name}")
-    try:
-        with reaching(where):
-            if not isinstance(dataset.fs, LocalFileSystem):
-                dataset.fs.get_file(source, str(path))
-            else:
-                _link(os.path.realpath(source), path)
-    except FileNotFoundError as error:
-        raise UserError(f"{where}: is missing; run its curation again") from error
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != dataset.facts["shards"][name]:
-        raise UserError(f"{where}: has other bytes than run.json says; run its curation again")
+    digest = parent.dataset.bring(name, path)
     return _without(path, parent.left_out) if name in parent.without else digest
-
-
-def _link(source: str, path: Path) -> None:
-    with suppress(OSError):  # another disk, or one that has no links
-        os.link(source, path)
-        return
-    shutil.copyfile(source, path)
 
 
 def _without(path: Path, left_out: frozenset[str]) -> str:

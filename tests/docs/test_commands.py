@@ -32,6 +32,7 @@ NOT_HERE = {
     "--profile paper": "needs the paper's weights",
     "instructar models fetch": "needs a network",
     "hf download": "needs a network",
+    "--push me/quickstart": "needs a token; tests/pipeline/exchange/test_hub.py pushes to a double of the hub",
     "export HF_TOKEN": "a secret of the reader's",
     "tokenar-encode": "needs the weights of VQ-16 and T5; tests/tokenar/data/test_encode.py has small ones",
     "subject-spatial": "needs SubjectSpatial200K; tests/pipeline/exchange/test_pairs.py has a small one",

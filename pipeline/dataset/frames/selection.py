@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_schemas.errors import UserError
-from data_schemas.io.files import filling
-from data_schemas.io.storage import new_folder
+from data_schemas.io.new_folders import filling, new_folder
 from data_schemas.schema import validate
 from data_schemas.tables import MANIFEST
 from pipeline.config import HOW

@@ -17,6 +17,7 @@ from pipeline.core.stage import BatchStage, Sample, SampleError, StageConfig
 from pipeline.core.weights import Weights, locate
 from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
 from pipeline.references import copies
+from pipeline.synthesis.dreamrelation.found import ANY, files_here, lora_file, match
 from pipeline.synthesis.dreamrelation.sizes import ResamplerSizes
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 NEGATIVE_PROMPT = "monochrome, lowres, bad anatomy, worst quality, low quality"
 ADAPTER_FILE = "ms_adapter.bin"
-LORA_FILE = "pytorch_lora_weights.safetensors"
 LOCAL_FILE = "epoch_6.pt"
 REMEMBERED = 1024
 """References whose CLIP tokens are cached; this many take about 0.9 GB of memory in float16."""
@@ -35,8 +35,10 @@ REMEMBERED = 1024
 class DreamRelationConfig(StageConfig):
     """Settings of DreamRelation. Models are Hugging Face ids or local paths.
 
-    ``loras`` maps a relation to its file or folder in ``lora_source``; a relation without a LoRA uses the base and the
-    adapter alone. Pictures are made at ``side`` pixels and stored at ``size``. The plan's prompt is used unchanged.
+    The LoRA of a relation is the file in ``lora_source`` whose path names the relation (found.py). ``loras`` overrides
+    that: it maps a relation to a file or folder in ``lora_source``, or to null for none. A relation without a LoRA uses
+    the base and the adapter alone. Pictures are made at ``side`` pixels and stored at ``size``. The plan's prompt is
+    used unchanged.
     """
 
     # these change results by float rounding at most; vae_tiling does more, because its tiles are blended
@@ -51,7 +53,8 @@ class DreamRelationConfig(StageConfig):
     vae: str | None = Field(None, description="Such as madebyollin/sdxl-vae-fp16-fix; without one, the base's own")
     local_encoder: str | None = Field(None, description="CLIPSelf checkpoint that adds 16 tokens for each reference")
     lora_source: str = "QingyuShi/DreamRelation"
-    loras: dict[str, str] = {"hug": "lora-trained-xl-hugging-0.1kp-0.001cal-0.6"}
+    loras: dict[str, str | None] = {}
+    find_loras: bool = Field(True, description="Whether relations that loras leaves out get the file that names them")
     steps: int = Field(30, ge=1, le=200)
     guidance: float = Field(5.0, ge=1, le=30, description="1 turns guidance off and halves the time")
     adapter_scale: float = Field(0.6, ge=0, le=2, description="Weight of the references in the picture")
@@ -82,7 +85,15 @@ class DreamRelation(BatchStage):
 
     def __init__(self, config: DreamRelationConfig | None = None):
         super().__init__(config)
-        self.batch_size = self.config.batch_size
+        c = self.config
+        self.batch_size = c.batch_size
+        # set once, so that fingerprint and run.json tell which relation was made with which file
+        files = files_here(c.lora_source) if c.find_loras else []
+        self._to_fetch = files is None
+        named = {relation: lora_file(name) for relation, name in c.loras.items() if name is not None}
+        unset = {relation: file for relation, file in match(files or ()).of.items() if relation not in c.loras}
+        self._loras: dict[str, str] = unset | named
+        self.config = c.model_copy(update={"loras": self._loras})
         self._features: dict[str, torch.Tensor] = {}
         self._turn = threading.Lock()
 
@@ -102,9 +113,11 @@ class DreamRelation(BatchStage):
             needed.append(Weights("VAE", c.vae, files, gigabytes=0.33, memory=0.33))
         if c.local_encoder is not None:
             needed.append(Weights("local encoder", c.local_encoder, (LOCAL_FILE,), gigabytes=10, memory=3.7 * size))
-        if c.loras:
-            names = tuple(sorted({lora_file(name) for name in c.loras.values()}))
-            needed.append(Weights("relation LoRAs", c.lora_source, names, gigabytes=0.01 * len(names)))
+        names: tuple[str, ...] = tuple(sorted({*self._loras.values()}))
+        if c.find_loras and (self._to_fetch or not Weights("", c.lora_source, ()).is_local):
+            names = (*names, ANY)  # whatever the hub has
+        if names:
+            needed.append(Weights("relation LoRAs", c.lora_source, names, gigabytes=0.1))
         return tuple(needed)
 
     def _base_files(self) -> tuple[str, ...]:
@@ -137,7 +150,7 @@ class DreamRelation(BatchStage):
             dtype_of(c.precision),
             vae=paths.get("VAE"),
             local_encoder=_inside(local, LOCAL_FILE) if local else None,
-            loras={relation: _inside(paths["relation LoRAs"], lora_file(name)) for relation, name in c.loras.items()},
+            loras={relation: _inside(paths["relation LoRAs"], file) for relation, file in self._loras.items()},
             sizes=c.resampler,
             offload=c.offload,
         )
@@ -222,8 +235,3 @@ class DreamRelation(BatchStage):
 def _inside(folder: Path, name: str) -> Path:
     """``folder`` itself if it is a file, else the file ``name`` in it."""
     return folder if folder.is_file() else folder / name
-
-
-def lora_file(name: str) -> str:
-    """The path of a relation's file inside the folder of LoRAs; a sub-folder stands for the usual file in it."""
-    return name if name.endswith(".safetensors") else f"{name.rstrip('/')}/{LORA_FILE}"

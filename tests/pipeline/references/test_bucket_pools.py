@@ -16,7 +16,8 @@ from data_schemas.io import pictures, storage
 from data_schemas.io.storage import Unreadable
 from pipeline.curate import curate
 from pipeline.references.cutouts import ReferencesConfig, make_references
-from pipeline.references.pools import PoolConfig, list_pool, skipped
+from pipeline.references.layouts import skipped
+from pipeline.references.pools import PoolConfig, list_pool
 from pipeline.report.card import _licences
 
 CAT, FLOWER, PAGODA = FILES.values()
@@ -117,7 +118,7 @@ def test_a_run_has_the_references_of_one_with_the_pool_on_a_disk(bucket, tmp_pat
     [
         ("s3://no-such-bucket/x", "there is no bucket 'no-such-bucket'; create it, or correct the address"),
         ("{bucket}/nothing", "no such folder; give a folder of pictures"),
-        ("{bucket}/pools/other/text/a.md", "not a folder and not a Parquet file"),
+        ("{bucket}/pools/other/text/a.md", "not a folder, a Parquet or a zip file"),
         ("{bucket}/pools/other/text", r"holds no picture and no Parquet file \(there is: .md 1\)"),
         ("foo://x", "there is no protocol 'foo'"),
     ],

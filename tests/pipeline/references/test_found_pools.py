@@ -17,7 +17,8 @@ from pipeline.references.copies import mark_duplicates
 from pipeline.references.cutouts import ReferencesConfig, make_references
 from pipeline.references.cutouts import list_pool as list_pools
 from pipeline.references.cutouts import skipped as skipped_lines
-from pipeline.references.pools import PoolConfig, skipped
+from pipeline.references.layouts import skipped
+from pipeline.references.pools import PoolConfig
 
 
 def cut(files: dict[str, bytes], root, **settings):

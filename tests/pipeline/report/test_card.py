@@ -16,6 +16,7 @@ from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
 from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Rule
+from pipeline.dataset.facts import licences
 from pipeline.jobs import pool_rows
 from pipeline.references.cutouts import ReferencesConfig, list_pool, make_references
 from pipeline.references.packaged import package_file, packaged
@@ -37,6 +38,7 @@ VALUES = {
     "config": {"seed": 7, "synthesis": {"backend": "collage"}, "semantics": {"use": "mine:Judge"}},
     "fingerprints": {"references": "aa11", "synthesis": "bb22", "semantics": "cc33"},
     "models": {"synthesis": "collage-1", "semantics": "/home/me/models/judge@sha256-00, google/gemma@abc"},
+    "licences": [("synthesis", "collage", "MIT"), ("semantics", "google/gemma", "Gemma Terms of Use")],
     "rules": [("identity", Rule("similarity_min", "min", 0.5, "identity_low", "Does not look alike."))],
     "pools": [POOL],
     "relations": {"hug": 400, "kiss": 601},
@@ -112,6 +114,8 @@ def test_the_card_tells_what_happened():
     assert table_row(text, "synthesis") == ["synthesis", "collage", "collage-1", "`bb22`"]
     assert table_row(text, "semantics") == ["semantics", "mine:Judge", "judge@sha256-00, google/gemma@abc", "`cc33`"]
     assert "/home" not in text
+    assert "| semantics | google/gemma | Gemma Terms of Use |\n" in text
+    assert "## Intended use\n" in text
     assert table_row(text, "toys")[1:] == ["9", "5", "3", "0", "bad_input 2"]
     assert "2 samples with a planted fault passed the filters and were left out of the shards" in text
     assert "filters and are in the shards" in dataset_card(
@@ -187,6 +191,7 @@ def test_the_card_of_a_run_lies_beside_its_shards(small_run, tmp_path):
         config=run.config.model_dump(mode="json"),
         fingerprints=dict(run.fingerprints),
         models={stage.name: stage.model_name() for stage in run.stages()},
+        licences=licences(run.stages()),
         rules=resolve_rules(run.stages(), {}),
         pools=pool_facts(run.config.references, pool_rows(run), backgrounds=True),
         relations=kept.relation.value_counts().to_dict(),

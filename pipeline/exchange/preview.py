@@ -1,0 +1,70 @@
+"""Small Parquet files that the Hub's viewer shows: the samples of a shard, with thumbnails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_schemas.shards import ShardSample, read_shard
+from data_schemas.tables import PREVIEW
+from pipeline.report.thumbnails import jpeg
+
+SIDE = 192
+"""Longest side of a thumbnail in pixels."""
+ROWS = 100
+"""Rows of a row group, which is what a viewer reads at once."""
+PICTURES = ("reference_0", "reference_1", "background", "target")
+
+
+def write_preview(shard: Path, out: Path) -> None:
+    """Write the table PREVIEW of a shard's samples. The same shard gives the same bytes."""
+    schema = _with_features(PREVIEW.arrow())
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        for rows in _in_groups(_row(sample, shard.name) for sample in read_shard(str(shard))):
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _row(sample: ShardSample, shard: str) -> dict:
+    shown = dict(zip(PICTURES, (*sample.references[:2], sample.background, sample.target), strict=True))
+    subjects = sample.info["subjects"]
+    return {
+        "sample_id": sample.sample_id,
+        "prompt": sample.prompt,
+        **{
+            name: {"bytes": jpeg(picture, SIDE), "path": f"{sample.sample_id}.{name}.jpg"}
+            for name, picture in shown.items()
+        },
+        "relation": sample.info["relation"],
+        **{f"reference_{i}_name": subjects[i]["name"] for i in range(2)},
+        "shard": shard,
+    }
+
+
+def _in_groups(rows: Iterator[dict]) -> Iterator[list[dict]]:
+    group: list[dict] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _with_features(schema: pa.Schema) -> pa.Schema:
+    """The schema with the note by which Hugging Face's readers know that a column holds pictures.
+
+    They believe it of fields that may be null only.
+    """
+    features = {
+        field.name: {"_type": "Image"} if field.name in PICTURES else {"dtype": "string", "_type": "Value"}
+        for field in schema
+    }
+    note = json.dumps({"info": {"features": features}})
+    return pa.schema([field.with_nullable(True) for field in schema]).with_metadata(
+        {**(schema.metadata or {}), b"huggingface": note.encode()}
+    )
