@@ -22,6 +22,7 @@ from tokenar.attention.maps import AttentionMaps, checked_boxes, identity, measu
 from tokenar.data.samples import collate, encode_sample, read_samples
 from tokenar.device import own_device
 from tokenar.evaluate.pictures import noted, read_drawn, remove_earlier, unlisted
+from tokenar.model.checkpoints import Checkpoint
 from tokenar.model.folder import Model, load_model
 
 SHOWN = 4
@@ -42,7 +43,7 @@ class Measured:
 
 
 def write_maps(
-    model: str | Path,
+    model: str | Path | Checkpoint,
     shards: str,
     out: str | Path,
     *,
@@ -105,7 +106,7 @@ def shown_layers(layers: Sequence[int] | None, count: int) -> list[int]:
 def _sample(item: ShardSample, model: Model, folder: Path, shown: Sequence[int], heads: bool, index: bool) -> Measured:
     """Measure one sample and write its files."""
     net, count = model.net, len(item.references)
-    encoded = encode_sample(item, model.tokenizer, model.text, net.config.max_references)
+    encoded = encode_sample(item, model.tokenizer, model.text, net.config.max_references, net.config.background)
     batch = collate([encoded]).to(net.norm.weight.device)
     boxes, layout = checked_boxes(item.info, count, item.sample_id), net.layout(count)
     # A drawn picture is measured as it was drawn, and some models draw without the index embedding.

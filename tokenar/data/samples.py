@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -200,9 +200,15 @@ def encode_resized(
     ]
 
 
-def encode_sample(sample: ShardSample, tokenizer: ImageTokenizer, text: TextEncoder, max_references: int) -> Encoded:
-    """Encode one sample of a shard; UserError if it has more than ``max_references`` references."""
-    return encode_resized([_resized(sample, tokenizer.image_size, max_references)], tokenizer, text)[0]
+def encode_sample(
+    sample: ShardSample, tokenizer: ImageTokenizer, text: TextEncoder, max_references: int, background: bool = True
+) -> Encoded:
+    """Encode one sample of a shard; UserError if it has more than ``max_references`` references.
+
+    ``background=False`` leaves the background out, as models without one want it: sources are [R, N] then.
+    """
+    encoded = encode_resized([_resized(sample, tokenizer.image_size, max_references)], tokenizer, text)[0]
+    return encoded if background else replace(encoded, sources=encoded.sources[:-1])
 
 
 def collate(samples: Sequence[Encoded]) -> Batch:

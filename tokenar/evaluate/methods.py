@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_schemas.errors import UserError
 from data_schemas.shards import file_name
+from tokenar.model.checkpoints import Checkpoint
 from tokenar.model.folder import model_fingerprint
 
 NAME = re.compile(r"[\w][\w .+-]*")
@@ -16,6 +17,8 @@ PARTS_OF_A_RUN = ("model", "samples", "training", "evaluation")
 """Names of folders inside a run, which say nothing about which run it is."""
 
 Folders = Mapping[str, str | Path] | Mapping[str, Path] | Sequence[str | Path]
+Models = Mapping[str, str | Path | Checkpoint] | Folders
+"""Folders of models, or published checkpoints by name."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Method:
 
     name: str
     pictures: Path
-    model: Path | None = None
+    model: Path | Checkpoint | None = None
     fingerprint: str | None = None
 
     def picture(self, sample_id: str) -> Path:

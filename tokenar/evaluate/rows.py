@@ -168,7 +168,8 @@ def _told(item: ShardSample, truth: Truth, model: Model) -> Row:
     """What the model says of each true token, given those before it: the cross entropy in nats a token, of all scored
     tokens and of the picture's, and of each subject the share of its tokens that are the most probable ones
     (``subject_<i>_exact``)."""
-    encoded = samples.encode_sample(item, model.tokenizer, model.text, model.net.config.max_references)
+    config = model.net.config
+    encoded = samples.encode_sample(item, model.tokenizer, model.text, config.max_references, config.background)
     batch = samples.collate([encoded]).to(model.net.norm.weight.device)
     wanted = model.net.target_tokens(batch.sources, batch.picture)[0]
     logits = model.net(batch.sources, batch.text, batch.picture, text_mask=batch.text_mask)[0]

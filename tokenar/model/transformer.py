@@ -160,12 +160,13 @@ class TokenAR(nn.Module, PublishedModel):
         return torch.cat(parts, dim=1)
 
     def _instruct(self, batch: int, sets: Tensor | None) -> Tensor:
-        """Instruct tokens of every sample, [B, instruct_tokens, D]; ``sets`` [B] is needed in "special" mode only."""
+        """Instruct tokens of every sample, [B, instruct_tokens, D]. In "special" mode ``sets`` [B] chooses among them;
+        without it, all samples have the set with which the release trains the picture itself."""
         assert self.instruct_token_embeddings is not None
         if self.config.instruct_mode == "casual":
             return self.instruct_token_embeddings.weight.view(1, self.config.instruct_tokens, -1).expand(batch, -1, -1)
         if sets is None:
-            raise ValueError("instruct_mode is special: the number of each sample's instruct tokens is needed")
+            sets = torch.full((batch,), self.config.max_references - 1, device=self.norm.weight.device)
         return self.instruct_token_embeddings(sets).unflatten(1, (self.config.instruct_tokens, -1))
 
     def embed_target(self, tokens: Tensor, layout: Layout, index: bool = True) -> Tensor:
@@ -304,7 +305,7 @@ class TokenAR(nn.Module, PublishedModel):
         draws [B]: uniform random numbers that decide the guidance drops (see ``drop_decisions``). Without them, and
             in evaluation mode, nothing is dropped (docs/differences.md, "Guidance drops").
         text_mask [B, text_tokens] bool: False at padding; needed with ``text_padding="masked"``
-        instruct [B] int64: each sample's set of instruct tokens; needed with ``instruct_mode="special"``
+        instruct [B] int64: each sample's set of instruct tokens with ``instruct_mode="special"``
         with_features: return (logits, alignment features [B, n, 768]); the features are those of the positions that
             predict the picture
         score: return its result in place of the logits. In training the logits are the largest tensor in memory, and a

@@ -2,7 +2,7 @@
 
     folder/              one request, or a folder of such folders
         ref/*.png            the references, ordered by file name; any image format
-        background.png       any image format
+        background.png       any image format; not there for a model that edits the reference
         description.txt      the prompt
 
     list.json            [{"references": ["cat.png", "cup.png"], "background": "table.png", "prompt": "a cat beside a
@@ -39,19 +39,20 @@ MAX_PROMPT = 1_000_000
 
 @dataclass
 class Request:
-    """What one picture is drawn from: a prompt, and references and a background in RGB."""
+    """What one picture is drawn from: a prompt, and references and a background in RGB. Only models that edit a picture
+    draw without a background."""
 
     sample_id: str
     prompt: str
     references: list[Image.Image]
-    background: Image.Image
+    background: Image.Image | None
     seed: int | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 digits of the SHA-256 of the references and the background."""
         digest = hashlib.sha256()
-        for picture in (*self.references, self.background):
+        for picture in (*self.references, *([] if self.background is None else [self.background])):
             digest.update(f"{picture.size} ".encode() + picture.tobytes())
         return digest.hexdigest()[:16]
 
@@ -70,7 +71,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     references: list[str] = Field(min_length=1)
-    background: str
+    background: str | None = None
     prompt: str
     id: str | None = Field(default=None, pattern=r"^[\w.-]+$")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
@@ -139,10 +140,10 @@ def _folder(folder: Path) -> Request:
         raise UserError(f"{folder / 'ref'}: no reference there; put 1 or more pictures in it ({kinds})")
     backgrounds = [p for p in _listed(folder) if p.stem == "background" and p.suffix.lower() in pictures.SUFFIXES]
     background = min(backgrounds, key=lambda p: pictures.SUFFIXES.index(p.suffix.lower()), default=None)
-    if background is None:
-        raise UserError(f"{folder}: no background.png; add the scene to draw into (a plain white picture is one too)")
     prompt = decoded(read_file(folder / "description.txt", "add the prompt", MAX_PROMPT)).strip()
-    return Request(_name(folder), prompt, [_picture(file) for file in files], _picture(background))
+    return Request(
+        _name(folder), prompt, [_picture(file) for file in files], None if background is None else _picture(background)
+    )
 
 
 def from_list(path: str | Path, limit: int | None = None) -> Requests:
@@ -158,7 +159,8 @@ def from_list(path: str | Path, limit: int | None = None) -> Requests:
 
     def request(name: str, entry: Entry) -> Request:
         references = [_picture(file.parent / reference) for reference in entry.references]
-        return Request(name, entry.prompt, references, _picture(file.parent / entry.background), entry.seed)
+        background = None if entry.background is None else _picture(file.parent / entry.background)
+        return Request(name, entry.prompt, references, background, entry.seed)
 
     readers = [(name, partial(request, name, entry)) for name, entry in zip(names, entries, strict=False)]
     return _from_files(readers, str(file))
