@@ -31,15 +31,8 @@ def attention(
     chosen = None if layers is None else _numbers("--layers", layers)
     from tokenar.attention.report import write_maps
 
-    result = write_maps(
-        source_of(model, tokenizer, t5, ema=ema),
-        shards,
-        out,
-        layers=chosen,
-        heads=heads,
-        predictions=predictions,
-        limit=limit,
-    )
+    network = source_of(model, tokenizer, t5, ema=ema)
+    result = write_maps(network, shards, out, layers=chosen, heads=heads, predictions=predictions, limit=limit)
     line = f"{out}/attention.json: {result['samples']} samples"
     if result["identity"] is not None:
         line += f", identity {result['identity']:.3f} (chance {result['identity_chance']:.3f})"
