@@ -103,7 +103,10 @@ def _pickles(path: Path) -> Iterator[io.BytesIO]:
 
 def _keys_of(stream: io.BytesIO, name: str) -> list[str] | None:
     """The dictionary keys under which a pickle's class or function ``name`` stands, from the outermost; None if it has
-    none of that name. The pickle is read and not run: the stack holds its texts, and the place of all else."""
+    none of that name.
+
+    The pickle is read and not run: the stack holds its texts, and ``dict``, a mark or None for all else.
+    """
     stack: list[object] = []
     remembered: dict[object, object] = {}
     mark = pickletools.markobject
@@ -111,9 +114,7 @@ def _keys_of(stream: io.BytesIO, name: str) -> list[str] | None:
         # torch names what is built in without its module
         if opcode.name == "GLOBAL" and str(argument).replace(" ", ".") in (name, f"builtins.{name}"):
             starts = [0, *(i + 1 for i, item in enumerate(stack) if item is mark), len(stack) + 1]
-            parts = [stack[start : end - 1] for start, end in pairwise(starts)]
-            last = [[item for item in part if isinstance(item, str)][-1:] for part in parts]
-            return [key for keys in last for key in keys]
+            return [key for start, end in pairwise(starts) for key in _open_keys(stack[start : end - 1])]
         pops = len(opcode.stack_before)
         if mark in opcode.stack_before:
             while stack.pop() is not mark:
@@ -128,9 +129,20 @@ def _keys_of(stream: io.BytesIO, name: str) -> list[str] | None:
             remembered[argument] = kept
         elif isinstance(argument, str) and "UNICODE" in opcode.name:
             stack.append(argument)
+        elif opcode.name == "EMPTY_DICT":
+            stack.append(dict)
         else:
             stack.extend(mark if item is mark else None for item in opcode.stack_after)
     return None
+
+
+def _open_keys(part: list[object]) -> list[str]:
+    """The keys whose values are not read yet, of a stretch of a pickle's stack: the last of pairs in a row, and those
+    that come alone behind their dictionary."""
+    texts = [(place, item) for place, item in enumerate(part) if isinstance(item, str)]
+    alone = [item for place, item in texts if place and part[place - 1] is dict]
+    in_a_row = [item for place, item in texts if place % 2 == 0 and not (place and part[place - 1] is dict)]
+    return in_a_row[-1:] + alone
 
 
 def weights_in(content: Any, path: Path, advice: str, averaged: bool = False) -> dict[str, Tensor]:

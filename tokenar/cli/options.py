@@ -6,7 +6,6 @@ A command names the options it has: ``seed: Seed = DEFAULT.seed``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,15 +46,7 @@ TopK = Annotated[int, typer.Option(help="Only the k most probable tokens; 0 is o
 TopP = Annotated[float, typer.Option(help="Only the most probable tokens up to this share; 1 is off.")]
 
 
-def source_of(
-    model: str,
-    tokenizer: str | None,
-    t5: str | None,
-    *,
-    ema: bool = True,
-    preset: str = "released",
-    changes: Mapping[str, object] | None = None,
-) -> str | Checkpoint:
+def source_of(model: str, tokenizer: str | None, t5: str | None, *, ema: bool) -> str | Checkpoint:
     """A model folder as it is, or a published checkpoint with its tokenizer. UserError if one of them lacks."""
     if tokenizer is None:
         if Path(model).is_file():
@@ -67,7 +58,7 @@ def source_of(
         raise UserError(f"{model}: a folder, and --tokenizer is for published .pt files; leave it out")
     from tokenar.model.checkpoints import Checkpoint
 
-    return Checkpoint(Path(model), Path(tokenizer), t5, preset, ema, dict(changes or {}))
+    return Checkpoint(Path(model), Path(tokenizer), t5, averaged=ema)
 
 
 def sample_config(

@@ -10,7 +10,7 @@ import typer
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
 from data_schemas.settings import suggest
-from tokenar.cli.options import T5, Average, ModelFolder, Out, assigned, source_of
+from tokenar.cli.options import T5, Average, ModelFolder, Out, assigned
 
 if TYPE_CHECKING:
     from tokenar.model.checkpoints import Parts
@@ -32,15 +32,14 @@ def import_(
     version: Version = False,
 ) -> None:
     """Turn a published checkpoint into a model folder that every other command takes."""
-    from tokenar.model.checkpoints import PRESETS
+    from tokenar.model.checkpoints import PRESETS, Checkpoint
     from tokenar.model.folder import FILES, import_checkpoint
 
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r}; {suggest(preset, PRESETS)}")
     if not overwrite and any((Path(out) / name).exists() for name in FILES):
         raise UserError(f"{out}: there is a model already; give another --out, or --overwrite")
-    source = source_of(checkpoint, tokenizer, t5, ema=ema, preset=preset, changes=assigned(settings))
-    assert not isinstance(source, str)
+    source = Checkpoint(Path(checkpoint), Path(tokenizer), t5, preset, ema, assigned(settings))
     parts = import_checkpoint(source, Path(out))
     typer.echo(f"{out}: {_about(parts)}")
     if parts.left_out:

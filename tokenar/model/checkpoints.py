@@ -55,8 +55,8 @@ class Checkpoint:
     ``averaged`` takes a moving average if the file has one.
     """
 
-    path: Path
-    tokenizer: Path
+    path: str | Path
+    tokenizer: str | Path
     text: str | None = None
     preset: str = "released"
     averaged: bool = True
@@ -77,7 +77,7 @@ class Checkpoint:
     def read(self) -> Parts:
         """The model's parts. UserError, naming the file and the first key that does not fit, for any other file."""
         content = read_content(self.path, AGAIN)
-        weights = weights_in(content, self.path, AGAIN, self.averaged)
+        weights = weights_in(content, Path(self.path), AGAIN, self.averaged)
         kept = {name: tensor for name, tensor in weights.items() if not left_by_sampling(name)}
         more = content if isinstance(content, dict) and content is not weights else {}
         beside = [

@@ -8,10 +8,10 @@ from commands import run_here
 from PIL import Image
 from safetensors.torch import load_file
 from small.published import circle_vq, command_line
-from small.run import changed, random_net
+from small.run import changed, make_sample, photo, random_net, write_shard
 from tiny.encoders import save_tiny_t5
 
-from tokenar import cli, load_model
+from tokenar import SampleConfig, Sampler, cli, load_model
 from tokenar.model.config import SIZES
 from tokenar.model.published import NEW_KEYS
 
@@ -195,3 +195,31 @@ def test_commands_take_the_folder_and_the_file(source, place, shards, tmp_path, 
     assert json.loads((tmp_path / "attention/attention.json").read_text())["samples"] == 2
     evaluated = tmp_path / "eval" / next(iter(figures["methods"])) / "samples" / listed[0]["file"]
     assert Image.open(evaluated).tobytes() == Image.open(tmp_path / "drawn" / listed[0]["file"]).tobytes()
+
+
+@pytest.mark.slow
+def test_a_model_that_edits_is_measured_and_looked_at(place, tmp_path):
+    """EditAR's has one picture in its input and no background."""
+    torch.save(trainers(EDITAR, command_line(image_size=8, downsample_size=2, max_ref_num=1)), tmp_path / "in.pt")
+    imported(place, tmp_path / "in.pt", tmp_path / "model", "--set", "instruct_tokens=0")
+    write_shard(tmp_path / "test-0.tar", [make_sample(i, "test", side=64, references=1) for i in range(2)])
+    given = ["--model", tmp_path / "model", "--shards", tmp_path / "test-0.tar"]
+    ran(cli.eval_main, *given, "--out", tmp_path / "eval")
+    ran(cli.attention_main, *given, "--out", tmp_path / "attention")
+    told = json.loads((tmp_path / "attention/attention.json").read_text())
+    assert "background" not in told["mass"]["picture"]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_precision_is_that_of_the_model_and_its_text_encoder(precision, place, tmp_path):
+    torch.save(trainers(), tmp_path / "in.pt")
+    imported(place, tmp_path / "in.pt", tmp_path / "model")
+    sampler = Sampler(tmp_path / "model", SampleConfig(precision=precision))
+    kind = getattr(torch, precision)
+    assert {parameter.dtype for parameter in sampler.net.parameters()} == {kind}
+    assert sampler.model.text.network.dtype == kind
+    drawn = sampler.draw([photo("coffee")] * 3, photo("rocket"), "a cup")
+    assert drawn.size == (8, 8)
+    loaded = load_model(tmp_path / "model")
+    Sampler(loaded, SampleConfig(precision=precision))
+    assert loaded.net.norm.weight.dtype == torch.float32, "the caller's model stays as it was"
