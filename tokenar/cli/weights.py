@@ -56,7 +56,7 @@ def export(
     version: Version = False,
 ) -> None:
     """Write a model folder back as the files that the published programs read."""
-    from tokenar.model.export import export_model
+    from tokenar.export import export_model
 
     for path in filter(None, (out, tokenizer)):
         if Path(path).is_dir() or Path(path).suffix not in (".pt", ".pth"):

@@ -160,13 +160,12 @@ class TokenAR(nn.Module, PublishedModel):
         return torch.cat(parts, dim=1)
 
     def _instruct(self, batch: int, sets: Tensor | None) -> Tensor:
-        """Instruct tokens of every sample, [B, instruct_tokens, D]. In "special" mode ``sets`` [B] chooses among them;
-        without it, all samples have the set with which the release trains the picture itself."""
+        """Instruct tokens of every sample, [B, instruct_tokens, D]. In "special" mode ``sets`` [B] chooses among them; by
+        default it is the set with which the release trains the picture."""
         assert self.instruct_token_embeddings is not None
         if self.config.instruct_mode == "casual":
             return self.instruct_token_embeddings.weight.view(1, self.config.instruct_tokens, -1).expand(batch, -1, -1)
-        if sets is None:
-            sets = torch.full((batch,), self.config.max_references - 1, device=self.norm.weight.device)
+        sets = torch.full((batch,), self.config.max_references - 1, device=self.head.device) if sets is None else sets
         return self.instruct_token_embeddings(sets).unflatten(1, (self.config.instruct_tokens, -1))
 
     def embed_target(self, tokens: Tensor, layout: Layout, index: bool = True) -> Tensor:
