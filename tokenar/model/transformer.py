@@ -160,8 +160,8 @@ class TokenAR(nn.Module, PublishedModel):
         return torch.cat(parts, dim=1)
 
     def _instruct(self, batch: int, sets: Tensor | None) -> Tensor:
-        """Instruct tokens of every sample, [B, instruct_tokens, D]. In "special" mode ``sets`` [B] chooses among them; by
-        default it is the set with which the release trains the picture."""
+        """Instruct tokens of every sample, [B, instruct_tokens, D]. In "special" mode ``sets`` [B] says which; without
+        it they are those with which the release trains the picture."""
         assert self.instruct_token_embeddings is not None
         if self.config.instruct_mode == "casual":
             return self.instruct_token_embeddings.weight.view(1, self.config.instruct_tokens, -1).expand(batch, -1, -1)
