@@ -145,7 +145,7 @@ def test_grouped_heads_are_plain_heads_with_repeated_keys():
 
 def test_special_instruct_tokens_are_chosen_by_sample():
     net = random_net(changed(instruct_mode="special"))
-    sources, text, picture = inputs()
+    sources, text, _ = inputs()
     rows = net.instruct_token_embeddings.weight.view(3, 2, 16)
     assert torch.equal(net.embed_prefix(sources, text, instruct=torch.tensor([2, 0]))[:, -2:], rows[[2, 0]])
     # The set of pictures is the last that the release trains: one less than there are references.
