@@ -10,6 +10,7 @@ from .data.samples import read_samples as read_samples
 from .encoders.config import EncodeConfig as EncodeConfig
 from .evaluate.config import EvalConfig as EvalConfig
 from .evaluate.run import evaluate_models as evaluate_models
+from .model.checkpoints import Checkpoint as Checkpoint
 from .model.config import ModelConfig as ModelConfig
 from .model.config import released as released
 from .model.config import tokenar_xl as tokenar_xl

@@ -195,6 +195,11 @@ class SampleConfig(Settings):
     top_k: int = Field(default=0, ge=0, le=MAX_VOCABULARY, description="0 is off")
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=16, ge=1, le=4096)
+    precision: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None,
+        description="of the model's weights and products, and of a T5; None: bfloat16 on a GPU, else float32, and "
+        "bfloat16 for a T5",
+    )
     weights: Literal["full", "int8", "float8"] = Field(
         default="full", description="format of the blocks' and the head's weights; float8 needs an H100 or newer"
     )
@@ -313,14 +318,9 @@ def cpu_ablation(shards: str = "", **changes: object) -> TrainConfig:
 
 
 PRESETS = {
-    "cpu_small": cpu_small,
-    "cpu_base": cpu_base,
-    "cpu_quick": cpu_quick,
-    "cpu_ablation": cpu_ablation,
-    "tokenar_xl": train_tokenar_xl,
-    "single_subject": train_single_subject,
-    "released": train_released,
-}
+    "cpu_small": cpu_small, "cpu_base": cpu_base, "cpu_quick": cpu_quick, "cpu_ablation": cpu_ablation,
+    "tokenar_xl": train_tokenar_xl, "single_subject": train_single_subject, "released": train_released,
+}  # fmt: skip
 
 
 def with_changes(config: TrainConfig, /, **changes: object) -> TrainConfig:

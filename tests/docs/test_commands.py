@@ -38,6 +38,10 @@ NOT_HERE = {
     "subject-spatial": "needs SubjectSpatial200K; tests/pipeline/exchange/test_pairs.py has a small one",
     "--preset single_subject": "needs a GPU and encoded shards",
     "--encoders paper": "needs the paper's weights",
+    "tokenar-import": "needs published weights; tests/tokenar/weights has tiny ones",
+    "tokenar-export": "needs an imported model; tests/tokenar/weights has tiny ones",
+    "--tokenizer vq_ds16_t2i.pt": "needs published weights; tests/tokenar/weights has tiny ones",
+    "models/tokenar": "needs an imported model; tests/tokenar/weights has tiny ones",
     "--preset tokenar_xl": "needs a GPU and encoded shards",
     "torchrun": "needs eight GPUs; tests/tokenar/train/test_parallel.py runs two processes",
     "make pretrain": "takes an hour; tests/flows/test_pretrain.py makes a small one",
@@ -61,7 +65,7 @@ NOT_HERE = {
 ENDS_WITH = {"instructar models check": 1}
 """Exit codes other than 0: the models are missing on the machine of a test."""
 PROGRAMS = {"instructar", "tokenar-train", "tokenar-sample", "tokenar-eval", "tokenar-attention"}
-OURS = PROGRAMS | {"tokenar-encode", "tokenar-playground", "tokenar.cli"}
+OURS = PROGRAMS | {"tokenar-encode", "tokenar-import", "tokenar-export", "tokenar-playground", "tokenar.cli"}
 READING = "models|status|estimate|diff|merge|prune|review|select|export|import"
 """Commands of instructar that take no settings of a small run."""
 FEWER = "--set samples=12 --set part_size=4 --set planning.test_share=0.25"
@@ -149,8 +153,8 @@ def test_a_page_does_what_it_shows(place, page):
             ["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=300
         )  # fmt: skip
         assert done.returncode == ENDS_WITH.get(command, 0), f"{command}\n{done.stdout}\n{done.stderr}"
-    if page.name in ("add-a-stage.md", "notebook.md"):
-        return  # their code has tests of its own
+    if page.name in ("add-a-stage.md", "notebook.md", "weights.md"):
+        return  # their code has tests of its own, or needs published weights
     sample = next(iter(folder.glob("runs/quickstart/attention/samples/*.safetensors")), None)
     for language, text in blocks(page):
         if language == "python":

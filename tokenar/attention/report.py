@@ -22,6 +22,7 @@ from tokenar.attention.maps import AttentionMaps, checked_boxes, identity, measu
 from tokenar.data.samples import collate, encode_sample, read_samples
 from tokenar.device import own_device
 from tokenar.evaluate.pictures import noted, read_drawn, remove_earlier, unlisted
+from tokenar.model.checkpoints import Checkpoint
 from tokenar.model.folder import Model, load_model
 
 SHOWN = 4
@@ -42,7 +43,7 @@ class Measured:
 
 
 def write_maps(
-    model: str | Path,
+    model: str | Path | Checkpoint,
     shards: str,
     out: str | Path,
     *,
@@ -141,7 +142,9 @@ def looked_at(
     """What figures.source_maps shows of a picture: maps [L, G, sources, g, g], and pictures of the regions and the
     sources by name. With boxes the subjects and the rest stand for the whole picture."""
     side = maps.maps.shape[-1]
-    sources = {f"reference {i}": picture for i, picture in enumerate(references)} | {"background": background}
+    sources = {f"reference {i}": picture for i, picture in enumerate(references)}
+    if "background" in maps.segments:
+        sources["background"] = background
     parts = [name for name in maps.regions if name != "picture" or "subject 0" not in maps.regions]
     icons = {}
     for name in parts:

@@ -1,4 +1,4 @@
-"""The commands tokenar-encode, tokenar-train, tokenar-sample, tokenar-eval and tokenar-attention, one file each.
+"""The commands tokenar-encode, -train, -sample, -eval and -attention, one file each, and -import and -export in one.
 
 A user's mistake becomes one line on stderr and exit code 2. A run that is asked to stop by a signal saves, says so, and
 exits with 128 plus the signal's number.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import typer
 
 from data_schemas import commands
-from tokenar.cli import attention, encode, evaluate, sample, train
+from tokenar.cli import attention, encode, evaluate, sample, train, weights
 
 encode_app = encode.app
 train_app = train.app
 sample_app = sample.app
 eval_app = evaluate.app
 attention_app = attention.app
+import_app = weights.import_app
+export_app = weights.export_app
 
 
 def encode_main() -> None:
@@ -43,12 +45,24 @@ def attention_main() -> None:
     commands.run(attention_app)
 
 
+def import_main() -> None:
+    """Entry point of tokenar-import."""
+    commands.run(import_app)
+
+
+def export_main() -> None:
+    """Entry point of tokenar-export."""
+    commands.run(export_app)
+
+
 def main() -> None:
-    """All commands as ``python -m tokenar.cli encode|train|sample|eval|attention``."""
+    """All commands as ``python -m tokenar.cli encode|train|sample|eval|attention|import|export``."""
     app = typer.Typer(pretty_exceptions_enable=False, help="Train TokenAR on shards, draw pictures, measure them.")
     app.command("encode")(encode.encode)
     app.command("train")(train.train)
     app.command("sample")(sample.sample)
     app.command("eval")(evaluate.evaluate)
     app.command("attention")(attention.attention)
+    app.command("import")(weights.import_)
+    app.command("export")(weights.export)
     commands.run(app)

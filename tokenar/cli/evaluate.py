@@ -12,15 +12,19 @@ from data_schemas.errors import UserError
 from tokenar.cli.options import (
     DEFAULT,
     SHARDS_HELP,
+    T5,
+    Average,
     Guidance,
     Limit,
     Out,
     Seed,
     Temperature,
+    Tokenizer,
     TopK,
     TopP,
     assigned,
     sample_config,
+    source_of,
     tell_first,
 )
 from tokenar.config import read_settings
@@ -33,8 +37,12 @@ def evaluate(
     shards: Annotated[list[str], typer.Option(help=SHARDS_HELP + " Repeatable.")],
     out: Out,
     model: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]DIR", help="The 'model' folder of a run; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="[NAME=]DIR", help="The 'model' folder of a run, or a published .pt file; repeatable."),
     ] = None,
+    tokenizer: Tokenizer = None,
+    t5: T5 = None,
+    ema: Average = True,
     predictions: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]DIR", help="Pictures of any method: <sample_id>.png; repeatable."),
@@ -63,10 +71,14 @@ def evaluate(
     drawing = {name.removeprefix("sampling__"): changes.pop(name) for name in names}
     measured = EvalConfig.parse(start | changes, "settings")
     sampling = sample_config(seed, guidance, temperature, top_k, top_p, drawing, "sampling")
+    models = {
+        name: path if path.is_dir() else source_of(str(path), tokenizer, t5, ema=ema)
+        for name, path in _named(model or []).items()
+    }
     from tokenar.evaluate.run import evaluate_models
 
     evaluate_models(
-        shards, out, models=_named(model or []), predictions=_named(predictions or []), config=measured,
+        shards, out, models=models, predictions=_named(predictions or []), config=measured,
         sampling=sampling, limit=limit,
     )  # fmt: skip
     tell_first((Path(out) / "table.md").read_text())
@@ -80,7 +92,7 @@ def _named(options: list[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for text in options:
         name, equals, path = text.partition("=")
-        pair = {name: Path(path)} if equals and not Path(text).is_dir() else named([text])
+        pair = {name: Path(path)} if equals and not Path(text).exists() else named([text])
         if both := folders.keys() & pair.keys():
             raise UserError(f"{text}: a second method would be called {min(both)!r}; give each its own: NAME=DIR")
         folders |= pair

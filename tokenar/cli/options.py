@@ -6,7 +6,8 @@ A command names the options it has: ``seed: Seed = DEFAULT.seed``.
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,9 @@ from data_schemas.errors import UserError
 from data_schemas.io import documents
 from tokenar.config import MAX_SAMPLES, SampleConfig
 from tokenar.encoders.config import check_folder
+
+if TYPE_CHECKING:
+    from tokenar.model.checkpoints import Checkpoint
 
 DEFAULT = SampleConfig()
 SHARDS_HELP = "Glob of shards, such as 'data/test-*.tar'."
@@ -29,6 +33,10 @@ def _folder(path: str) -> str:
 Shards = Annotated[str, typer.Option(help=SHARDS_HELP)]
 OptionalShards = Annotated[str | None, typer.Option(help=SHARDS_HELP)]
 ModelFolder = Annotated[str, typer.Option(help="The 'model' folder of a finished run.")]
+Model = Annotated[str, typer.Option(help="The 'model' folder of a run, or a published .pt file with --tokenizer.")]
+Tokenizer = Annotated[str | None, typer.Option(help="VQ tokenizer of a published .pt file: vq_ds16_t2i.pt.")]
+T5 = Annotated[str | None, typer.Option(help="Its text encoder: a Hugging Face id or a folder.  [default: flan-t5-xl]")]
+Average = Annotated[bool, typer.Option(help="Take the moving average of its weights, where it has one.")]
 Out = Annotated[str, typer.Option(help="Folder to write to.", callback=_folder)]
 Limit = Annotated[int | None, typer.Option(min=1, max=MAX_SAMPLES, help="Only the first samples.")]
 Seed = Annotated[int, typer.Option(help="Sample i is drawn with seed + i.")]
@@ -36,6 +44,21 @@ Guidance = Annotated[float, typer.Option(help="Weight of the text; 1 is off.")]
 Temperature = Annotated[float | None, typer.Option(help="Below 1 plainer, above 1 wilder; by default the model's.")]
 TopK = Annotated[int, typer.Option(help="Only the k most probable tokens; 0 is off.")]
 TopP = Annotated[float, typer.Option(help="Only the most probable tokens up to this share; 1 is off.")]
+
+
+def source_of(model: str, tokenizer: str | None, t5: str | None, *, ema: bool) -> str | Checkpoint:
+    """A model folder as it is, or a published checkpoint with its tokenizer. UserError if one of them lacks."""
+    if tokenizer is None:
+        if Path(model).is_file():
+            raise UserError(f"{model}: a file; give its VQ tokenizer too, as --tokenizer vq_ds16_t2i.pt")
+        if t5 is not None:
+            raise UserError("--t5 names the text encoder of a .pt file; a model folder has its own")
+        return model
+    if Path(model).is_dir():
+        raise UserError(f"{model}: a folder, and --tokenizer is for published .pt files; leave it out")
+    from tokenar.model.checkpoints import Checkpoint
+
+    return Checkpoint(Path(model), Path(tokenizer), t5, averaged=ema)
 
 
 def sample_config(

@@ -10,17 +10,21 @@ from data_schemas.commands import Version
 from data_schemas.errors import UserError
 from tokenar.cli.options import (
     DEFAULT,
+    T5,
+    Average,
     Guidance,
     Limit,
-    ModelFolder,
+    Model,
     OptionalShards,
     Out,
     Seed,
     Temperature,
+    Tokenizer,
     TopK,
     TopP,
     assigned,
     sample_config,
+    source_of,
     tell_first,
 )
 
@@ -29,8 +33,11 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 @app.command("sample")
 def sample(
-    model: ModelFolder,
+    model: Model,
     out: Out,
+    tokenizer: Tokenizer = None,
+    t5: T5 = None,
+    ema: Average = True,
     shards: OptionalShards = None,
     folder: Annotated[
         str | None, typer.Option(help="Folder with ref/, background.png, description.txt, or a folder of such folders.")
@@ -50,6 +57,7 @@ def sample(
     top_p: TopP = DEFAULT.top_p,
     copies: Annotated[str, typer.Option(help="The references' copies: given, drawn or verified.")] = DEFAULT.copies,
     batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = DEFAULT.batch,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any other setting: guided_tokens=64.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show pictures as they grow.")] = False,
     version: Version = False,
@@ -57,7 +65,12 @@ def sample(
     """Draw pictures. On several GPUs: torchrun --standalone --nproc-per-node 2 -m tokenar.cli sample ..."""
     if sum(place is not None for place in (shards, folder, list_)) != 1:
         raise UserError("give one of --shards, --folder and --list")
-    others: dict[str, object] = {"image_guidance": image_guidance, "copies": copies, "batch": batch}
+    others: dict[str, object] = {
+        "image_guidance": image_guidance,
+        "copies": copies,
+        "batch": batch,
+        "precision": precision,
+    }
     others |= assigned(settings)
     config = sample_config(seed, guidance, temperature, top_k, top_p, others, "settings")
     from tokenar.sample import requests
@@ -65,5 +78,6 @@ def sample(
 
     sources = {requests.from_shards: shards, requests.from_folder: folder, requests.from_list: list_}
     ((read, source),) = [(read, source) for read, source in sources.items() if source is not None]
-    drawn = sample_pictures(model, read(source, limit), out, config, seeds=seeds, preview=preview)
+    network = source_of(model, tokenizer, t5, ema=ema)
+    drawn = sample_pictures(network, read(source, limit), out, config, seeds=seeds, preview=preview)
     tell_first(f"{len(drawn)} picture{'' if len(drawn) == 1 else 's'}: {out}")

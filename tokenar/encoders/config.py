@@ -119,6 +119,12 @@ class T5Config(Settings):
     clean: bool = Field(default=False, description="clean captions first; the published model does not")
 
 
+def text_config(values: object, source: str) -> TextConfig | T5Config:
+    """The settings of either text encoder from plain values; UserError that names ``source`` and the first mistake."""
+    kind = T5Config if isinstance(values, dict) and "model" in values else TextConfig
+    return kind.parse(values, source)
+
+
 class TeacherConfig(Settings):
     """The distillation teacher, or both of them. ``model`` is DINOv2, ``clip`` the vision half of a CLIP: a folder or
     the Hugging Face id of a model that was downloaded before. Only those that ``kind`` names are used."""

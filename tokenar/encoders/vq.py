@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
 from tokenar.device import exact_float32
 from tokenar.encoders.config import VQ_GROUPS, VqConfig
 from tokenar.encoders.config import vq8 as vq8
 from tokenar.encoders.config import vq16 as vq16
 from tokenar.encoders.frozen import fingerprint
-from tokenar.weight_files import check_finite, read_content
+from tokenar.weight_files import read_content, weights_in
 
 ENCODER_RES_BLOCKS = 2
 DECODER_RES_BLOCKS = 3
@@ -215,13 +216,25 @@ class VqNetwork(nn.Module):
 # Files
 
 
+ADVICE = "fetch the VQ checkpoint again, or name one such as vq_ds16_t2i.pt"
+
+
 def load_network(path: str | Path, config: VqConfig) -> VqNetwork:
     """A network with the weights of a file, in evaluation mode, in float32 and on the CPU.
 
     ``path`` is a ``.pt`` file of LlamaGen (tensors under "model") or a ``.safetensors`` file with the same tensors.
     UserError if its tensors are not those of such a network.
     """
-    stored = _read_weights(Path(path))
+    return network_of(read_vq(path), config, str(path))
+
+
+def read_vq(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a VQ checkpoint by name, as they are stored. No code in the file is run."""
+    return weights_in(read_content(path, ADVICE), Path(path), ADVICE)
+
+
+def network_of(stored: Mapping[str, Tensor], config: VqConfig, source: str) -> VqNetwork:
+    """``load_network`` from tensors that were read from ``source``."""
     with torch.device("meta"):  # initial values would only be overwritten
         network = VqNetwork(config)
     expected = network.state_dict()
@@ -233,23 +246,27 @@ def load_network(path: str | Path, config: VqConfig) -> VqNetwork:
     if any(problems.values()):
         listed = ", ".join(f"{len(names)} {problem} ({names[0]})" for problem, names in problems.items() if names)
         raise UserError(
-            f"{path}: not the weights of a VQ tokenizer with ch_mult {list(config.ch_mult)}: tensors {listed}; name "
+            f"{source}: not the weights of a VQ tokenizer with ch_mult {list(config.ch_mult)}: tensors {listed}; name "
             "the file that belongs to it, such as vq_ds16_t2i.pt for VQ-16"
         )
     network.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file by name. No code in the file is run."""
-    advice = "fetch the VQ checkpoint again"
-    stored = read_content(path, advice)
-    if path.suffix != ".safetensors":
-        stored = stored.get("model") if isinstance(stored, Mapping) else None
-    if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise UserError(f'{path}: no table of tensors under "model"; name a VQ checkpoint such as vq_ds16_t2i.pt')
-    check_finite(stored, path, advice)
-    return stored
+def config_of(stored: Mapping[str, Tensor], source: str) -> VqConfig:
+    """The settings of the VQ network that tensors belong to, from their shapes. UserError if they are of none."""
+    levels = {name.split(".")[2] for name in stored if name.startswith("encoder.conv_blocks.")}
+    try:
+        sizes = {name: stored[name].shape for name in ("encoder.conv_in.weight", "encoder.conv_out.weight")}
+        base, codes = sizes["encoder.conv_in.weight"][0], stored["quantize.embedding.weight"].shape
+        widths = [stored[f"encoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] for i in range(len(levels))]
+        values = {
+            "ch_mult": [width / base for width in widths], "base_channels": base, "codebook_size": codes[0],
+            "z_channels": sizes["encoder.conv_out.weight"][0], "codebook_embed_dim": codes[1],
+        }  # fmt: skip
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{source}: not the weights of a VQ tokenizer (no {one_line(error, 100)}); {ADVICE}") from error
+    return VqConfig.parse(values, source)
 
 
 # The tokenizer

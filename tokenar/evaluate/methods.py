@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_schemas.errors import UserError
 from data_schemas.shards import file_name
+from tokenar.model.checkpoints import Checkpoint
 from tokenar.model.folder import model_fingerprint
 
 NAME = re.compile(r"[\w][\w .+-]*")
@@ -16,6 +17,8 @@ PARTS_OF_A_RUN = ("model", "samples", "training", "evaluation")
 """Names of folders inside a run, which say nothing about which run it is."""
 
 Folders = Mapping[str, str | Path] | Mapping[str, Path] | Sequence[str | Path]
+Models = Mapping[str, str | Path | Checkpoint] | Folders
+"""Folders of models, or published checkpoints by name."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Method:
 
     name: str
     pictures: Path
-    model: Path | None = None
+    model: Path | Checkpoint | None = None
     fingerprint: str | None = None
 
     def picture(self, sample_id: str) -> Path:
@@ -45,7 +48,7 @@ def named(folders: Folders) -> dict[str, Path]:
         return {name: Path(path) for name, path in folders.items()}
     by_name: dict[str, Path] = {}
     for path in map(Path, folders):
-        parts = path.resolve().parts
+        parts = (path.with_suffix("") if path.is_file() else path).resolve().parts
         name = next((part for part in reversed(parts[1:]) if part not in PARTS_OF_A_RUN), parts[-1])
         if name in by_name:
             raise UserError(f"{path}: a second method would be called {name!r}; give each its own: NAME=DIR")
@@ -53,9 +56,14 @@ def named(folders: Folders) -> dict[str, Path]:
     return by_name
 
 
-def methods_of(models: Folders, predictions: Folders, out: Path) -> list[Method]:
+def methods_of(models: Models, predictions: Folders, out: Path) -> list[Method]:
     """The methods of an evaluation into ``out``: models first, then predictions. UserError for unusable names."""
-    by_model, by_predictions = named(models), named(predictions)
+    by_model: dict[str, Path | Checkpoint]
+    if isinstance(models, Mapping):
+        by_model = {name: model if isinstance(model, Checkpoint) else Path(model) for name, model in models.items()}
+    else:
+        by_model = {**named(models)}
+    by_predictions = named(predictions)
     for name in (*by_model, *by_predictions):
         if not NAME.fullmatch(name):
             raise UserError(f"{name!r} cannot name a method; use letters, digits, spaces and . + -")

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from data_schemas.io.documents import read_json
 from data_schemas.io.files import write_atomically
 from data_schemas.shards import file_name
 from tokenar.config import SampleConfig
@@ -27,6 +26,7 @@ from tokenar.evaluate.methods import Method
 from tokenar.evaluate.pictures import grid, noted, read_drawn, remove_earlier, strip
 from tokenar.evaluate.rows import summarise
 from tokenar.evaluate.samples import stored_samples, told
+from tokenar.model.folder import model_settings
 
 PACKAGES = (
     "torch", "torchvision", "torchmetrics", "torch-fidelity", "timm", "transformers", "numpy", "pillow",
@@ -103,7 +103,7 @@ class Results:
         result: dict[str, Any] = {"pictures": str(method.pictures)}
         if method.model is not None:
             result |= {"model": str(method.model), "fingerprint": method.fingerprint}
-            result["model_config"] = read_json(method.model / "config.json")["model"]
+            result["model_config"] = model_settings(method.model).model_dump(mode="json")
         for name, chosen in groups.items():
             if len(chosen) == len(entries) and name != "figures":
                 result[name] = result["figures"]  # the same samples; FID is slow

@@ -23,7 +23,7 @@ from tokenar.config import SampleConfig
 from tokenar.evaluate.cache import Cache, CachedFeatures, pack, unpack
 from tokenar.evaluate.config import EvalConfig
 from tokenar.evaluate.encoders import Encoders
-from tokenar.evaluate.methods import Folders, Method, methods_of
+from tokenar.evaluate.methods import Folders, Method, Models, methods_of
 from tokenar.evaluate.pictures import Truth, fit, read_drawn, unlisted
 from tokenar.evaluate.results import Results
 from tokenar.evaluate.rows import Scorer, model_figures
@@ -44,7 +44,7 @@ def evaluate_models(
     shards: str | Sequence[str],
     out: str | Path,
     *,
-    models: Folders = (),
+    models: Models = (),
     predictions: Folders = (),
     config: EvalConfig | None = None,
     sampling: SampleConfig | None = None,
@@ -54,8 +54,9 @@ def evaluate_models(
     """Evaluate models and folders of drawn pictures on the shards of a glob, or of several. Returns what is written to
     ``out/metrics.json``.
 
-    ``models`` are model folders; their pictures are drawn first, into ``out/<name>/samples``. ``predictions`` are
-    folders with ``<sample_id>.png`` of any method. Both map names to folders, or list folders, which are then named
+    ``models`` are model folders, or published checkpoints by name; their pictures are drawn first, into
+    ``out/<name>/samples``. ``predictions`` are folders with ``<sample_id>.png`` of any method. Both map names to
+    folders, or list folders, which are then named
     after their runs. ``out`` also gets per_sample.parquet, table.md, table.tex, grid.png, and the rows of the grid as
     ``pictures/<sample_id>.png``. Raises UserError naming what cannot be used; missing encoders and predictions are
     noticed before anything is drawn.

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from tokenar.device import own_device
 from tokenar.encoders.config import T5Config, TextConfig, VqConfig
 from tokenar.encoders.fitted import FittedTokenizer, load_fitted
 from tokenar.encoders.text import HashedWords, T5Encoder
-from tokenar.encoders.vq import VqTokenizer, load_network
+from tokenar.encoders.vq import VqTokenizer, load_network, network_of
+from tokenar.model.checkpoints import Checkpoint, Parts
 from tokenar.model.config import ModelConfig
 from tokenar.model.published import check_fit, read_weights
 from tokenar.model.transformer import TokenAR
@@ -50,17 +51,17 @@ START = Path(__file__).parents[1] / "start"
 
 @dataclass
 class Model:
-    """A trained network with its image tokenizer and text encoder, and the folder that it was read from."""
+    """A trained network with its image tokenizer and text encoder, and the folder or file that it was read from."""
 
     net: TokenAR
     tokenizer: FittedTokenizer | VqTokenizer
     text: HashedWords | T5Encoder
-    folder: Path
+    source: Path | Checkpoint
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the model folder's files."""
-        return model_fingerprint(self.folder)
+        """SHA-256 of the model's files."""
+        return model_fingerprint(self.source)
 
 
 def start_folder(start_from: str | None) -> Path | None:
@@ -79,8 +80,10 @@ def model_files(folder: Path) -> list[Path]:
     return [folder / name for name in FILES if (folder / name).is_file()]
 
 
-def model_fingerprint(folder: Path) -> str:
-    """SHA-256 of the files of a model folder; UserError if ``folder`` is not a model folder."""
+def model_fingerprint(folder: Path | Checkpoint) -> str:
+    """SHA-256 of the files of a model folder or checkpoint; UserError if ``folder`` is not a model folder."""
+    if isinstance(folder, Checkpoint):
+        return folder.fingerprint
     digest = hashlib.sha256()
     for path in model_files(folder):
         with open(path, "rb") as file:
@@ -111,31 +114,106 @@ def save_model(
             weights[name] = whole.detach().cpu().contiguous()
     if not first:
         return
-    config: dict[str, Any] = {"format": MODEL_FORMAT, "model": net.config.model_dump(), "text": text.model_dump()}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").unlink(missing_ok=True)
-    write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path))
+    config: dict[str, Any] = {"model": net.config.model_dump(), "text": text.model_dump()}
+    save_tokenizer = None
     if isinstance(tokenizer, FittedTokenizer):
-        write_atomically(folder / "tokenizer.safetensors", tokenizer.save)
+        save_tokenizer = tokenizer.save
     elif isinstance(tokenizer, VqTokenizer):
         network = {name: tensor.cpu().contiguous() for name, tensor in tokenizer.network.state_dict().items()}
-        write_atomically(folder / "tokenizer.safetensors", lambda path: save_file(network, path))
+        save_tokenizer = partial(save_file, network)
         config["vq"] = {"image_size": tokenizer.image_size, **tokenizer.network.config.model_dump()}
+    _write(folder, weights, save_tokenizer, config)
+
+
+def import_checkpoint(checkpoint: Checkpoint, folder: Path) -> Parts:
+    """Write a model folder from a published checkpoint, with the tensors' own bytes; returns what was read.
+
+    Of the text encoder the folder has the name, as any model folder has. UserError as ``Checkpoint.read``.
+    """
+    parts = checkpoint.read()
+    network_of(parts.tokenizer, parts.vq, str(checkpoint.tokenizer))  # UserError if the tokenizer is not whole
+    config = {
+        "model": parts.model.model_dump(), "text": parts.text.model_dump(),
+        "vq": {"image_size": parts.model.grid * parts.vq.reduction, **parts.vq.model_dump()},
+    } | ({"new": parts.new} if parts.new else {})  # fmt: skip
+    tokenizer = {name: tensor.contiguous() for name, tensor in parts.tokenizer.items()}
+    weights = {name: tensor.contiguous() for name, tensor in parts.weights.items()}
+    _write(folder, weights, partial(save_file, tokenizer), config)
+    return parts
+
+
+def _write(
+    folder: Path, weights: dict[str, Tensor], save_tokenizer: Callable[[Path], object] | None, config: dict[str, Any]
+) -> None:
+    """Write a model folder's files, config.json last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    write_atomically(folder / "model.safetensors", partial(save_file, weights))
+    if save_tokenizer is not None:
+        write_atomically(folder / "tokenizer.safetensors", save_tokenizer)
     else:
         (folder / "tokenizer.safetensors").unlink(missing_ok=True)
-    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    content = json.dumps({"format": MODEL_FORMAT} | config, indent=2) + "\n"
+    write_atomically(folder / "config.json", lambda path: path.write_text(content))
 
 
 AGAIN = "train or copy the model again"
 """The advice at the end of error messages about a model folder."""
 
 
-def load_model(folder: str | Path) -> Model:
-    """Read a model folder. The network is in evaluation mode and on the CPU; the encoders are on a GPU if there is one.
+def load_model(model: str | Path | Checkpoint, text_precision: torch.dtype = torch.bfloat16) -> Model:
+    """Read a model folder, or a published checkpoint as it is. The network is in evaluation mode and on the CPU.
 
-    UserError, naming the file, if one is missing, damaged or does not fit the others.
+    The encoders are on a GPU if there is one, a T5 in ``text_precision``. UserError, naming the file, if one is
+    missing, damaged or does not fit the others.
     """
-    folder = Path(folder)
+    device = own_device()
+    if isinstance(model, Checkpoint):
+        parts = model.read()
+        net, text, where = _filled(parts.model, parts.weights), parts.text, model.path
+        vq = network_of(parts.tokenizer, parts.vq, str(model.tokenizer))
+        image_size = parts.model.grid * parts.vq.reduction
+        tokenizer: FittedTokenizer | VqTokenizer = VqTokenizer(vq, image_size, device)
+        files = dict.fromkeys(FILES, where) | {FILES[2]: model.tokenizer}
+    else:
+        folder = Path(model)
+        written = read_settings(folder)
+        net, text = _network(folder / FILES[1], written.model), written.text
+        tokenizer = _tokenizer(folder / FILES[2], written.vq, written.image_size, device)
+        files = {name: folder / name for name in FILES}
+        model = folder
+    config = net.config
+    text_encoder = T5Encoder(text, device, text_precision) if isinstance(text, T5Config) else HashedWords(text)
+    for file, what, actual, expected in (
+        ("tokenizer.safetensors", "tokens along a side", tokenizer.grid, config.grid),
+        ("tokenizer.safetensors", "vocabulary", tokenizer.vocabulary, config.vocabulary),
+        ("config.json", "text of tokens", text_encoder.tokens, config.text_tokens),
+        ("config.json", "text of width", text_encoder.width, config.text_width),
+    ):
+        if actual != expected:
+            raise UserError(f"{files[file]}: {what} {actual}, the model has {expected}; {AGAIN}")
+    return Model(net, tokenizer, text_encoder, model)
+
+
+def model_settings(model: Path | Checkpoint) -> ModelConfig:
+    """The network's settings of a model folder or checkpoint; UserError as ``load_model``."""
+    return model.read().model if isinstance(model, Checkpoint) else read_settings(model).model
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model folder's config.json says: settings of the network, the text encoder and, for pictures of
+    ``image_size`` pixels, the VQ tokenizer; ``new`` are keys that the imported checkpoint lacked."""
+
+    model: ModelConfig
+    text: TextConfig | T5Config
+    vq: VqConfig | None
+    image_size: int
+    new: list[str]
+
+
+def read_settings(folder: Path) -> Written:
+    """Read config.json of a model folder. UserError for one that cannot be used."""
     path = model_files(folder)[0]
     settings = read_json(path, AGAIN)
     try:
@@ -146,25 +224,14 @@ def load_model(folder: str | Path) -> Model:
         text: TextConfig | T5Config = TypeAdapter(TextConfig | T5Config).validate_python(settings["text"])
         vq = dict(settings.get("vq") or {})
         image_size, vq_config = int(vq.pop("image_size", 0)), VqConfig.model_validate(vq) if vq else None
+        new = [str(name) for name in settings.get("new", [])]
+        return Written(config, text, vq_config, image_size, new)
     except UserError:
         raise
     except ValidationError as error:
         raise UserError(f"{path}: {first_mistake(error)}; {AGAIN}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a model configuration ({one_line(error, 200)}); {AGAIN}") from error
-    device = own_device()
-    net = _network(folder / "model.safetensors", config)
-    tokenizer = _tokenizer(folder / "tokenizer.safetensors", vq_config, image_size, device)
-    text_encoder = T5Encoder(text, device) if isinstance(text, T5Config) else HashedWords(text)
-    for file, what, actual, expected in (
-        ("tokenizer.safetensors", "tokens along a side", tokenizer.grid, config.grid),
-        ("tokenizer.safetensors", "vocabulary", tokenizer.vocabulary, config.vocabulary),
-        ("config.json", "text of tokens", text_encoder.tokens, config.text_tokens),
-        ("config.json", "text of width", text_encoder.width, config.text_width),
-    ):
-        if actual != expected:
-            raise UserError(f"{folder / file}: {what} {actual}, the model has {expected}; {AGAIN}")
-    return Model(net, tokenizer, text_encoder, folder)
 
 
 def _network(path: Path, config: ModelConfig) -> TokenAR:
@@ -177,12 +244,19 @@ def _network(path: Path, config: ModelConfig) -> TokenAR:
         raise UserError(f"{path}: not the whole weights of this model ({one_line(error, 200)}); {AGAIN}") from error
     if layers != config.layers:  # checked before a network with so many layers is built
         raise UserError(f"{path}: {layers} layers, config.json says {config.layers}; {AGAIN}")
-    with torch.device("meta"):  # initial values would only be overwritten
-        net = TokenAR(config)
     weights = read_weights(path)
-    check_fit(net, weights, str(path))
+    with torch.device("meta"):  # initial values would only be overwritten
+        check_fit(TokenAR(config), weights, str(path))
+    return _filled(config, weights)
+
+
+def _filled(config: ModelConfig, weights: Mapping[str, Tensor]) -> TokenAR:
+    """A network with weights that fit it."""
+    with torch.device("meta"):
+        net = TokenAR(config)
+    own = net.state_dict().keys()
     net = net.to_empty(device="cpu")
-    net.load_state_dict(weights)
+    net.load_state_dict({name: tensor for name, tensor in weights.items() if name in own})
     return net.eval()
 
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from data_schemas.errors import UserError
 from data_schemas.io.files import replacing
+from data_schemas.io.text import one_line
 from data_schemas.settings import first_mistake
 from tokenar.model.config import SIZES, ModelConfig
-from tokenar.weight_files import check_finite, read_content
+from tokenar.weight_files import read_content, weights_in
 
 NEW_KEYS = frozenset({
     "img_uncond_embedding", "ref_index_embeddings.weight", "instruct_token_embeddings.weight", "alignment.weight",
@@ -31,6 +32,7 @@ NEW_KEYS = frozenset({
 """Parameters that LlamaGen's text-to-image checkpoint lacks: they are new when training starts from it."""
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+AGAIN = "download the checkpoint again, or give the published file"
 _LEFT_BY_SAMPLING = re.compile(r"layers\.\d+\.attention\.kv_cache\.")
 _CARD = """---
 {{ card_data }}
@@ -63,14 +65,7 @@ def load_published(net: nn.Module, path: str | Path) -> list[str]:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint file by name, on the CPU. UserError if it has none, or if one has NaN or infinity."""
-    content = read_content(path, "download the checkpoint again, or give the published file")
-    if isinstance(content, dict):
-        parts = (content[name] for name in ("model", "module", "state_dict") if isinstance(content.get(name), dict))
-        weights = next(parts, content)
-        if weights and all(isinstance(value, Tensor) for value in weights.values()):
-            check_finite(weights, path, "give a checkpoint from before the training went wrong")
-            return weights
-    raise UserError(f"{path}: no weights under 'model', 'module' or 'state_dict'; give the published .pt file")
+    return weights_in(read_content(path, AGAIN), path, AGAIN)
 
 
 def fill(
@@ -101,8 +96,13 @@ def check_fit(
             raise UserError(f"{source}: {name} is {shapes}; {advice}")
     for name in weights:
         unused = name.startswith("alignment.") and not any(own_name.startswith("alignment.") for own_name in own)
-        if name not in own and not unused and not _LEFT_BY_SAMPLING.match(name):
-            raise UserError(f"{source}: {name} is not a key of this model; {advice}")
+        if name not in own and not unused and not left_by_sampling(name):
+            raise UserError(f"{source}: {one_line(name, 200)} is not a key of this model; {advice}")
+
+
+def left_by_sampling(name: str) -> bool:
+    """Whether a key names a key/value cache, which released checkpoints may contain after sampling."""
+    return _LEFT_BY_SAMPLING.match(name) is not None
 
 
 def _size(weights: Mapping[str, Tensor]) -> str:

@@ -85,10 +85,12 @@ class Artist:
         """Figures of where the regions of a drawn picture looked: the mean over all layers, then some single layers."""
         sampler = self._sampler_for(task.model, task.config)
         net, model, request = sampler.net, sampler.model, task.request
+        assert request.background is not None  # the page always has one
         pixels = pixels_of([*request.references, request.background, drawn], model.tokenizer.image_size)
         (encoded,) = encode_resized([Resized(request.sample_id, request.prompt, pixels)], model.tokenizer, model.text)
         weight = net.norm.weight
-        batch = Batch(encoded.sources[None], encoded.text[None].to(weight.dtype), encoded.picture[None],
+        codes = encoded.sources[: len(request.references) + net.config.background]
+        batch = Batch(codes[None], encoded.text[None].to(weight.dtype), encoded.picture[None],
                       encoded.text_mask[None]).to(weight.device)  # fmt: skip
         boxes = task.boxes if task.boxes and len(task.boxes) == len(request.references) else None
         maps = measure(net, batch, boxes, index=net.config.index_at_inference)

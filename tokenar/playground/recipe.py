@@ -32,7 +32,9 @@ def save_inputs(request: Request, out: Path) -> Path:
     """Write a request to its folder in ``out``, as tokenar-sample --folder reads it; returns the folder."""
     folder = out / request.sample_id
     files = {f"ref/{number}.png": pictures.encode_png(picture) for number, picture in enumerate(request.references)}
-    files |= {"background.png": pictures.encode_png(request.background), "description.txt": request.prompt.encode()}
+    if request.background is not None:
+        files["background.png"] = pictures.encode_png(request.background)
+    files["description.txt"] = request.prompt.encode()
     try:
         for name, data in files.items():
             write_atomically(folder / name, lambda path, data=data: path.write_bytes(data))  # type: ignore[misc]

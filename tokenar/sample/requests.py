@@ -33,19 +33,20 @@ from data_schemas.shards import check_distinct, decode_sample, expand_shards, re
 
 @dataclass
 class Request:
-    """What one picture is drawn from: a prompt, and references and a background in RGB."""
+    """What one picture is drawn from: a prompt, and references and a background in RGB. Only models that edit a picture
+    draw without a background."""
 
     sample_id: str
     prompt: str
     references: list[Image.Image]
-    background: Image.Image
+    background: Image.Image | None
     seed: int | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 digits of the SHA-256 of the references and the background."""
         digest = hashlib.sha256()
-        for picture in (*self.references, self.background):
+        for picture in (*self.references, *([] if self.background is None else [self.background])):
             digest.update(f"{picture.size} ".encode() + picture.tobytes())
         return digest.hexdigest()[:16]
 
@@ -64,7 +65,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     references: list[str] = Field(min_length=1)
-    background: str
+    background: str | None = None
     prompt: str
     id: str | None = Field(default=None, pattern=r"^[\w.-]+$")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
@@ -117,10 +118,9 @@ def _folder(folder: Path) -> Request:
         kinds = ", ".join(pictures.SUFFIXES)
         raise UserError(f"{folder / 'ref'}: no reference there; put 1 or more pictures in it ({kinds})")
     background = folders.picture_file(folder, "background")
-    if background is None:
-        raise UserError(f"{folder}: no background.png; add the scene to draw into (a plain white picture is one too)")
     prompt = folders.prompt_of(folders.prompt_bytes(folder))
-    return Request(_name(folder), prompt, [_picture(file) for file in files], _picture(background))
+    scene = None if background is None else _picture(background)
+    return Request(_name(folder), prompt, [_picture(file) for file in files], scene)
 
 
 def from_list(path: str | Path, limit: int | None = None) -> Requests:
@@ -136,7 +136,8 @@ def from_list(path: str | Path, limit: int | None = None) -> Requests:
 
     def request(name: str, entry: Entry) -> Request:
         references = [_picture(file.parent / reference) for reference in entry.references]
-        return Request(name, entry.prompt, references, _picture(file.parent / entry.background), entry.seed)
+        background = None if entry.background is None else _picture(file.parent / entry.background)
+        return Request(name, entry.prompt, references, background, entry.seed)
 
     readers = [(name, partial(request, name, entry)) for name, entry in zip(names, entries, strict=False)]
     return _from_files(readers, str(file))

@@ -32,6 +32,8 @@ from data_schemas.shards import file_name
 from tokenar.config import SampleConfig
 from tokenar.data import samples
 from tokenar.device import own_device
+from tokenar.model.checkpoints import Checkpoint
+from tokenar.model.config import ModelConfig
 from tokenar.model.folder import Model, load_model
 from tokenar.model.transformer import TokenAR
 from tokenar.processes import workers
@@ -49,7 +51,7 @@ STEPS = 1000
 class EncodedRequest:
     """A request as the model reads it: source codes [R+1, N] int64, or [R, N] if it reads no background, text features
     [text_tokens, C], and the text mask [text_tokens] bool, False at padding. ``number`` is the request's number,
-    ``pixels`` [R+1, 3, S, S] uint8 are its images."""
+    ``pixels`` [R+1 or R, 3, S, S] uint8 are its images."""
 
     number: int
     request: Request
@@ -60,19 +62,23 @@ class EncodedRequest:
 
 
 class Sampler:
-    """Draws pictures with one model, which is loaded once. Uses a GPU in bfloat16 if there is one, else the CPU.
+    """Draws pictures with one model, which is loaded once, on a GPU if there is one.
 
-    The memory for drawing is kept between calls and reused for batches of the same shape.
+    The precision is ``config.precision``, or bfloat16 on a GPU and float32 on a CPU. The text encoder of a Model that
+    was loaded before keeps its own. The memory for drawing is kept between calls and reused for batches of the same
+    shape.
     """
 
-    def __init__(self, model: str | Path | Model, config: SampleConfig | None = None):
-        self.model = model if isinstance(model, Model) else load_model(model)
+    def __init__(self, model: str | Path | Checkpoint | Model, config: SampleConfig | None = None):
+        chosen = None if config is None or config.precision is None else getattr(torch, config.precision)
+        self.model = model if isinstance(model, Model) else load_model(model, chosen or torch.bfloat16)
         self.config = (config or SampleConfig()).of_model(self.model.net.config)
         self.device = own_device()
         on_gpu, quantised = self.device.type == "cuda", self.config.weights != "full"
         # The caller's model must not be changed.
-        net = copy.deepcopy(self.model.net) if isinstance(model, Model) and (on_gpu or quantised) else self.model.net
-        self.net = net.to(self.device, torch.bfloat16 if on_gpu else None).eval()
+        changed = on_gpu or quantised or chosen is not None
+        net = copy.deepcopy(self.model.net) if isinstance(model, Model) and changed else self.model.net
+        self.net = net.to(self.device, chosen or (torch.bfloat16 if on_gpu else None)).eval()
         if quantised:
             quantise(self.net, self.config.weights)
         self._decoder: Decoder | None = None
@@ -87,17 +93,17 @@ class Sampler:
         return self.pictures(encoded, [self.config.seed if seed is None else seed])[0]
 
     def encode(self, requests: Sequence[tuple[int, Request]]) -> list[EncodedRequest]:
-        """Encode numbered requests; UserError if one has more references than the model takes, or none."""
+        """Encode numbered requests. UserError if one has more references than the model takes, or none, or lacks the
+        background that the model reads; one that it does not read is left out."""
         most, encoded = self.net.config.max_references, []
         for number, request in requests:
             count = len(request.references)
             if not 1 <= count <= most:
                 raise UserError(f"{request.sample_id}: {count} references; the model takes 1 to {most}")
-            pixels = samples.pixels_of([*request.references, request.background], self.model.tokenizer.image_size)
+            pixels = samples.pixels_of(sources_of(request, self.net.config), self.model.tokenizer.image_size)
             codes = self.model.tokenizer.encode(samples.as_float(pixels))
             text, mask = self.model.text.encode_with_mask([request.prompt])
-            sources = codes if self.net.config.background else codes[:-1]
-            encoded.append(EncodedRequest(number, request, pixels, sources, text[0], mask[0]))
+            encoded.append(EncodedRequest(number, request, pixels, codes, text[0], mask[0]))
         return encoded
 
     def pictures(
@@ -136,7 +142,7 @@ class Sampler:
             yield growing
 
     def tune(self, config: SampleConfig) -> None:
-        """Draw with other settings from now on. The weights keep the format that they have."""
+        """Draw with other settings from now on. The weights keep the format and the precision that they have."""
         config = config.of_model(self.net.config)
         if config != self.config:
             self.config, self._decoder = config, None
@@ -148,6 +154,17 @@ class Sampler:
             self._decoder = None  # its memory is needed for the new one
             self._decoder = Decoder(self.net, inputs, references, self.config, seeds)
         return self._decoder
+
+
+def sources_of(request: Request, config: ModelConfig) -> list[Image.Image]:
+    """The images of a request that the model reads; UserError if it reads a background and there is none."""
+    if not config.background:
+        return list(request.references)
+    if request.background is None:
+        raise UserError(
+            f"{request.sample_id}: no background.png; add the scene to draw into (a plain white picture is one too)"
+        )
+    return [*request.references, request.background]
 
 
 def quantise(net: TokenAR, weights: str) -> None:
@@ -166,7 +183,7 @@ def quantise(net: TokenAR, weights: str) -> None:
 
 
 def sample_pictures(
-    model: str | Path | Model,
+    model: str | Path | Checkpoint | Model,
     requests: str | Sequence[str] | Requests,
     out: str | Path,
     config: SampleConfig | None = None,

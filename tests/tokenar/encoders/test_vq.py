@@ -204,9 +204,9 @@ class Trap:
     ("content", "message"),
     [
         ({"model": Trap()}, "not a readable file of weights .it holds code, [a-z_.]*print, which is not run"),
-        ({"state_dict": {}}, 'no table of tensors under "model"'),
-        ([1, 2], 'no table of tensors under "model"'),
-        ({"model": {"a": 1}}, 'no table of tensors under "model"'),
+        ({"state_dict": {}}, "no weights under 'model'"),
+        ([1, 2], "no weights under 'model'"),
+        ({"model": {"a": 1}}, "no weights under 'model'"),
     ],
 )
 def test_files_that_are_no_tokenizer(tmp_path, capsys, content, message):

@@ -225,7 +225,7 @@ def test_a_bad_folder_is_one_line(damage, model, folder, tmp_path, capfd):
         ("[]", "the list is empty"),
         ("{", "Invalid JSON"),
         ('[{"references": [], "background": "b.png", "prompt": "x"}]', "entry 0.references: List should have at least"),
-        ('[{"references": ["a.png"], "prompt": "x"}]', "entry 0.background: Field required"),
+        ('[{"references": ["a.png"], "background": "b.png"}]', "entry 0.prompt: Field required"),
         ('[{"references": ["a.png"], "background": "b.png", "prompt": "x"}]', "a.png: cannot be read"),
         ('[{"references": ["a.png"], "background": "b.png", "prompt": "x", "id": "../up"}]', "entry 0.id: String"),
     ],
