@@ -20,7 +20,7 @@ def export_command(
     to: Annotated[
         str,
         typer.Option(help="folders: the published program's layout, a folder a sample; hub: a Hugging Face repository"),
-    ] = "folders",
+    ],
     push: Annotated[
         str | None, typer.Option(help="With hub: upload it too, as owner/name, with the token in HF_TOKEN")
     ] = None,

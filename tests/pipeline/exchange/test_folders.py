@@ -47,7 +47,7 @@ def dataset(tmp_path):
 
 
 def test_there_and_back_gives_the_same_bytes(dataset, tmp_path):
-    out = ask("export", f"{dataset}/*.tar", "--out", tmp_path / "folders")
+    out = ask("export", f"{dataset}/*.tar", "--to", "folders", "--out", tmp_path / "folders")
     assert out.returncode == 0, out.stderr
     assert "4 examples in train, 1 examples in test" in out.stdout
     back = ask("import", tmp_path / "folders", "--out", tmp_path / "back")
@@ -148,7 +148,7 @@ def test_mistakes_are_one_line_and_leave_nothing(dataset, tmp_path):
         ("import", tmp_path / "nothing"): "no example there",
         ("import", tmp_path / "data"): "one/real.png: not a readable picture",
         ("import", tmp_path / "data", "--split", "tset"): "--split tset: no such split",
-        ("export", tmp_path / "empty"): "no dataset is there",
+        ("export", tmp_path / "empty", "--to", "folders"): "no dataset is there",
         ("export", f"{dataset}/*.tar", "--to", "folder"): "--to folder: no such layout",
     }.items():
         out = ask(*arguments, "--out", tmp_path / "out")
@@ -157,7 +157,7 @@ def test_mistakes_are_one_line_and_leave_nothing(dataset, tmp_path):
         assert out.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in out.stderr
         assert not (tmp_path / "out").exists()
-    assert "is there already" in ask("export", f"{dataset}/*.tar", "--out", dataset).stderr
+    assert "is there already" in ask("export", f"{dataset}/*.tar", "--to", "folders", "--out", dataset).stderr
 
 
 def test_a_damaged_note_of_the_export_is_named(dataset, tmp_path):

@@ -230,7 +230,7 @@ def test_a_push_brings_the_folder_and_a_second_one_sends_no_shard_again(on_the_h
     assert len(uploads.commits) == 1, "nobody sees a half of it"
     uploads.files["me/subjects"] |= {"train-00007.tar": b"of an earlier upload", "LICENSE": b"theirs"}
     sent = uploads.sent
-    assert instructar("export", reviewed, "--out", str(out), "--push", "me/subjects")[0] == 0
+    assert instructar("export", reviewed, "--to", "hub", "--out", str(out), "--push", "me/subjects")[0] == 0
     assert uploads.sent == sent
     assert uploads.files["me/subjects"].keys() - here.keys() == {".gitattributes", "LICENSE"}
 
@@ -247,7 +247,7 @@ def test_a_refused_push_is_one_line(
     on_the_hub, instructar, exported, reviewed, monkeypatch, token, repository, expected
 ):
     monkeypatch.setenv("HF_TOKEN", token)
-    code, _, err = instructar("export", reviewed, "--out", str(exported), "--push", repository)
+    code, _, err = instructar("export", reviewed, "--to", "hub", "--out", str(exported), "--push", repository)
     assert code == 2
     assert len(err.strip().splitlines()) == 1
     assert expected in err
@@ -258,7 +258,9 @@ def test_a_hub_that_is_away_costs_nothing_but_the_push(instructar, reviewed, tmp
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    code, _, err = instructar("export", reviewed, "--out", str(tmp_path / "out"), "--push", "me/subjects")
+    code, _, err = instructar(
+        "export", reviewed, "--to", "hub", "--out", str(tmp_path / "out"), "--push", "me/subjects"
+    )
     assert (code, len(err.strip().splitlines())) == (2, 1)
     assert "the folder is whole, so try again" in err
     assert (tmp_path / "out/croissant.json").exists()
