@@ -6,4 +6,7 @@ from .core.stage import Stage as Stage
 from .core.stage import StageConfig as StageConfig
 from .dataset.curated import CuratedRun as CuratedRun
 from .dataset.curated import open_run as open_run
+from .exchange.folders_in import import_folders as import_folders
+from .exchange.folders_out import export_to_folders as export_to_folders
+from .exchange.hub import export_to_hub as export_to_hub
 from .report.results import curate_dataset as curate_dataset

@@ -34,9 +34,9 @@ def export_command(
     if to == "folders":
         if push or with_reviewers:
             raise UserError("--push and --with-reviewers go with --to hub")
-        from pipeline.exchange.folders_out import to_folders
+        from pipeline.exchange.folders_out import export_to_folders
 
-        counts = to_folders(run, out)
+        counts = export_to_folders(run, out)
         typer.echo(f"{out}: " + ", ".join(f"{count} examples in {split}" for split, count in counts.items()))
         return
     from pipeline.exchange.hub import export_to_hub
@@ -64,13 +64,13 @@ def import_command(
 
     if split not in SPLITS:
         raise UserError(f"--split {split}: no such split; {suggest(split, SPLITS)}")
-    from pipeline.exchange.folders_in import from_folders
+    from pipeline.exchange.folders_in import import_folders
     from pipeline.exchange.pairs_in import from_pairs, parquet_files
 
     if parquet_files(source):
         done = from_pairs(source, out, split, limit)
     else:
-        done = from_folders(source, out, split, limit, black_background)
+        done = import_folders(source, out, split, limit, black_background)
     made = ", ".join(f"{count} samples in {split}" for split, count in done.samples.items())
     typer.echo(f"{out}: {made}, {done.shards} shards; train with --shards '{out.rstrip('/')}/train-*.tar'")
     for what, names in (("left out", done.left_out), ("changed since the export", done.changed)):

@@ -34,7 +34,7 @@ class Imported:
     changed: list[str] = field(default_factory=list)
 
 
-def from_folders(
+def import_folders(
     source: str, out: str, split: str = "train", limit: int | None = None, black_background: bool = False
 ) -> Imported:
     """Make shards of the examples in ``source``, or in its sub-folders ``train`` and ``test``, in the new folder

@@ -32,7 +32,7 @@ STATED = "example.json"
 FORMAT = 1
 
 
-def to_folders(source: str, out: str) -> dict[str, int]:
+def export_to_folders(source: str, out: str) -> dict[str, int]:
     """Write the shards of a run, of a dataset's folder, or of a glob into the new folder ``out``, one folder a split.
 
     Returns how many examples each split has. Raises UserError for what cannot be read; ``out`` is then not there.

@@ -16,8 +16,8 @@ from data_schemas.io.tars import expand_shards
 from data_schemas.shards import encode_sample, read_shard
 from pipeline import cli
 from pipeline.core.tar_writer import write_tar
-from pipeline.exchange.folders_in import from_folders
-from pipeline.exchange.folders_out import to_folders
+from pipeline.exchange.folders_in import import_folders
+from pipeline.exchange.folders_out import export_to_folders
 
 
 def ask(*arguments):
@@ -57,7 +57,7 @@ def test_there_and_back_gives_the_same_bytes(dataset, tmp_path):
 
 
 def test_the_published_program_finds_its_files(dataset, tmp_path):
-    to_folders(f"{dataset}/train-*.tar", str(tmp_path / "folders"))
+    export_to_folders(f"{dataset}/train-*.tar", str(tmp_path / "folders"))
     third = tmp_path / "folders/train/example3"
     names = sorted(str(path.relative_to(third)) for path in third.rglob("*") if path.is_file())
     assert names == [
@@ -74,15 +74,15 @@ def test_the_published_program_finds_its_files(dataset, tmp_path):
 
 def test_a_run_and_a_datasets_folder_can_be_exported(tmp_path):
     folder = write_shards(tmp_path / "dataset", [row(0), row(1), row(4, "test")])
-    assert to_folders(folder, str(tmp_path / "folders")) == {"train": 2, "test": 1}
+    assert export_to_folders(folder, str(tmp_path / "folders")) == {"train": 2, "test": 1}
 
 
 def test_what_was_changed_since_the_export_is_taken_as_it_is_now(dataset, tmp_path):
-    to_folders(f"{dataset}/*.tar", str(tmp_path / "folders"))
+    export_to_folders(f"{dataset}/*.tar", str(tmp_path / "folders"))
     (tmp_path / "folders/train/example1/description.txt").write_text("a red cat")
     shutil.rmtree(tmp_path / "folders/train/example2")
     write_example(tmp_path / "folders/train/mine.1", 9)
-    done = from_folders(str(tmp_path / "folders"), str(tmp_path / "back"))
+    done = import_folders(str(tmp_path / "folders"), str(tmp_path / "back"))
     assert done.changed == ["example1"]
     first = {sample.sample_id: sample for sample in read_shard(str(tmp_path / "back/train-00000.tar"))}
     assert list(first) == ["train-0000", "train-0002"]
@@ -122,7 +122,7 @@ def test_the_same_folders_give_the_same_bytes(tmp_path):
     for n in (1, 2):
         write_example(tmp_path / f"data/{n}", n)
     for name in ("a", "b"):
-        from_folders(str(tmp_path / "data"), str(tmp_path / name))
+        import_folders(str(tmp_path / "data"), str(tmp_path / name))
     assert shards_in(tmp_path / "a") == shards_in(tmp_path / "b")
 
 
@@ -133,7 +133,7 @@ def test_a_missing_background_stops_unless_it_is_allowed(tmp_path):
     assert "one: no background.png" in refused.stderr
     assert "--black-background" in refused.stderr
     assert not (tmp_path / "out").exists()
-    from_folders(str(tmp_path / "data"), str(tmp_path / "out"), black_background=True)
+    import_folders(str(tmp_path / "data"), str(tmp_path / "out"), black_background=True)
     (sample,) = read_shard(str(tmp_path / "out/train-00000.tar"))
     assert not np.asarray(sample.background).any()
     assert (np.asarray(sample.alpha) == 255).all()
@@ -161,13 +161,13 @@ def test_mistakes_are_one_line_and_leave_nothing(dataset, tmp_path):
 
 
 def test_a_damaged_note_of_the_export_is_named(dataset, tmp_path):
-    to_folders(f"{dataset}/*.tar", str(tmp_path / "folders"))
+    export_to_folders(f"{dataset}/*.tar", str(tmp_path / "folders"))
     (beside,) = (tmp_path / "folders/test/instructar").glob("*.tar")
     content = {"format": 1, "example": "example1", "files": "x", "without": [], "sample": 3}
     with open(beside, "wb") as file:
         write_tar(file, [("a", {"example.json": json.dumps(content | {"format": 9}).encode()})])
     with pytest.raises(UserError, match="no export of this program's format; remove the folder"):
-        from_folders(str(tmp_path / "folders"), str(tmp_path / "back"))
+        import_folders(str(tmp_path / "folders"), str(tmp_path / "back"))
 
 
 def test_who_gives_folders_for_shards_is_told_what_to_do(tmp_path):
