@@ -172,8 +172,9 @@ def serve(app: App, host: str, port: int, what: str, policy: str | None = PAGE_P
     if host not in LOCAL:
         say(f"warning: who can reach {host} can use this page: it asks for no password")
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # its own configuration of logging would close the handlers of whoever called
     config = uvicorn.Config(
-        Guarded(app, host, policy), log_level="error", access_log=False, lifespan="auto", timeout_graceful_shutdown=3
+        Guarded(app, host, policy), log_config=None, access_log=False, lifespan="auto", timeout_graceful_shutdown=3
     )
     with listener:
         uvicorn.Server(config).run(sockets=[listener])
