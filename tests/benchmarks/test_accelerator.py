@@ -99,6 +99,7 @@ def test_a_failure_a_crash_and_a_hang_are_results(tmp_path):
     assert done.returncode == 1
 
 
+@pytest.mark.long
 def test_what_is_run_alone_is_added_to_what_was_found(tmp_path):
     """A machine is lent for minutes: a check that was mended is run again without the others."""
     for name in ("vq_codes", "training_without_waiting"):

@@ -9,6 +9,7 @@ from paths import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nearly_all_copies_of_a_few_photographs_and_no_others_are_found():
     command = [sys.executable, "benchmarks/copies.py", "--pools", "packaged", "generated", "--count", "12"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -33,6 +33,7 @@ def test_a_whole_run_tells_its_parts_errors_and_hours(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_at_work_tells_how_long_it_will_take(tmp_path):
     settings = config(tmp_path, trouble={"rest": 0.5}, part_size=1, samples=40)
     making = threading.Thread(target=curate, args=[settings])

@@ -203,6 +203,7 @@ def at_work(root: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_commands_on_one_folder_say(tmp_path):
     first = at_work(tmp_path)
     again = ["curate", "--config", tmp_path / "settings.yaml"]

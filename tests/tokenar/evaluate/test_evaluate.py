@@ -300,6 +300,7 @@ def test_a_sample_that_changed_is_drawn_and_scored_again(trained, samples, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_find_what_one_finds(trained, glob, tmp_path):
     model = trained / "model"
     one = evaluate_models(glob, tmp_path / "one", models={"m": model, "n": model}, quiet=True)

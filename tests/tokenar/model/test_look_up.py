@@ -224,6 +224,7 @@ def learned(steps, **changes):
     return (drawn == picture)[known].float().mean().item()
 
 
+@pytest.mark.long
 def test_tokens_that_stand_once_in_a_reference_are_found_after_little_training():
     assert learned(STEPS, **LOOK_UP) > 0.8
     assert learned(STEPS, **LOOK_UP | {"copy_head": False}) < 0.2

@@ -45,8 +45,8 @@ def test_weights_that_leave_all_numbers_become_no_model(changes, shards, tmp_pat
 def test_a_loss_that_is_none_leaves_the_last_good_checkpoint(trained, shards, tmp_path, monkeypatch):
     real, calls = collate, []
 
-    def poisoned(samples):
-        batch = real(samples)
+    def poisoned(samples, background):
+        batch = real(samples, background)
         calls.append(len(samples))
         if len(calls) == 5:
             batch.text[:] = math.nan
