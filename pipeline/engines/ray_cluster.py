@@ -59,7 +59,8 @@ class Cluster:
             if found := re.fullmatch(r"([^/]+):(\d+)", address or ""):
                 socket.create_connection((found[1], int(found[2])), timeout=5).close()  # Ray tries for minutes
             here: dict[str, Any] = {} if address else {"_node_ip_address": "127.0.0.1"}
-            ray.init(address, runtime_env=shipped, include_dashboard=False, logging_level=logging.ERROR, **here)
+            place = address or "local"  # without one, Ray would join any cluster that was begun here, even a dead one
+            ray.init(place, runtime_env=shipped, include_dashboard=False, logging_level=logging.ERROR, **here)
             self.started = True
         except (OSError, RayError, RuntimeError, ValueError) as error:
             where = address or "a cluster of this machine"
