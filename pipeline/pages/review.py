@@ -27,8 +27,9 @@ from pipeline.pages.applying import Applying
 from pipeline.pages.queues import BLIND, QUEUES, Decisions, queue
 from pipeline.pages.samples import Samples, plain
 from pipeline.review.agreement import agreement
-from pipeline.review.log import FOLDER, ReviewLog, Said
+from pipeline.review.log import FOLDER, ReviewLog
 from pipeline.review.opinions import Opinion, opinions
+from pipeline.review.said import Said
 
 WINDOW, BEHIND = 1000, 20
 """Ids of a queue that a page gets at once, and how many that were seen already come first."""
@@ -151,7 +152,7 @@ def _lines(opinion: Opinion) -> dict[str, Any]:
     return {action: _line(line) for action, line in opinion.lines.items()}
 
 
-def _line(row: Any) -> dict[str, Any]:
+def _line(row: Said) -> dict[str, Any]:
     return {name: plain(value) for name, value in row.model_dump().items()}
 
 

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
+
+from pipeline.review.said import Said
 
 COLUMNS = ("verdict", "alpha_threshold", "matte")
 """The actions that the review table has a column of."""
-
-
-class Line(Protocol):
-    """A line of the log (pipeline/review/log.py)."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def sample_id(self) -> str: ...
-    @property
-    def action(self) -> str: ...
-    @property
-    def value(self) -> Any: ...
-    @property
-    def reason(self) -> str | None: ...
-    @property
-    def reviewer(self) -> str: ...
-    @property
-    def time(self) -> datetime.datetime: ...
 
 
 @dataclass
 class Opinion:
     """What one reviewer holds of one sample: the last line of each action that was not undone."""
 
-    lines: dict[str, Line] = field(default_factory=dict)
+    lines: dict[str, Said] = field(default_factory=dict)
 
     def value(self, action: str) -> Any:
         """The value of an action, None if nothing was said."""
@@ -46,7 +28,7 @@ Opinions = Mapping[str, Mapping[str, Opinion]]
 """Sample id -> reviewer -> opinion."""
 
 
-def opinions(rows: Iterable[Line]) -> Opinions:
+def opinions(rows: Iterable[Said]) -> Opinions:
     """The opinions that lines, in the order of time, come to."""
     lines = list(rows)
     undone = {(line.reviewer, line.value) for line in lines if line.action == "undo"}
@@ -58,7 +40,7 @@ def opinions(rows: Iterable[Line]) -> Opinions:
     return found
 
 
-def settled(of_sample: Mapping[str, Opinion]) -> dict[str, Line]:
+def settled(of_sample: Mapping[str, Opinion]) -> dict[str, Said]:
     """What counts for a sample: of each action the line that was said last, by whomever."""
     lines = [line for opinion in of_sample.values() for line in opinion.lines.values()]
     return {line.action: line for line in sorted(lines, key=lambda line: (line.time, line.id))}
