@@ -51,6 +51,12 @@ def sample_ids(url: str) -> list[str]:
         return [sample_id for sample_id, _ in _samples(url, file, lambda file, entry: b"")]
 
 
+def tar_files(path: str) -> Iterator[tarfile.TarInfo]:
+    """The headers of all files in a tar on this disk. Raises UserError like ``read_members``."""
+    with _opened(path) as file:
+        yield from _entries(path, file)
+
+
 def file_name(sample_id: str) -> str:
     """A file name, without suffix, made from a sample id.
 
@@ -93,7 +99,7 @@ def _opened(url: str) -> Iterator[IO[bytes]]:
     except FileNotFoundError as error:
         raise UserError(f"{where}: no such shard") from error
     except tarfile.TarError as error:
-        raise UserError(f"{where}: the shard is cut short or damaged ({one_line(error)}); make it again") from error
+        raise UserError(f"{where}: the tar is cut short or damaged ({one_line(error)}); make it again") from error
 
 
 def _samples(

@@ -12,6 +12,7 @@ from data_schemas.errors import UserError
 from data_schemas.io import text
 from data_schemas.io.files import check_file
 from data_schemas.io.pictures import SUFFIXES
+from pipeline.references import archives
 from pipeline.references.places import BucketPath, Place
 
 SPLIT_NAMES = {"train", "training", "test", "validation", "valid", "val", "dev"}
@@ -51,24 +52,17 @@ def _on_disk(root: str) -> list[Path]:
 
 
 def inside(root: Place, source: str) -> Place:
-    """The content of a zip archive that is the pool ``source``, or that lies in a folder without pictures and Parquet
-    files; any other folder or file as it is. Raises UserError for several archives, or one that cannot be read.
+    """The content of an archive that is the pool ``source``, or of all archives in a folder without pictures and
+    Parquet files; any other folder or file as it is. Raises UserError for archives that cannot be read.
     """
     if isinstance(root, BucketPath):
         return root
-    archives = [root] if root.is_file() else walk(root, (".zip",))
-    if not root.name.lower().endswith(".zip") and (root.is_file() or walk(root, (".parquet", *SUFFIXES))):
+    if root.is_file():
+        return archives.unpacked([Path(str(root))], source) if root.name.lower().endswith(archives.SUFFIXES) else root
+    if walk(root, (".parquet", *SUFFIXES)):
         return root
-    if len(archives) > 1:
-        names = ", ".join(path.name for path in archives[:5])
-        raise UserError(f"references.pool {source}: holds {len(archives)} archives; name one of them ({names})")
-    try:
-        found = BucketPath.of(f"zip://::{Path(str(archives[0])).resolve()}") if archives else None
-    except UserError as error:
-        raise UserError(
-            f"references.pool {source}: {archives[0].name} is no zip archive that can be read; get it again"
-        ) from error
-    return found or root
+    found = [Path(str(path)) for path in walk(root, archives.SUFFIXES)]
+    return archives.unpacked(found, source) if found else root
 
 
 def descend(root: Place, split: str) -> Place:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from data_schemas.errors import UserError
 from data_schemas.io.pictures import SUFFIXES
 from data_schemas.io.text import one_line
+from pipeline.references.archives import Archives
 from pipeline.references.files import census, descend, inside, other_kinds, walk
 from pipeline.references.parquet import column_names, find_columns, first_values, row_count
-from pipeline.references.places import Place
+from pipeline.references.places import BucketPath, Place
 from pipeline.references.pools import BUILT_IN, PoolConfig, parquet_files, pool_folder
 
 SHOWN = 5
@@ -78,8 +79,9 @@ def _folder(root: Place, pool: PoolConfig) -> list[str]:
     by = f"its {len(below)} folders: {_some(below)}" if below else flat
     by = f"{pool.category!r}, as the pool's settings say" if pool.category else by
     name = "the category" if pool.subject == "category" else "the .txt beside a picture, else its file name"
+    packed = isinstance(root, BucketPath) and isinstance(root.pool.fs, Archives)
     return [
-        f"{'a zip archive' if str(root).startswith('zip:') else 'a folder'} of {len(pictures)} pictures",
+        f"{len(pictures)} pictures in {'zip or tar archives' if packed else 'folders'}",
         _line("mask", f"folder {pool.mask!r}" if pool.mask else "transparency, else each subject is cut out"),
         _line("category", by),
         _line("name", f"{pool.name!r}, as the pool's settings say" if pool.name else name),

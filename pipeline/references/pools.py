@@ -27,6 +27,7 @@ from data_schemas.io.pictures import SUFFIXES
 from data_schemas.io.storage import Unreadable
 from data_schemas.io.text import from_path, label, one_line
 from data_schemas.settings import Settings, suggest
+from pipeline.references import archives
 from pipeline.references.files import SPLIT_NAMES, census, descend, inside, mask_file, note, other_kinds, walk
 from pipeline.references.generated.subjects import Generated, recipe
 from pipeline.references.packaged import package_file, packaged
@@ -36,6 +37,9 @@ from pipeline.references.sources import PictureLocation, Source
 
 BUILT_IN = ("packaged", "generated")
 """Pools that come with the program."""
+
+FILES = (".parquet", *archives.SUFFIXES)
+"""Files that are a pool by themselves."""
 
 GENERATED = 2000
 """Subjects of a generated pool that states no count."""
@@ -50,8 +54,8 @@ class PoolConfig(Settings):
     either in a bucket, or ``hf:owner/name`` for a data set of the Hugging Face hub that is on this machine. A generated
     pool has ``count`` subjects (GENERATED without it) that follow from ``seed`` and their numbers. A folder that
     contains Parquet files is read as those. Any other folder is read as pictures, with one sub-folder for each
-    category; outer folders that hold nothing else, and the split's folder, are skipped. A zip archive is read as a
-    folder, also one that is all that a folder holds.
+    category; outer folders that hold nothing else, and the split's folder, are skipped. Zip and tar archives
+    are read as the folder that unpacking them would give, also where they are all that a folder holds.
 
     ``image`` and ``mask`` are columns of Parquet files, or sub-folders with files of the same names. Without ``image``,
     it is the first column of pictures or the whole folder. A mask is a label map: ``subject_labels``, or all labels but
@@ -149,9 +153,13 @@ def pool_folder(pool: PoolConfig) -> Place:
     if hub_id is None:
         try:
             path = BucketPath.of(pool.source) if "://" in pool.source else Path(pool.source).expanduser()
-            if path is not None and (path.is_dir() or (path.suffix.lower() in (".parquet", ".zip") and path.is_file())):
+            if path is not None and (path.is_dir() or (path.suffix.lower() in FILES and path.is_file())):
                 return path
-            what = "no such folder" if path is None or not path.exists() else "not a folder, a Parquet or a zip file"
+            what = (
+                "no such folder"
+                if path is None or not path.exists()
+                else "not a folder, a Parquet file, a zip or a tar archive"
+            )
         except Unreadable:
             raise
         except (OSError, RuntimeError) as error:  # the name is too long, no permission, unknown ~user
@@ -161,7 +169,12 @@ def pool_folder(pool: PoolConfig) -> Place:
             f"hf:owner/name, 'packaged', 'generated' or one of: {', '.join(presets())}"
         )
     try:
-        wanted = ["*.parquet", *(f"*{suffix}" for suffix in SUFFIXES), "*.txt", "*.zip"]
+        wanted = [
+            "*.parquet",
+            *(f"*{suffix}" for suffix in SUFFIXES),
+            "*.txt",
+            *(f"*{suffix}" for suffix in archives.SUFFIXES),
+        ]
         return Path(snapshot_download(
             hub_id, repo_type="dataset", revision=pool.revision, allow_patterns=wanted, local_files_only=True
         ))  # fmt: skip
@@ -253,7 +266,7 @@ def _folder_sources(root: Place, pool: PoolConfig, prefix: str) -> list[Source]:
             f"references.pool {where}: holds no picture and no Parquet file (there is: {others}); put "
             f"{', '.join(SUFFIXES)} files into it, in one sub-folder a category, and unpack archives"
         )
-    own_name = (pool.hub_id or top.resolve().name).rpartition("/")[2]
+    own_name = (pool.hub_id or top.resolve().name or Path(pool.source).stem).rpartition("/")[2]
 
     def contents(path: Place) -> tuple[str, str, Place | None, str]:
         """What is read for a picture: its digest, its note, and its mask with a digest."""

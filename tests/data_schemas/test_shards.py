@@ -50,7 +50,7 @@ def test_a_shard_cut_short_is_named(tmp_path, keep):
     data = pack_tar({"a": encode_sample(sample()), "b": encode_sample(sample())})
     path = tmp_path / "train-00000.tar"
     path.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(UserError, match=r"train-00000\.tar: the shard is cut short or damaged"):
+    with pytest.raises(UserError, match=r"train-00000\.tar: the tar is cut short or damaged"):
         list(read_shard(str(path)))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tarfile
 import zipfile
 from dataclasses import replace
 
@@ -70,7 +71,7 @@ def test_a_folder_a_category(tmp_path):
     (tmp_path / "more.zip").write_bytes(b"")
     there, lines = told(PoolConfig(source=str(tmp_path)))
     assert there
-    assert lines[0].endswith(": a folder of 2 pictures")
+    assert lines[0].endswith(": 2 pictures in folders")
     assert "  category  its 2 folders: cat, dog" in lines
     assert "  not read  files .zip 1" in lines
 
@@ -89,26 +90,77 @@ def test_what_cannot_be_read_is_told_and_counts_as_missing(tmp_path):
     assert line.endswith("images.zip is no zip archive that can be read; get it again")
 
 
-def test_a_zip_archive_is_a_folder(tmp_path):
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, file in files.items():
+            archive.write(file, name)
+
+
+def tarred(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, file in files.items():
+            archive.add(file, name)
+
+
+def pool_files(folder):
+    """A folder with a picture and a note for each of two categories: the files by their paths in it."""
     for category in ("cat", "dog"):
-        (tmp_path / "plain/images" / category).mkdir(parents=True)
-        Image.new("RGB", (8, 8), "red").save(tmp_path / "plain/images" / category / "1.png")
-        (tmp_path / "plain/images" / category / "1.txt").write_text(f"a small {category}")
-    (tmp_path / "packed").mkdir()
-    (tmp_path / "packed/README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
-    with zipfile.ZipFile(tmp_path / "packed/images.zip", "w") as archive:
-        for path in sorted((tmp_path / "plain").rglob("*.*")):
-            archive.write(path, path.relative_to(tmp_path / "plain"))
+        (folder / "images" / category).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(folder / "images" / category / "1.png")
+        (folder / "images" / category / "1.txt").write_text(f"a small {category}")
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.*"))}
+
+
+@pytest.mark.parametrize(("pack", "suffix"), [(zipped, "zip"), (tarred, "tar")])
+def test_archives_are_read_as_the_folder_that_they_hold(tmp_path, pack, suffix):
+    files = pool_files(tmp_path / "plain")
+    names = list(files)
+    for folder, count in (("one", 4), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+        for k in range(4 // count):
+            pack(tmp_path / folder / f"images-{k}.{suffix}", {n: files[n] for n in names[k * count : (k + 1) * count]})
     plain = list_pool(PoolConfig(source=str(tmp_path / "plain")))
-    for source in ("packed", "packed/images.zip"):
+    for source in ("one", f"one/images-0.{suffix}", "two"):
         pool = PoolConfig(source=str(tmp_path / source))
         packed = list_pool(pool)
         assert [replace(p, location=None) for p in packed] == [replace(p, location=None) for p in plain]
         assert Reader().read(packed[1].location, "x") == Reader().read(plain[1].location, "x")
-        assert told(pool)[1][0].endswith(": a zip archive of 2 pictures")
+        assert told(pool)[1][0].endswith(": 2 pictures in zip or tar archives")
         assert "  category  its 2 folders: cat, dog" in told(pool)[1]
-        assert pickle.loads(pickle.dumps(packed)) == packed, "workers get it"
-    assert _stated_licence(pool_folder(PoolConfig(source=str(tmp_path / "packed")))) == "cc-by-4.0"
-    (tmp_path / "packed/masks.zip").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds 2 archives; name one of them \(images.zip, masks.zip\)"):
-        list_pool(PoolConfig(source=str(tmp_path / "packed")))
+        again = pickle.loads(pickle.dumps(packed))
+        assert again == packed
+        assert Reader().read(again[0].location, "x") == Reader().read(plain[0].location, "x"), "workers get it"
+    assert _stated_licence(pool_folder(PoolConfig(source=str(tmp_path / "two")))) == "cc-by-4.0"
+
+
+def test_a_flat_archive_has_the_pools_own_name_as_category(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "tom.png")
+    tarred(tmp_path / "kittens.tar", {"./tom.png": tmp_path / "tom.png"})
+    (found,) = list_pool(PoolConfig(source=str(tmp_path / "kittens.tar")))
+    assert (found.category, found.name, found.source) == ("kittens", "tom", "tom.png")
+
+
+def test_an_archive_that_was_written_anew_is_read_anew(tmp_path):
+    for colour in ("red", "blue"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "tom.png")
+        tarred(tmp_path / "pool.tar", {f"{colour}.png": tmp_path / "tom.png"})
+        (found,) = list_pool(PoolConfig(source=str(tmp_path / "pool.tar")))
+        assert found.name == colour
+
+
+def test_archives_that_cannot_be_one_folder_are_refused_by_name(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "tom.png")
+    (tmp_path / "pool").mkdir()
+    for name in ("a.tar", "b.tar"):
+        tarred(tmp_path / "pool" / name, {"tom.png": tmp_path / "tom.png"})
+    pool = PoolConfig(source=str(tmp_path / "pool"))
+    with pytest.raises(UserError, match=r"pool: b\.tar and a\.tar: each holds tom\.png; unpack them into folders"):
+        list_pool(pool)
+    tarred(tmp_path / "pool/b.tar", {"../tom.png": tmp_path / "tom.png"})
+    with pytest.raises(UserError, match=r"b.tar: member '../tom.png' leaves the archive; pack it again"):
+        list_pool(pool)
+    whole = (tmp_path / "pool/a.tar").read_bytes()
+    (tmp_path / "pool/b.tar").write_bytes(whole[:700])
+    with pytest.raises(UserError, match=r"b\.tar: the tar is cut short or damaged"):
+        list_pool(pool)

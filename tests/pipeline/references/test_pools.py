@@ -265,9 +265,12 @@ def test_a_data_set_that_is_not_here(cache):
 
 
 def test_a_data_set_of_neither_pictures_nor_parquet(tmp_path, cache):
-    hub(cache, "makers/archive", {"data/all.tar": b"x", "README.md": b"x"})
-    with pytest.raises(UserError, match=r"hf:makers/archive.* holds no picture and no Parquet file .*\.tar 1.*unpack"):
+    hub(cache, "makers/archive", {"data/all.tar.gz": b"x", "README.md": b"x"})
+    with pytest.raises(UserError, match=r"hf:makers/archive.* holds no picture and no Parquet file .*\.gz 1.*unpack"):
         listed("hf:makers/archive")
+    hub(cache, "makers/damaged", {"data/all.tar": b"x", "README.md": b"x"})
+    with pytest.raises(UserError, match=r"hf:makers/damaged: .*all\.tar: the tar is cut short or damaged"):
+        listed("hf:makers/damaged")
     root = folder(tmp_path / "hp", {"picture/1.png": CAT, "mask/1.png": b""})
     with pytest.raises(UserError, match=r"hp: image: holds no picture"):
         listed(root, preset="human_parsing")
@@ -275,7 +278,7 @@ def test_a_data_set_of_neither_pictures_nor_parquet(tmp_path, cache):
     (tmp_path / "round/again").symlink_to(".")
     with pytest.raises(UserError, match="round: holds no picture"):
         listed(tmp_path / "round")
-    with pytest.raises(UserError, match=r"notes\.txt: not a folder, a Parquet or a zip file; give"):
+    with pytest.raises(UserError, match=r"notes\.txt: not a folder, a Parquet file, a zip or a tar archive; give"):
         listed(folder(tmp_path, {"notes.txt": b""}) / "notes.txt")
 
 

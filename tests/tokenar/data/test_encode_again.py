@@ -140,7 +140,7 @@ def test_a_broken_raw_shard_stops_the_work_and_what_is_done_stays(encoders, tmp_
         os.truncate(urls[1], tar.getmembers()[-3].offset)
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(UserError, match=r"b\.tar: the shard is cut short or damaged"):
+    with pytest.raises(UserError, match=r"b\.tar: the tar is cut short or damaged"):
         encode_files(urls, out, encoders, batch=2)
     assert [path.name for path in out.iterdir()] == ["a.tar"]
     assert len(EncodedShards(str(out / "a.tar"))) == 3
