@@ -3,6 +3,7 @@
 import logging
 import os
 
+from data_schemas.commands import share_cores
 from data_schemas.errors import UserError
 
 # Prefect's telemetry is off by default; set these variables beforehand to turn it on.
@@ -10,6 +11,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # Seconds that Prefect's temporary server may take to start; the default of 20 is too short on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
+share_cores()
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:

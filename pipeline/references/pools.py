@@ -54,8 +54,8 @@ class PoolConfig(Settings):
     either in a bucket, or ``hf:owner/name`` for a data set of the Hugging Face hub that is on this machine. A generated
     pool has ``count`` subjects (GENERATED without it) that follow from ``seed`` and their numbers. A folder that
     contains Parquet files is read as those. Any other folder is read as pictures, with one sub-folder for each
-    category; outer folders that hold nothing else, and the split's folder, are skipped. Zip and tar archives
-    are read as the folder that unpacking them would give, also where they are all that a folder holds.
+    category; outer folders that hold nothing else, and the split's folder, are skipped. Zip and tar archives on
+    this machine are read as the folder that unpacking them would give, also where they are all that a folder holds.
 
     ``image`` and ``mask`` are columns of Parquet files, or sub-folders with files of the same names. Without ``image``,
     it is the first column of pictures or the whole folder. A mask is a label map: ``subject_labels``, or all labels but
@@ -155,11 +155,7 @@ def pool_folder(pool: PoolConfig) -> Place:
             path = BucketPath.of(pool.source) if "://" in pool.source else Path(pool.source).expanduser()
             if path is not None and (path.is_dir() or (path.suffix.lower() in FILES and path.is_file())):
                 return path
-            what = (
-                "no such folder"
-                if path is None or not path.exists()
-                else "not a folder, a Parquet file, a zip or a tar archive"
-            )
+            what = "no such folder" if path is None or not path.exists() else "not a folder, a Parquet, zip or tar file"
         except Unreadable:
             raise
         except (OSError, RuntimeError) as error:  # the name is too long, no permission, unknown ~user
@@ -169,12 +165,7 @@ def pool_folder(pool: PoolConfig) -> Place:
             f"hf:owner/name, 'packaged', 'generated' or one of: {', '.join(presets())}"
         )
     try:
-        wanted = [
-            "*.parquet",
-            *(f"*{suffix}" for suffix in SUFFIXES),
-            "*.txt",
-            *(f"*{suffix}" for suffix in archives.SUFFIXES),
-        ]
+        wanted = [f"*{suffix}" for suffix in (*FILES, *SUFFIXES, ".txt")]
         return Path(snapshot_download(
             hub_id, repo_type="dataset", revision=pool.revision, allow_patterns=wanted, local_files_only=True
         ))  # fmt: skip

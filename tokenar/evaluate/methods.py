@@ -10,7 +10,7 @@ from pathlib import Path
 from data_schemas.errors import UserError
 from data_schemas.shards import file_name
 from tokenar.model.checkpoints import Checkpoint
-from tokenar.model.folder import model_fingerprint
+from tokenar.model.folder import model_fingerprint, model_settings
 
 NAME = re.compile(r"[\w][\w .+-]*")
 PARTS_OF_A_RUN = ("model", "samples", "training", "evaluation")
@@ -26,16 +26,26 @@ class Method:
     """A row of the tables. ``pictures`` is the folder with its drawn pictures.
 
     ``model`` is the folder of the model that draws them, and ``fingerprint`` identifies its weights; both are None for
-    a folder of predictions.
+    a folder of predictions. A model that takes one reference is a method for the samples with one alone (Table 2);
+    ``one_reference`` says that it is such a one.
     """
 
     name: str
     pictures: Path
     model: Path | Checkpoint | None = None
     fingerprint: str | None = None
+    one_reference: bool = False
 
     def picture(self, sample_id: str) -> Path:
         return self.pictures / f"{file_name(sample_id)}.png"
+
+    def numbers(self, references: Sequence[int]) -> list[int]:
+        """The numbers of the samples that it is evaluated on, of those with so many ``references`` each. UserError if
+        there is none."""
+        numbers = [n for n, count in enumerate(references) if count == 1 or not self.one_reference]
+        if references and not numbers:
+            raise UserError(f"{self.name}: its model takes 1 reference, and all samples have more; add shards with one")
+        return numbers
 
 
 def named(folders: Folders) -> dict[str, Path]:
@@ -71,5 +81,8 @@ def methods_of(models: Models, predictions: Folders, out: Path) -> list[Method]:
         raise UserError(f"{min(both)!r} names a model and predictions; give each a name of its own: NAME=DIR")
     if not by_model and not by_predictions:
         raise UserError("nothing to evaluate; give models, folders of predictions, or both")
-    drawing = [Method(name, out / name / "samples", path, model_fingerprint(path)) for name, path in by_model.items()]
+    drawing = [
+        Method(name, out / name / "samples", path, model_fingerprint(path), model_settings(path).max_references == 1)
+        for name, path in by_model.items()
+    ]
     return drawing + [Method(name, path) for name, path in by_predictions.items()]

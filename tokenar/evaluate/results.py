@@ -141,7 +141,12 @@ class Results:
         strips = []
         for item in items[: self.config.shown]:
             empty = [None] * (references - len(item.references))
-            drawn = [read_drawn(method.picture(item.sample_id)) for method in self.methods]
+            drawn = [
+                None
+                if method.one_reference and len(item.references) > 1
+                else read_drawn(method.picture(item.sample_id))
+                for method in self.methods
+            ]
             row = strip([*item.references, *empty, item.background, *drawn, item.target])
             strips.append(row)
             path = self.out / "pictures" / f"{file_name(item.sample_id)}.png"

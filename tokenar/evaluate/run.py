@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tokenar.evaluate.rows import Scorer, model_figures
 from tokenar.evaluate.samples import Stored, stored_samples
 from tokenar.model.folder import Model, load_model
 from tokenar.processes import Workers, workers
+from tokenar.sample.requests import from_shards
 from tokenar.sample.sampler import sample_pictures
 
 ROWS_VERSION = 1
@@ -91,8 +92,10 @@ class Evaluation:
     ):
         self.shards, self.out, self.methods, self.config = shards, out, methods, config
         self.sampling, self.group, self.quiet = sampling, group, quiet
-        self.digests = {stored.sample_id: stored.digest for stored in stored_samples(shards, limit)}
-        self.sample_ids = list(self.digests)
+        read = [(stored.sample_id, stored.digest, stored.references) for stored in stored_samples(shards, limit)]
+        self.sample_ids = [sample_id for sample_id, _, _ in read]
+        self.digests = {sample_id: digest for sample_id, digest, _ in read}
+        self.numbers = {method: method.numbers([references for _, _, references in read]) for method in methods}
         self._model: tuple[str, Model] | None = None
 
     def check_predictions(self) -> None:
@@ -118,23 +121,26 @@ class Evaluation:
 
     def draw(self) -> None:
         """Draw the models' pictures, every rank its share, and set ``side``, to which all pictures are resized."""
-        for method in self.methods:
-            if method.model is None:
-                continue
-            sample_pictures(
-                method.model, self.shards, method.pictures, self.sampling, limit=len(self.sample_ids), quiet=self.quiet
-            )
-        self.side = self.config.side or min(self._side(m.picture(i)) for m in self.methods for i in self.sample_ids)
+        requests = from_shards(self.shards, len(self.sample_ids))
+        for method, numbers in self.numbers.items():
+            if method.model is not None:
+                sample_pictures(
+                    method.model, requests.only(set(numbers)), method.pictures, self.sampling, quiet=self.quiet
+                )
+        drawn = (m.picture(self.sample_ids[number]) for m, numbers in self.numbers.items() for number in numbers)
+        self.side = self.config.side or min(map(self._side, drawn))
         if self.encoders.lpips and self.side < LPIPS_SIDE:
             raise UserError(f"lpips reads no picture below {LPIPS_SIDE} pixels, these have {self.side}; set side")
 
     def score(self) -> None:
         """Make a row for every method and every sample of this rank's share, unless the cache has it."""
-        share = sum(1 for number in range(len(self.sample_ids)) if number % self.group.world == self.group.rank)
+        own = {
+            m: {n for n in numbers if n % self.group.world == self.group.rank} for m, numbers in self.numbers.items()
+        }
         show = not self.quiet and self.group.first
-        with Progress("evaluate", share * len(self.methods), every=10, show=show) as bar:
-            for method in self.methods:
-                for stored, following in self._rank_samples():
+        with Progress("evaluate", sum(map(len, own.values())), every=10, show=show) as bar:
+            for method, numbers in own.items():
+                for stored, following in self._followed(numbers):
                     self._score(method, stored, following)
                     bar.advance()
                     if len(self.rows.new) >= FLUSH_EVERY:
@@ -167,17 +173,17 @@ class Evaluation:
         keys = (key for pairs in entry["inception"].values() for pair in pairs for key in pair)
         return all(key in self.features.cache.values for key in keys)
 
-    def _rank_samples(self) -> Iterator[tuple[Stored, Stored]]:
-        """This rank's samples, each with the sample that follows it; the first one follows the last."""
+    def _followed(self, numbers: Collection[int]) -> Iterator[tuple[Stored, Stored]]:
+        """The samples of these numbers, each with the sample that follows it; the first one follows the last."""
         first = before = None
         for stored in stored_samples(self.shards, len(self.sample_ids)):
             first = first or stored
-            if before is not None and before.number % self.group.world == self.group.rank:
+            if before is not None and before.number in numbers:
                 yield before, stored
             before = stored
         assert first is not None
         assert before is not None
-        if before.number % self.group.world == self.group.rank:
+        if before.number in numbers:
             yield before, first
 
     def _key(self, method: Method, number: int) -> str:
@@ -219,8 +225,8 @@ class Evaluation:
         self.rows.load()
         self.features.cache.load()
         entries = {
-            method.name: [unpack(self.rows.values[self._key(method, n)]) for n in range(len(self.sample_ids))]
-            for method in self.methods
+            method.name: [unpack(self.rows.values[self._key(method, number)]) for number in numbers]
+            for method, numbers in self.numbers.items()
         }
         self.rows.compact()
         self.features.cache.compact()

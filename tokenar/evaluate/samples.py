@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import count, islice
 
 from data_schemas.errors import UserError
 from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_distinct
@@ -29,6 +29,11 @@ class Stored:
             digest.update(f"{name} {len(content)} ".encode() + content)
         return digest.hexdigest()
 
+    @cached_property
+    def references(self) -> int:
+        """The number of its references."""
+        return next(k for k in count() if f"reference_{k}.png" not in self.members)
+
     def decode(self) -> ShardSample:
         """Decode the sample. UserError naming the member that is missing or damaged."""
         return decode_sample(self.sample_id, dict(self.members), self.source)
@@ -39,11 +44,10 @@ def stored_samples(shards: str | Sequence[str], limit: int | None = None) -> Ite
 
     UserError if there is no sample, or if two have the same id.
     """
-    count = 0
-    for url, sample_id, members in islice(read_distinct(expand_shards(shards)), limit):
-        yield Stored(count, sample_id, members, url)
-        count += 1
-    if not count and limit != 0:
+    number = -1
+    for number, (url, sample_id, members) in enumerate(islice(read_distinct(expand_shards(shards)), limit)):
+        yield Stored(number, sample_id, members, url)
+    if number < 0 and limit != 0:
         raise UserError(f"{told(shards)}: the shards hold no sample; make them again")
 
 

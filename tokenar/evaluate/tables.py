@@ -58,6 +58,11 @@ def notes(result: Result) -> list[str]:
             f"FID over {min(pictures):,} pictures: below {FID_SAMPLES:,} it comes out too high and hangs on their "
             "number; compare it over the same samples only, and read KID beside it"
         )
+    lines += [
+        f"{name}: its model takes 1 reference; its figures are over the {few:,} samples with one"
+        for name, method in result["methods"].items()
+        if (few := method["figures"]["samples"]) < result["samples"]
+    ]
     if cut := max((method.get("clip_prompt_cut") or 0 for method in figures), default=0):
         lines.append(f"CLIP-T: {cut:.0%} of the prompts are longer than CLIP reads; it saw their beginnings")
     return lines

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -58,6 +58,11 @@ class Requests:
 
     sample_ids: list[str]
     read: Callable[[Callable[[int], bool]], Iterator[tuple[int, Request]]]
+
+    def only(self, numbers: Collection[int]) -> Requests:
+        """Some of the requests, each with its number, from which its seed follows."""
+        ids = [self.sample_ids[number] for number in sorted(numbers)]
+        return Requests(ids, lambda wanted: self.read(lambda number: number in numbers and wanted(number)))
 
 
 class Entry(BaseModel):

@@ -118,7 +118,7 @@ def test_a_run_has_the_references_of_one_with_the_pool_on_a_disk(bucket, tmp_pat
     [
         ("s3://no-such-bucket/x", "there is no bucket 'no-such-bucket'; create it, or correct the address"),
         ("{bucket}/nothing", "no such folder; give a folder of pictures"),
-        ("{bucket}/pools/other/text/a.md", "not a folder, a Parquet file, a zip or a tar archive"),
+        ("{bucket}/pools/other/text/a.md", "not a folder, a Parquet, zip or tar file"),
         ("{bucket}/pools/other/text", r"holds no picture and no Parquet file \(there is: .md 1\)"),
         ("foo://x", "there is no protocol 'foo'"),
     ],

@@ -278,7 +278,7 @@ def test_a_data_set_of_neither_pictures_nor_parquet(tmp_path, cache):
     (tmp_path / "round/again").symlink_to(".")
     with pytest.raises(UserError, match="round: holds no picture"):
         listed(tmp_path / "round")
-    with pytest.raises(UserError, match=r"notes\.txt: not a folder, a Parquet file, a zip or a tar archive; give"):
+    with pytest.raises(UserError, match=r"notes\.txt: not a folder, a Parquet, zip or tar file; give"):
         listed(folder(tmp_path, {"notes.txt": b""}) / "notes.txt")
 
 

@@ -38,7 +38,7 @@ def test_tables(tmp_path):
         "background_fid_pictures": 9,
     }
     result = {
-        "side": 512, "encoders": dict.fromkeys(("lpips", "inception", "clip", "dino", "dinov2")),
+        "side": 512, "samples": 9, "encoders": dict.fromkeys(("lpips", "inception", "clip", "dino", "dinov2")),
         "methods": {
             "a_b": {"model": "x", "figures": figures, "multi_subject": figures},
             "MS-Diffusion": {"figures": worse | {"whole_fid_pictures": 2047}, "multi_subject": worse},
