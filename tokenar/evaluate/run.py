@@ -95,7 +95,8 @@ class Evaluation:
         read = [(stored.sample_id, stored.digest, stored.references) for stored in stored_samples(shards, limit)]
         self.sample_ids = [sample_id for sample_id, _, _ in read]
         self.digests = {sample_id: digest for sample_id, digest, _ in read}
-        self.numbers = {method: method.numbers([references for _, _, references in read]) for method in methods}
+        counts = [references for _, _, references in read]
+        self.numbers = [(method, method.numbers(counts)) for method in methods]
         self._model: tuple[str, Model] | None = None
 
     def check_predictions(self) -> None:
@@ -122,24 +123,22 @@ class Evaluation:
     def draw(self) -> None:
         """Draw the models' pictures, every rank its share, and set ``side``, to which all pictures are resized."""
         requests = from_shards(self.shards, len(self.sample_ids))
-        for method, numbers in self.numbers.items():
+        for method, numbers in self.numbers:
             if method.model is not None:
                 sample_pictures(
                     method.model, requests.only(set(numbers)), method.pictures, self.sampling, quiet=self.quiet
                 )
-        drawn = (m.picture(self.sample_ids[number]) for m, numbers in self.numbers.items() for number in numbers)
+        drawn = (m.picture(self.sample_ids[number]) for m, numbers in self.numbers for number in numbers)
         self.side = self.config.side or min(map(self._side, drawn))
         if self.encoders.lpips and self.side < LPIPS_SIDE:
             raise UserError(f"lpips reads no picture below {LPIPS_SIDE} pixels, these have {self.side}; set side")
 
     def score(self) -> None:
         """Make a row for every method and every sample of this rank's share, unless the cache has it."""
-        own = {
-            m: {n for n in numbers if n % self.group.world == self.group.rank} for m, numbers in self.numbers.items()
-        }
+        own = [(m, {n for n in numbers if n % self.group.world == self.group.rank}) for m, numbers in self.numbers]
         show = not self.quiet and self.group.first
-        with Progress("evaluate", sum(map(len, own.values())), every=10, show=show) as bar:
-            for method, numbers in own.items():
+        with Progress("evaluate", sum(len(numbers) for _, numbers in own), every=10, show=show) as bar:
+            for method, numbers in own:
                 for stored, following in self._followed(numbers):
                     self._score(method, stored, following)
                     bar.advance()
@@ -226,7 +225,7 @@ class Evaluation:
         self.features.cache.load()
         entries = {
             method.name: [unpack(self.rows.values[self._key(method, number)]) for number in numbers]
-            for method, numbers in self.numbers.items()
+            for method, numbers in self.numbers
         }
         self.rows.compact()
         self.features.cache.compact()
