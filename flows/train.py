@@ -15,7 +15,7 @@ from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards
 from flows.engine import callable_of, reports_mistakes, under_prefect
 from flows.evaluate import evaluate_tokenar
-from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
+from tokenar.config import PRESETS, TrainConfig, read_settings, with_changes
 from tokenar.data.encode import EncodeConfig, encode_shards
 from tokenar.data.shard_index import is_encoded
 from tokenar.encoders.config import T5Config, VqConfig
@@ -47,7 +47,7 @@ def train_tokenar(
     """
     if settings is None and preset not in PRESETS:
         raise UserError(f"no preset {preset!r}; there is: {', '.join(PRESETS)}")
-    config = read_train_config(settings) if settings is not None else PRESETS[preset]()
+    config = read_settings(settings, TrainConfig) if settings is not None else PRESETS[preset]()
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; set one")
     changes = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}

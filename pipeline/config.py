@@ -30,18 +30,20 @@ from pipeline.synthesis.dreamrelation.stage import DreamRelationConfig
 
 
 class OwnStageConfig(StageConfig):
-    """A stage that the user wrote: ``use`` is module:Class of a subclass of Stage, ``config`` holds its settings."""
+    """A stage that the user wrote (docs/add-a-stage.md)."""
 
     model_config = ConfigDict(title="own stage")
 
-    use: str
-    config: dict[str, Any] = {}
+    use: str = Field(description="module:Class of your Stage; the module's folder must be on PYTHONPATH")
+    config: dict[str, Any] = Field({}, description="Settings of the stage, checked by its Config")
 
 
 class LeftOutConfig(StageConfig):
-    """The stage is left out: nothing is judged by it."""
+    """Stands for a judging stage that is not run."""
 
-    backend: Literal["none"] = "none"
+    backend: Literal["none"] = Field(
+        "none", description="`none` leaves the stage out: it gives no scores and rejects nothing"
+    )
 
 
 def _backend(value: Any) -> str | None:
@@ -79,13 +81,15 @@ Quality = Annotated[Annotated[QualityConfig, Tag("correspondence")] | LeftOut | 
 
 
 class DecideConfig(StageConfig):
-    """Thresholds by reason code. A reason that is not listed keeps the default of its stage.
+    """Which scores reject a sample."""
 
-    ``thresholds_file`` is a YAML file such as ``instructar calibrate`` writes; ``thresholds`` override its values.
-    """
-
-    thresholds: dict[str, float] = {}
-    thresholds_file: str | None = None
+    thresholds: dict[str, float] = Field(
+        {}, description="Thresholds by reason code; a reason that is not listed keeps the default of its stage"
+    )
+    thresholds_file: str | None = Field(
+        None,
+        description="YAML file, as `instructar calibrate` writes it, or None; `thresholds` override its values",
+    )
 
     def all_thresholds(self) -> dict[str, float]:
         """The thresholds of the file and of the config together. Raises UserError for a file without thresholds."""
@@ -98,7 +102,9 @@ class ShardsConfig(StageConfig):
     Samples with a planted fault that no filter caught are left out, because they are known to be wrong.
     """
 
-    samples_per_shard: int = Field(64, ge=1, le=100_000)
+    samples_per_shard: int = Field(
+        64, ge=1, le=100_000, description="Samples in a shard; the last one of a split may hold fewer"
+    )
     unfiltered: bool = Field(
         False,
         description="Training shards also hold what was rejected, to measure what the filters are worth",
@@ -116,20 +122,29 @@ MAX_PARTS = 1_000_000
 
 
 class Resources(Settings):
-    """What an actor of a stage takes of a Ray cluster, and how many there are (by default as many as ``workers``)."""
+    """What an actor of a stage takes of a Ray cluster, and how many there are."""
 
-    gpus: float = Field(0, ge=0, le=64)
-    cpus: float = Field(1, ge=0, le=1024)
-    memory_gb: float | None = Field(None, gt=0)
-    actors: int | None = Field(None, ge=1, le=10_000)
+    gpus: float = Field(0, ge=0, le=64, description="GPUs of an actor; 0.5: two actors share one; 0: none")
+    cpus: float = Field(1, ge=0, le=1024, description="CPU cores of an actor, also a fraction")
+    memory_gb: float | None = Field(
+        None, gt=0, description="Memory of an actor, in GB of 10^9 bytes; None: Ray does not count it"
+    )
+    actors: int | None = Field(None, ge=1, le=10_000, description="Actors of the stage; None: as many as `workers`")
 
 
 class CurationConfig(Settings):
     """All settings of one curation run. Every field has a default; the profile "embedded" is the quickstart."""
 
-    name: str = "quickstart"
+    name: str = Field(
+        "quickstart", description="Name of the run and of its folder: at most 100 letters, digits, '.', '_' and '-'"
+    )
     root: str = Field("runs", min_length=1, description="Folder or bucket URL that holds the runs")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="Seed of pairs, relations, boxes and each sample's own noise, but not of the split",
+    )
     samples: int = Field(96, ge=1, le=10_000_000, description="Samples to plan")
     part_size: int | None = Field(
         None,
@@ -157,16 +172,31 @@ class CurationConfig(Settings):
     max_error_share: float = Field(
         0.5, gt=0, le=1, description="The run stops when a larger share of a stage's samples failed"
     )
-    references: ReferencesConfig = ReferencesConfig()
-    planning: PlanningConfig = PlanningConfig()
-    synthesis: Synthesis = CollageConfig()
-    matting: Matting = GrabCutConfig()
-    semantics: Semantics = ImageNetConfig()
-    identity: Identity = IdentityConfig()
-    quality: Quality = QualityConfig()
-    filters: list[OwnStageConfig] = []
-    decide: DecideConfig = DecideConfig()
-    shards: ShardsConfig = ShardsConfig()
+    references: ReferencesConfig = Field(ReferencesConfig(), description="Where the pictures of subjects come from")
+    planning: PlanningConfig = Field(
+        PlanningConfig(), description="Which subjects are paired, in which relation, and where they stand"
+    )
+    synthesis: Synthesis = Field(
+        CollageConfig(), description="What makes the target from two references (paper, section 2.1, step 1)"
+    )
+    matting: Matting = Field(
+        GrabCutConfig(),
+        description="What divides the target into foreground and background (paper, section 2.1, step 2)",
+    )
+    semantics: Semantics = Field(
+        ImageNetConfig(),
+        description="What judges whether both subjects are there, in natural colours (paper, section 2.1, step 3)",
+    )
+    identity: Identity = Field(
+        IdentityConfig(),
+        description="What measures how similar each subject is to its reference (paper, section 2.1, step 4)",
+    )
+    quality: Quality = Field(
+        QualityConfig(), description="What finds missing, extra, discoloured or blurred parts; not in the paper"
+    )
+    filters: list[OwnStageConfig] = Field([], description="Stages of your own, which run after the five above")
+    decide: DecideConfig = Field(DecideConfig(), description="Thresholds by which samples are kept or rejected")
+    shards: ShardsConfig = Field(ShardsConfig(), description="How kept samples are written for training")
 
     @field_validator("name")
     @classmethod

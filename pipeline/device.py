@@ -5,15 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from data_schemas.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, so only running stages do
     import torch
 
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    Field(description="Where the model runs; `auto`: on the process's GPU if there is one, else on the CPU"),
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    Field(description="Number format of weights and computation; float32 takes twice the memory of the others"),
+]
 
 
 def device_of(name: Device) -> torch.device:

@@ -45,14 +45,17 @@ class TrainConfig(Settings):
         description="published checkpoint to start from, or a model folder, whose fitted tokenizer is kept; packaged: "
         "the small model that is installed with this package",
     )
-    model: ModelConfig
-    tokenizer: PatchVqConfig | TokenizerConfig | VqConfig = TokenizerConfig()
+    model: ModelConfig = Field(description="sizes and parts of the transformer")
+    tokenizer: PatchVqConfig | TokenizerConfig | VqConfig = Field(
+        default=TokenizerConfig(),
+        description="what turns images into tokens: patches or a small VQ, fitted to the samples, or LlamaGen's VQ",
+    )
     tokenizer_weights: str | None = Field(
         default=None,
         description="file of the VQ tokenizer's weights, or of a fitted tokenizer (packaged: that of the packaged "
         "model), which else is fitted to the training samples",
     )
-    text: TextConfig | T5Config = TextConfig()
+    text: TextConfig | T5Config = Field(default=TextConfig(), description="text encoder: hashed words, or a frozen T5")
     teacher: TeacherConfig | None = Field(default=None, description="network whose features model.distill learns")
     distill_weight: float = Field(
         default=0.5, ge=0, le=1000, description="weight of the teacher's loss; the cross entropy has weight 1"
@@ -64,10 +67,12 @@ class TrainConfig(Settings):
     variations: int = Field(
         default=0, ge=0, le=1000, description="augmented copies of every training sample; from raw shards only"
     )
-    drops: DropConfig = DropConfig()
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    drops: DropConfig = Field(
+        default=DropConfig(), description="shares of samples that lose images or text in training, for guidance"
+    )
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="of first weights, order of samples, drops and dropout")
 
-    steps: int = Field(default=1000, ge=1, le=MAX_STEPS)
+    steps: int = Field(default=1000, ge=1, le=MAX_STEPS, description="updates of the weights, unless epochs says it")
     epochs: int | None = Field(
         default=None, ge=1, le=10**6, description="passes over the training samples, which then say the steps"
     )
@@ -75,14 +80,14 @@ class TrainConfig(Settings):
     accumulation: int = Field(
         default=1, ge=1, le=MAX_BATCH, description="micro-batches into which a process cuts its share of a batch"
     )
-    lr: float = Field(default=1e-4, gt=0, le=1e30)
+    lr: float = Field(default=1e-4, gt=0, le=1e30, description="learning rate of AdamW after the warm-up")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="learning rate after the warm-up; cosine and linear end at 5 % of lr"
     )
     warmup: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps of linear warm-up")
-    weight_decay: float = Field(default=0.05, ge=0, le=10)
+    weight_decay: float = Field(default=0.05, ge=0, le=10, description="of AdamW; norms and biases never decay")
     decay_tables: bool = Field(default=False, description="let embeddings and soft prompts decay too, as released")
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), description="AdamW's decay of gradients and their squares")
     clip: float = Field(
         default=1.0, gt=0, le=1e12, description="largest norm of the gradients; above it they are scaled"
     )
@@ -93,21 +98,23 @@ class TrainConfig(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of matrix products; weights are float32"
     )
-    parallel: Literal["ddp", "fsdp", "hybrid"] = Field(default="ddp", description="see train/parallel.py")
+    parallel: Literal["ddp", "fsdp", "hybrid"] = Field(
+        default="ddp", description="ddp: a whole model on every GPU; fsdp: a part on each; hybrid: fsdp in each machine"
+    )
     compile: bool = Field(default=False, description="torch.compile the transformer blocks")
     deterministic: bool = Field(default=True, description="bit-identical results every time; slower on a GPU")
     activation_checkpointing: Literal["none", "selective", "block"] = Field(
         default="none", description="recompute blocks in the backward pass; selective: all but the attention"
     )
 
-    log_every: int = Field(default=10, ge=1, le=MAX_STEPS)
+    log_every: int = Field(default=10, ge=1, le=MAX_STEPS, description="steps between rows of the log")
     eval_every: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps between validations; 0: only at the end")
     val_samples: int | None = Field(
         default=None, ge=1, le=MAX_SAMPLES, description="samples to validate on, evenly spread; None: all"
     )
     pictures_every: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps between drawn pictures; 0: never")
     pictures: int = Field(default=4, ge=1, le=1024, description="validation samples for which a picture is drawn")
-    save_every: int = Field(default=200, ge=1, le=MAX_STEPS)
+    save_every: int = Field(default=200, ge=1, le=MAX_STEPS, description="steps between checkpoints")
     keep: int = Field(default=2, ge=1, le=10_000, description="newest checkpoints that are kept, besides the best")
     wandb: bool = Field(default=False, description="also log to Weights & Biases")
     profile: bool = Field(default=False, description="trace a few early steps to the run's folder")
@@ -168,12 +175,9 @@ class TrainConfig(Settings):
 
 
 class SampleConfig(Settings):
-    """The settings of sampling: how tokens are drawn from the model's probabilities, and how fast.
+    """The settings of sampling. docs/differences.md says where the published sampler does otherwise."""
 
-    docs/differences.md says where the published sampler does otherwise.
-    """
-
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="sample i is drawn with seed + i unless it has its own")
     guidance: float = Field(default=1.0, ge=0, le=100, description="weight of the text; 1 is off")
     image_guidance: float = Field(
         default=1.0, ge=0, le=100, description="weight of the references and background; 1 is off"
@@ -192,9 +196,9 @@ class SampleConfig(Settings):
     temperature: float | None = Field(
         default=None, ge=0, le=100, description="0 takes the most probable token; None: 0.7, or 0.3 with a copy head"
     )
-    top_k: int = Field(default=0, ge=0, le=MAX_VOCABULARY, description="0 is off")
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    batch: int = Field(default=16, ge=1, le=4096)
+    top_k: int = Field(default=0, ge=0, le=MAX_VOCABULARY, description="only the k likeliest tokens; 0 is off")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="only the likeliest tokens up to this share; 1 is off")
+    batch: int = Field(default=16, ge=1, le=4096, description="samples drawn at once, each with all its seeds")
     precision: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None,
         description="of the model's weights and products, and of a T5; None: bfloat16 on a GPU, else float32, and "
@@ -338,11 +342,6 @@ def with_changes(config: TrainConfig, /, **changes: object) -> TrainConfig:
         else:
             values[part] = value
     return TrainConfig.parse(values, "settings")
-
-
-def read_train_config(path: str) -> TrainConfig:
-    """The settings of a training run from a JSON file."""
-    return read_settings(path, TrainConfig)
 
 
 def read_settings(path: str, kind: type[Kind]) -> Kind:

@@ -25,7 +25,7 @@ from tokenar.evaluate.config import EvalConfig
 
 COMMANDS = {
     CurationConfig: "`instructar`: a YAML file for `--config`, or `--set key=value`",
-    TrainConfig: "`tokenar-train`: a JSON or YAML file for `--config`",
+    TrainConfig: "`tokenar-train`: a JSON file for `--config`, or `--set key=value`",
     EncodeConfig: "`tokenar-encode`",
     SampleConfig: "`tokenar-sample`",
     EvalConfig: "`tokenar-eval`",
@@ -36,17 +36,19 @@ PROFILES = ("embedded", "paper")
 
 def configuration() -> str:
     """Every setting of every command, with type, bounds, default and meaning."""
-    found: dict[type[BaseModel], None] = {}
-    for root in COMMANDS:
-        found |= dict.fromkeys(_models(root))
     parts = _head("Configuration", "Every key is checked before any work; an unknown one is refused.")
-    for model in found:
+    for model in settings():
         parts += [f"## {model.__name__}", "", _text(model)]
         if model in COMMANDS:
             parts += ["", f"Of {COMMANDS[model]}."]
         rows = [_setting(name, field) for name, field in model.model_fields.items()]
         parts += ["", *_table(("key", "type", "default", "meaning"), rows), ""]
     return "\n".join(parts)
+
+
+def settings() -> list[type[BaseModel]]:
+    """Every settings class of every command, each before those that it holds."""
+    return list(dict.fromkeys(model for root in COMMANDS for model in _models(root)))
 
 
 def data() -> str:
@@ -91,7 +93,8 @@ def _members(thing: Any) -> Iterator[list[str]]:
     for name, member in vars(thing).items():
         function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
         if not name.startswith("_") and inspect.isfunction(function) and function.__doc__:
-            yield [f"**`{name}{_signature(function)}`**", "", _text(function), ""]
+            bound = not isinstance(member, staticmethod)
+            yield [f"**`{name}{_signature(function, bound=bound)}`**", "", _text(function), ""]
 
 
 def _stage(stage: Stage) -> list[str]:
@@ -157,13 +160,20 @@ def _bounds(column: Column) -> str:
     return f" {low} to {high}." if low and high else f" At least {low}." if low else f" At most {high}."
 
 
-def _signature(thing: Any) -> str:
-    """Its arguments; nothing for settings, whose fields stand on the page of the configuration."""
+def _signature(thing: Any, bound: bool = False) -> str:
+    """Its arguments, of a ``bound`` method without the first; nothing for settings, whose fields stand on the page of
+    the configuration."""
     if inspect.isclass(thing) and issubclass(thing, BaseModel):
         return ""
     signature = inspect.signature(thing)
-    parameters = [p.replace(annotation=_as_written(p.annotation)) for p in signature.parameters.values()]
+    own = list(signature.parameters.values())[int(bound) :]
+    parameters = [p.replace(annotation=_as_written(p.annotation), default=_default(p)) for p in own]
     return str(signature.replace(parameters=parameters, return_annotation=_as_written(signature.return_annotation)))
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    """Its default, and of a function no address, which another build would not have."""
+    return _AsWritten("...") if inspect.isfunction(parameter.default) else parameter.default
 
 
 def _as_written(annotation: Any) -> Any:

@@ -112,11 +112,11 @@ class Sample:
         return self.rows["plan"]
 
     def picture(self, stage: str, name: str) -> Image.Image:
-        """A picture that an earlier stage saved under ``name``."""
+        """A picture that an earlier stage saved under ``name``, with its size and mode (RGB, RGBA or L)."""
         return pictures.decode(self.files(stage)[f"{name}.png"], f"{stage} {self.sample_id} {name}")
 
     def reference(self, index: int) -> Image.Image:
-        """The cut-out of reference 0 or 1, RGBA."""
+        """The cut-out of reference 0 or 1, RGBA, its longest side ``references.size`` pixels."""
         return self.cutout(self.plan[f"reference_{index}_id"])
 
     def other(self) -> Image.Image | None:
@@ -129,7 +129,7 @@ class Sample:
         return pictures.decode(self.reference_file(reference_id), f"reference {reference_id}").convert("RGBA")
 
     def save(self, name: str, picture: Image.Image) -> None:
-        """Store a picture of this sample in the part's tar as ``<sample_id>.<name>.png``."""
+        """Store a picture of this sample (RGB, RGBA or L) in the part's tar as ``<sample_id>.<name>.png``."""
         self.saved[f"{name}.png"] = pictures.encode_png(picture)
 
 

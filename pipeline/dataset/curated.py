@@ -51,7 +51,8 @@ class CuratedRun:
         return self.frame.funnel()
 
     def images(self, name: str = "target") -> Iterator[Image.Image | None]:
-        """The samples' pictures of a name, in the order of the plan; None for one that was never made."""
+        """The samples' pictures of a name (RGB, RGBA or L, see ``picture``) in the order of the plan; None for one that
+        was never made."""
         return self.frame.images(name)
 
     def shards(self, split: str = "train") -> str:
@@ -59,7 +60,8 @@ class CuratedRun:
         return f"{dataset_url(self.run)}/{split}-*.tar"
 
     def picture(self, sample_id: str, name: str = "target") -> Image.Image | None:
-        """A sample's target, foreground, background, alpha, reference_0 or reference_1; None if it was never made."""
+        """A sample's target or background (RGB), foreground, reference_0 or reference_1 (RGBA), or alpha (L); None if
+        it was never made."""
         return self._pictures.picture(sample_id, name)
 
     @cached_property

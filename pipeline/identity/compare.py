@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,33 +24,43 @@ DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 VIEWS = 5
 """Views of a target: both regions, each with its mirror image, and the whole foreground."""
 
+Padding = Annotated[
+    float, Field(ge=0, le=1, description="White space on each side of a crop, as a share of its longer side")
+]
+
 
 class IdentityConfig(StageConfig):
-    """Settings of EfficientNet-Lite0. ``padding`` is the white space around a crop, as a fraction of its side."""
+    """Settings of EfficientNet-Lite0."""
 
-    backend: Literal["efficientnet"] = "efficientnet"
-    padding: float = Field(0.12, ge=0, le=1)
+    backend: Literal["efficientnet"] = Field(
+        "efficientnet", description="`efficientnet` compares with EfficientNet-Lite0, on the CPU, without a download"
+    )
+    padding: Padding = 0.12
 
 
 class TimmIdentityConfig(StageConfig):
-    """Settings of a timm encoder, by default DINOv2 ViT-B/14.
-
-    ``source`` is a Hugging Face id, a folder with model.safetensors, or such a file; None takes timm's own repository
-    of the encoder. ``side`` is the side in pixels of the square that the encoder reads; None takes its own (518 for
-    DINOv2). ``batch_size`` counts samples, each with five views. ``padding`` is the white space around a crop, as a
-    fraction of its side.
-    """
+    """Settings of a timm encoder."""
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
-    backend: Literal["timm"] = "timm"
-    encoder: str = DINOV2
-    source: str | None = None
-    revision: str = "main"
-    side: int | None = Field(None, ge=32, le=2048)
+    backend: Literal["timm"] = Field(
+        "timm", description="`timm` compares with an encoder of timm; its default, DINOv2, is the paper's"
+    )
+    encoder: str = Field(DINOV2, description="Name of the encoder in timm; the default is DINOv2 ViT-B/14")
+    source: str | None = Field(
+        None,
+        description="Hugging Face id, folder with model.safetensors, or such a file; None: timm's own repository",
+    )
+    revision: str = Field("main", description="Branch, tag or commit of the weights on the hub")
+    side: int | None = Field(
+        None,
+        ge=32,
+        le=2048,
+        description="Side in pixels of the square that the encoder reads; None: its own (518 for DINOv2)",
+    )
     precision: Precision = "float32"
     device: Device = "auto"
-    batch_size: int = Field(16, ge=1, le=1024)
-    padding: float = Field(0.12, ge=0, le=1)
+    batch_size: int = Field(16, ge=1, le=1024, description="Samples in a batch, each with five views")
+    padding: Padding = 0.12
 
 
 def identity_rules(low: float, swapped: float, copied: float) -> tuple[Rule, ...]:

@@ -22,27 +22,44 @@ NO_SUBJECT, FLAT = 0.1, 1e-3
 class Ben2Config(MattingConfig):
     """Settings of BEN2.
 
-    ``source`` is a Hugging Face id, a folder with model.safetensors, a .safetensors file or the official .pth file.
-    ``implementation`` is this project's network, or the package ``ben2`` for comparison. ``side`` is the size in pixels
-    at which the network sees a picture; it was trained at 1024. ``stretch`` stretches each matte to 0..1 as the package
-    does; it is off because a faint matte then looks certain. ``foreground_colours`` estimates the subject's own colours
-    where it is half transparent. ``precision`` "auto" is bfloat16 on a GPU and float32 on a CPU.
-
-    ``alpha_threshold`` is 0.5, where the published script cuts at alpha > 0 (docs/differences.md, "Threshold of the
-    foreground"). Hair and edges fainter than that are removed from the background by ``dilate``.
+    The published script takes every alpha above 0 for foreground (docs/differences.md, "Threshold of the foreground").
     """
 
-    backend: Literal["ben2"] = "ben2"
-    source: str = "PramaLLC/BEN2"
-    revision: str = "main"
-    implementation: Literal["network", "package"] = "network"
-    side: int = Field(1024, ge=128, le=2048, multiple_of=128)
-    stretch: bool = False
-    foreground_colours: bool = False
-    dilate: int = Field(8, ge=0, le=64)
-    precision: Precision | Literal["auto"] = "auto"
+    backend: Literal["ben2"] = Field(
+        "ben2", description="`ben2` cuts out the foreground of the whole picture with BEN2, as the paper does"
+    )
+    source: str = Field(
+        "PramaLLC/BEN2",
+        description="Hugging Face id, folder with model.safetensors, .safetensors file or the official .pth file",
+    )
+    revision: str = Field("main", description="Branch, tag or commit of `source` on the hub")
+    implementation: Literal["network", "package"] = Field(
+        "network", description="`network`: this project's own; `package`: the package ben2, for comparison"
+    )
+    side: int = Field(
+        1024,
+        ge=128,
+        le=2048,
+        multiple_of=128,
+        description="Side in pixels of the square that the network sees; it was trained at 1024",
+    )
+    stretch: bool = Field(
+        False, description="Stretch each matte to 0..1 as the package does; a faint matte then looks certain"
+    )
+    foreground_colours: bool = Field(
+        False, description="Estimate the subject's own colours where it is half transparent"
+    )
+    dilate: int = Field(
+        8,
+        ge=0,
+        le=64,
+        description="Pixels by which the background's black hole is enlarged, to cover hair and soft edges",
+    )
+    precision: Precision | Literal["auto"] = Field(
+        "auto", description="Number format of the computation; `auto`: bfloat16 on a GPU, float32 on a CPU"
+    )
     device: Device = "auto"
-    batch_size: int = Field(4, ge=1, le=256)
+    batch_size: int = Field(4, ge=1, le=256, description="Pictures in a batch on a GPU; a CPU takes one at a time")
     how = frozenset({"device", "batch_size"})
 
 

@@ -15,10 +15,12 @@ from pipeline.matting.matting import Matting, MattingConfig
 
 
 class GrabCutConfig(MattingConfig):
-    """``rounds`` is the number of GrabCut's iterations. The mask's edge is where its blurred alpha is 0.5."""
+    """Settings of GrabCut. The mask's edge is where its blurred alpha is 0.5."""
 
-    backend: Literal["grabcut"] = "grabcut"
-    rounds: int = Field(5, ge=1, le=20)
+    backend: Literal["grabcut"] = Field(
+        "grabcut", description="`grabcut` cuts out what stands in the planned boxes, on the CPU and without weights"
+    )
+    rounds: int = Field(5, ge=1, le=20, description="Iterations of GrabCut")
 
 
 class GrabCut(Matting):

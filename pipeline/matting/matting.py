@@ -18,14 +18,12 @@ from pipeline.matting.quality import matte_numbers, overlap
 
 
 class MattingConfig(StageConfig):
-    """Settings of all matting backends.
+    """Settings of all matting backends."""
 
-    A pixel with alpha above ``alpha_threshold`` is foreground and is blacked out of the background. ``dilate`` enlarges
-    that hole by so many pixels.
-    """
-
-    alpha_threshold: float = Field(0.5, ge=0, lt=1)
-    dilate: int = Field(3, ge=0, le=64)
+    alpha_threshold: float = Field(
+        0.5, ge=0, lt=1, description="Pixels with a larger alpha (0 to 1) are foreground, and black in the background"
+    )
+    dilate: int = Field(3, ge=0, le=64, description="Pixels by which the background's black hole is enlarged")
 
 
 class Matting(BatchStage):

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from pipeline.core.stage import Sample, SampleError
 from pipeline.matting.matting import Matting, MattingConfig, true_matte
@@ -15,7 +16,9 @@ from pipeline.matting.matting import Matting, MattingConfig, true_matte
 class PastedConfig(MattingConfig):
     """Mattes without a model, in a hundredth of the time; for training data whose mattes are not the question."""
 
-    backend: Literal["pasted"] = "pasted"
+    backend: Literal["pasted"] = Field(
+        "pasted", description="`pasted` takes the alpha with which a collage pasted its subjects; for collages only"
+    )
 
 
 class Pasted(Matting):

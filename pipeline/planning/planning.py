@@ -26,13 +26,15 @@ OFTEN = 2
 
 
 class PlanningConfig(StageConfig):
-    """Settings of the plan. ``jitter`` is the largest shift of a box's edge, as a fraction of the picture."""
+    """Settings of the plan."""
 
     relations: list[str] | None = Field(
         None, min_length=1, max_length=1000, description="Names of relations; without any, all that fit the subjects"
     )
     test_share: float = Field(0.17, ge=0, le=0.5, description="Share of the samples in the test split")
-    jitter: float = Field(0.03, ge=0, le=0.1)
+    jitter: float = Field(
+        0.03, ge=0, le=0.1, description="Largest shift of a box's edge, as a share of the picture's side"
+    )
     close: bool = Field(False, description="Both subjects together fill the picture")
     mirrored: bool = Field(
         True, description="Half of the pictures are mirrored; if not, the first of two side by side stands left"

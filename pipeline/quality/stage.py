@@ -27,10 +27,18 @@ EDGE = 3
 
 
 class QualityConfig(StageConfig):
-    """``margin`` is how far foreground may reach out of the boxes, as a fraction of the picture."""
+    """Settings of the search for faults of parts."""
 
-    backend: Literal["correspondence"] = "correspondence"
-    margin: float = Field(0.04, ge=0, le=1)
+    backend: Literal["correspondence"] = Field(
+        "correspondence",
+        description="`correspondence` compares parts of subject and reference with EfficientNet-Lite0, on the CPU",
+    )
+    margin: float = Field(
+        0.04,
+        ge=0,
+        le=1,
+        description="How far foreground may reach out of the planned boxes, as a share of the picture's side",
+    )
 
 
 class Quality(Stage):

@@ -67,7 +67,7 @@ class ReferencesConfig(StageConfig):
         description="'packaged', 'generated', a folder, its URL, a preset such as relationbench, or a list of pools",
         json_schema_extra=any_of,
     )
-    count: int | None = Field(None, ge=1, le=10**6, description="Subjects, if the pool is 'generated'")
+    count: int | None = Field(None, ge=1, le=10**6, description="Subjects, if the pool is 'generated'; None: 2000")
     size: int = Field(256, ge=32, le=2048, description="Longest side of a stored cut-out, in pixels")
 
     @model_validator(mode="after")

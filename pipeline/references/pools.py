@@ -37,10 +37,8 @@ from pipeline.references.sources import PictureLocation, Source
 
 BUILT_IN = ("packaged", "generated")
 """Pools that come with the program."""
-
 FILES = (".parquet", *archives.SUFFIXES)
 """Files that are a pool by themselves."""
-
 GENERATED = 2000
 """Subjects of a generated pool that states no count."""
 
@@ -48,41 +46,50 @@ GENERATED = 2000
 class PoolConfig(Settings):
     """One pool and how it is read.
 
-    ``preset`` names an entry of pools.yaml, whose values apply unless they are set here.
-
-    ``source`` is ``packaged``, ``generated``, a folder of pictures or of Parquet files, one Parquet file, the URL of
-    either in a bucket, or ``hf:owner/name`` for a data set of the Hugging Face hub that is on this machine. A generated
-    pool has ``count`` subjects (GENERATED without it) that follow from ``seed`` and their numbers. A folder that
-    contains Parquet files is read as those. Any other folder is read as pictures, with one sub-folder for each
-    category; outer folders that hold nothing else, and the split's folder, are skipped. Zip and tar archives on
-    this machine are read as the folder that unpacking them would give, also where they are all that a folder holds.
-
-    ``image`` and ``mask`` are columns of Parquet files, or sub-folders with files of the same names. Without ``image``,
-    it is the first column of pictures or the whole folder. A mask is a label map: ``subject_labels``, or all labels but
-    0, mark the subject, so GrabCut is not needed.
-
-    ``subject`` says which pictures show the same subject: "name" means those with the same category and name, "picture"
-    none. "category" means those of one category, whose name without a number at its end is then the category and the
-    name. ``limit`` takes that many pictures, those with the smallest digests, so the choice does not depend on the file
-    format.
+    A folder that contains Parquet files is read as those. Any other folder is read as pictures, with one sub-folder for
+    each category; outer folders that hold nothing else, and the split's folder, are skipped. Archives are read as the
+    folder that unpacking them would give, also where they are all that a folder holds. Masks in a folder have the file
+    names of their pictures.
     """
 
-    preset: str | None = None
-    source: str = Field(min_length=1)
-    revision: str = Field("main", min_length=1)
-    split: str = Field("train", min_length=1)
-    image: str | None = Field(None, min_length=1)
-    mask: str | None = Field(None, min_length=1)
-    subject_labels: tuple[int, ...] | None = Field(None, min_length=1, max_length=65_536)
-    category: str | None = Field(None, min_length=1, description="Category of every picture")
-    category_column: str | None = Field(None, min_length=1)
-    name: str | None = Field(None, min_length=1, description="Name of every subject in prompts")
-    name_column: str | None = Field(None, min_length=1)
-    subject: Literal["name", "category", "picture"] = "name"
-    count: int | None = Field(None, ge=1, le=10**6, description="Subjects of a generated pool")
-    seed: int | None = Field(None, ge=0, lt=2**31, description="Seed of a generated pool")
+    preset: str | None = Field(
+        None, description="A pool of the paper, relationbench or human_parsing, whose values apply unless set here"
+    )
+    source: str = Field(
+        min_length=1,
+        description="`packaged`, `generated`, a folder of pictures or of Parquet files, a Parquet file, the URL of "
+        "either in a bucket, a zip or tar archive, or `hf:owner/name`: a data set of the hub that is on this machine",
+    )
+    revision: str = Field("main", min_length=1, description="Branch, tag or commit of a data set of the hub")
+    split: str = Field("train", min_length=1, description="Split to read, where files or folders tell splits apart")
+    image: str | None = Field(
+        None, min_length=1, description="Column or folder of pictures; None: the first such column, or the whole folder"
+    )
+    mask: str | None = Field(
+        None, min_length=1, description="Column or folder of label maps; None: alpha or GrabCut cuts the subjects out"
+    )
+    subject_labels: tuple[int, ...] | None = Field(
+        None, min_length=1, max_length=65_536, description="Labels of a mask that are the subject; None: all but 0"
+    )
+    category: str | None = Field(None, min_length=1, description="Category of every picture; None: each its own")
+    category_column: str | None = Field(
+        None, min_length=1, description="Column of categories; None: category, label, class, class_name, object or text"
+    )
+    name: str | None = Field(
+        None, min_length=1, description="Name of every subject in prompts; None: each picture's own, else its category"
+    )
+    name_column: str | None = Field(None, min_length=1, description="Column of names; None: name, else the file's name")
+    subject: Literal["name", "category", "picture"] = Field(
+        "name",
+        description="Which pictures show the same subject: `name`: those with the same category and name; `picture`: "
+        "none; `category`: those of one category, whose name without a number at its end is then category and name",
+    )
+    count: int | None = Field(None, ge=1, le=10**6, description="Subjects of a generated pool; None: 2000")
+    seed: int | None = Field(None, ge=0, lt=2**31, description="Seed of a generated pool; None: 0")
     mirror: bool = Field(True, description="Whether subjects may be shown mirrored; false for letters and signs")
-    limit: int | None = Field(None, ge=1, le=10**9)
+    limit: int | None = Field(
+        None, ge=1, le=10**9, description="Most pictures to take: those with the smallest digests; None: all"
+    )
 
     @model_validator(mode="before")
     @classmethod

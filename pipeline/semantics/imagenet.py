@@ -21,10 +21,14 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class ImageNetConfig(StageConfig):
-    """``padding`` is the white space around a crop, as a fraction of its side."""
+    """Settings of the judge without a language model."""
 
-    backend: Literal["imagenet"] = "imagenet"
-    padding: float = Field(0.08, ge=0, le=1)
+    backend: Literal["imagenet"] = Field(
+        "imagenet", description="`imagenet` compares ImageNet labels and colour statistics, on the CPU"
+    )
+    padding: float = Field(
+        0.08, ge=0, le=1, description="White space on each side of a crop, as a share of its longer side"
+    )
 
 
 class ImageNetJudge(Stage):

@@ -203,11 +203,13 @@ def total(counts: Any) -> int | None:
 
 
 class JudgeConfig(StageConfig):
-    """``attempts`` is how often a sample is asked before an unreadable answer leaves it undecided."""
+    """Settings of all judges with a vision-language model."""
 
     image_side: int = Field(512, ge=64, le=2048, description="Longest side of the images the judge sees, in pixels")
     max_tokens: int = Field(400, ge=1, le=4096, description="Longest answer in tokens")
-    attempts: int = Field(3, ge=1, le=10)
+    attempts: int = Field(
+        3, ge=1, le=10, description="How often a sample is asked before unreadable answers leave it undecided"
+    )
     batch_size: int = Field(4, ge=1, le=4096, description="Samples that are judged at once")
 
 

@@ -57,13 +57,7 @@ def plain_url(url: str) -> str:
 
 
 class ApiConfig(JudgeConfig):
-    """Settings of a judge behind an API.
-
-    ``model`` is a name that the server lists. The key is read from the environment variable ``api_key_env`` and never
-    stored. ``timeout_s`` limits one try from its first to its last byte. ``retries`` counts the tries after the first
-    one (status 429 or 5xx, no answer in time, lost connection); an answer that began but was not complete in time is
-    not retried. ``concurrency`` limits the requests of all parts together.
-    """
+    """Settings of a judge behind an API."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -71,14 +65,29 @@ class ApiConfig(JudgeConfig):
         {"base_url", "api_key_env", "concurrency", "timeout_s", "retries", "batch_size"}
     )
 
-    backend: Literal["openai"] = "openai"
-    model: str = Field("google/gemma-3n-E4B-it", min_length=1)
-    base_url: Annotated[str, AfterValidator(plain_url)] = "http://localhost:8000/v1"
-    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    backend: Literal["openai"] = Field(
+        "openai", description="`openai` asks a server with OpenAI's chat protocol, such as vLLM or llama.cpp"
+    )
+    model: str = Field("google/gemma-3n-E4B-it", min_length=1, description="A model's name, as the server lists it")
+    base_url: Annotated[str, AfterValidator(plain_url)] = Field(
+        "http://localhost:8000/v1",
+        description="The server's address, mostly ending in /v1, without user, password or key",
+    )
+    api_key_env: str = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that holds the key; the key itself is never stored",
+    )
     batch_size: int = Field(32, ge=1, le=4096, description="Samples that are judged at once")
-    concurrency: int = Field(8, ge=1, le=256, description="Requests at the same time")
-    timeout_s: float = Field(120, gt=0, le=3600)
-    retries: int = Field(4, ge=0, le=10)
+    concurrency: int = Field(8, ge=1, le=256, description="Requests at the same time, of all parts together")
+    timeout_s: float = Field(120, gt=0, le=3600, description="Most seconds of one try, from its first to its last byte")
+    retries: int = Field(
+        4,
+        ge=0,
+        le=10,
+        description="Tries after the first one: for status 429 or 5xx, no answer in time or a lost connection, but not "
+        "for an answer that began and was not complete in time",
+    )
 
 
 class ApiJudge(VlmJudge):

@@ -22,7 +22,7 @@ FILES = ("config.json", "*.j[is]*", "*.safetensors", "tokenizer*")  # *.j[is]* m
 
 
 class TransformersConfig(JudgeConfig):
-    """``model`` is a Hugging Face id or a folder with safetensors. Code that comes with a model is never run.
+    """Settings of a judge in this process. Code that comes with a model is never run.
 
     Requests of all parts share batches of ``batch_size``. The batch size changes sums by rounding, which in half
     precision rarely changes a word of an answer.
@@ -30,9 +30,13 @@ class TransformersConfig(JudgeConfig):
 
     how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
 
-    backend: Literal["transformers"] = "transformers"
-    model: str = Field(GEMMA, min_length=1)
-    revision: str = Field("main", min_length=1)
+    backend: Literal["transformers"] = Field(
+        "transformers", description="`transformers` asks a vision-language model that is loaded in this process"
+    )
+    model: str = Field(
+        GEMMA, min_length=1, description="Hugging Face id, or folder with safetensors; the default is the paper's model"
+    )
+    revision: str = Field("main", min_length=1, description="Branch, tag or commit of `model` on the hub")
     device: Device = "auto"
     precision: Precision = "bfloat16"
 

@@ -35,19 +35,22 @@ UPRIGHT = Pose(False, 0.0, 0.0, 0.0, 0.0, 0.0, (0.5, 1.0))
 
 
 class CollageConfig(StageConfig):
-    """Settings of the collage.
+    """Settings of the collage."""
 
-    ``fault_share`` of the samples get a known fault, so that the precision and recall of the filters can be measured.
-    ``faults`` are the kinds to plant, all equally likely.
-    """
-
-    backend: Literal["collage"] = "collage"
+    backend: Literal["collage"] = Field(
+        "collage", description="`collage` pastes the cut-outs onto a photograph, on the CPU and without weights"
+    )
     size: int = Field(256, ge=64, le=1024, description="Side of the picture in pixels")
-    fault_share: float = Field(0.2, ge=0, le=1)
+    fault_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of samples with a planted fault, to measure the filters' precision and recall",
+    )
     pose: float = Field(
         0.5, ge=0, le=1, description="How far poses differ from the reference's: turn, shear, perspective"
     )
-    faults: list[Fault] = Field(list(KINDS), min_length=1)
+    faults: list[Fault] = Field(list(KINDS), min_length=1, description="Kinds of faults to plant, all equally likely")
     shown: Literal["pool", "pasted"] = Field(
         "pool",
         description="The references in the shards: as in the pool, or as pasted, moved to another place on white",

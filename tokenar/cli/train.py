@@ -11,7 +11,7 @@ from data_schemas.commands import Version, say
 from data_schemas.errors import UserError
 from data_schemas.settings import suggest
 from tokenar.cli.options import assigned
-from tokenar.config import PRESETS, TrainConfig, read_train_config, with_changes
+from tokenar.config import PRESETS, TrainConfig, read_settings, with_changes
 
 SWEEPS = {
     "ablation": ["ablation.md", "ablation.png", "ablation.json"],
@@ -96,7 +96,7 @@ def train(
 def _start(preset: str, config: str | None) -> TrainConfig:
     """The settings that the options change: those of a file, or of a preset."""
     if config is not None:
-        return read_train_config(config)
+        return read_settings(config, TrainConfig)
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r}; {suggest(preset, PRESETS)}")
     return PRESETS[preset]()

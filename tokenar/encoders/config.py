@@ -28,16 +28,18 @@ def check_folder(path: str) -> str:
 
 
 Folder = Annotated[str, Field(min_length=1), AfterValidator(check_folder)]
+DOWNLOADED = "folder, or Hugging Face id of a model that was downloaded before"
 
 
 class TokenizerConfig(Settings):
-    """The patch codebook (see patches.py). ``image_size`` and ``patch`` are the sides of an image and a patch in
-    pixels."""
+    """The patch codebook: every patch of an image is replaced by the nearest of those that k-means found."""
 
-    image_size: int = Field(default=64, ge=1, le=MAX_SIDE)
-    patch: int = Field(default=4, ge=1, le=256)
-    vocabulary: int = Field(default=512, ge=2, le=MAX_VOCABULARY)
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    image_size: int = Field(
+        default=64, ge=1, le=MAX_SIDE, description="side of an image in pixels, a multiple of patch"
+    )
+    patch: int = Field(default=4, ge=1, le=256, description="side in pixels of the patch that a token stands for")
+    vocabulary: int = Field(default=512, ge=2, le=MAX_VOCABULARY, description="number of different tokens")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="seed of the fit")
 
     @model_validator(mode="after")
     def _patches_fit(self) -> TokenizerConfig:
@@ -58,14 +60,23 @@ class PatchVqConfig(TokenizerConfig):
 
 
 class VqConfig(Settings):
-    """Sizes of a VQ tokenizer's network. A level has ``base_channels`` times its factor in ``ch_mult`` channels; levels
-    are ordered from the finest resolution to the coarsest."""
+    """Sizes of a VQ tokenizer's network."""
 
-    ch_mult: tuple[int, ...] = Field(min_length=1, max_length=8)
-    base_channels: int = Field(default=128, ge=VQ_GROUPS, le=1024, multiple_of=VQ_GROUPS)
-    z_channels: int = Field(default=256, ge=1, le=4096)
-    codebook_size: int = Field(default=16384, ge=2, le=MAX_VOCABULARY)
-    codebook_embed_dim: int = Field(default=8, ge=1, le=4096)
+    ch_mult: tuple[int, ...] = Field(
+        min_length=1,
+        max_length=8,
+        description="channels of each level in multiples of base_channels, fine to coarse; each step halves the sides",
+    )
+    base_channels: int = Field(
+        default=128, ge=VQ_GROUPS, le=1024, multiple_of=VQ_GROUPS, description="channels that ch_mult multiplies"
+    )
+    z_channels: int = Field(
+        default=256, ge=1, le=4096, description="channels that the encoder gives and the decoder takes"
+    )
+    codebook_size: int = Field(
+        default=16384, ge=2, le=MAX_VOCABULARY, description="number of codes: of different tokens"
+    )
+    codebook_embed_dim: int = Field(default=8, ge=1, le=4096, description="numbers in a code")
 
     @field_validator("ch_mult")
     @classmethod
@@ -102,17 +113,17 @@ def vq8() -> VqConfig:
 
 
 class TextConfig(Settings):
-    """The encoder HashedWords: ``tokens`` positions of ``width`` numbers."""
+    """The text encoder that needs no weights: every word has a random vector, the same on every machine."""
 
-    tokens: int = Field(default=16, ge=1, le=MAX_TOKENS)
-    width: int = Field(default=64, ge=1, le=MAX_WIDTH)
+    tokens: int = Field(default=16, ge=1, le=MAX_TOKENS, description="words that are read; later ones are cut")
+    width: int = Field(default=64, ge=1, le=MAX_WIDTH, description="numbers in a word's vector")
 
 
 class T5Config(Settings):
-    """The T5 text encoder. ``model`` is a folder or the Hugging Face id of a model that was downloaded before."""
+    """The T5 text encoder."""
 
-    model: str = Field(default="google/flan-t5-xl", min_length=1)
-    revision: str = Field(default="main", min_length=1)
+    model: str = Field(default="google/flan-t5-xl", min_length=1, description=DOWNLOADED)
+    revision: str = Field(default="main", min_length=1, description="branch, tag or commit of model on the hub")
     tokens: int = Field(
         default=120, ge=1, le=MAX_TOKENS, description="longer prompts are cut, shorter ones padded on the right"
     )
@@ -126,15 +137,20 @@ def text_config(values: object, source: str) -> TextConfig | T5Config:
 
 
 class TeacherConfig(Settings):
-    """The distillation teacher, or both of them. ``model`` is DINOv2, ``clip`` the vision half of a CLIP: a folder or
-    the Hugging Face id of a model that was downloaded before. Only those that ``kind`` names are used."""
+    """The distillation teacher, or both of them (paper, appendix A)."""
 
-    kind: Literal["dinov2", "clip", "both"] = "dinov2"
-    model: str = Field(default="facebook/dinov2-base", min_length=1)
-    revision: str = Field(default="main", min_length=1)
+    kind: Literal["dinov2", "clip", "both"] = Field(
+        default="dinov2", description="whose features are learned; a network that is not named is not used"
+    )
+    model: str = Field(default="facebook/dinov2-base", min_length=1, description=f"DINOv2: {DOWNLOADED}")
+    revision: str = Field(default="main", min_length=1, description="branch, tag or commit of model on the hub")
     whole: bool = Field(default=False, description="show DINOv2 the whole image, not the middle 87.5 % as published")
-    clip: str = Field(default="openai/clip-vit-base-patch16", min_length=1)
-    clip_revision: str = Field(default="main", min_length=1)
+    clip: str = Field(
+        default="openai/clip-vit-base-patch16",
+        min_length=1,
+        description=f"CLIP, whose vision half is used: {DOWNLOADED}",
+    )
+    clip_revision: str = Field(default="main", min_length=1, description="branch, tag or commit of clip on the hub")
 
 
 class EncodeConfig(Settings):
@@ -143,15 +159,15 @@ class EncodeConfig(Settings):
     shards: str = Field(description="glob of the raw shards")
     out: Folder = Field(description="folder of the encoded shards")
     vq: str = Field(description="file of the VQ tokenizer's weights")
-    vq_config: VqConfig = vq16()
+    vq_config: VqConfig = Field(default=vq16(), description="sizes of the tokenizer's network; by default VQ-16's")
     image_size: int = Field(
         default=512, ge=1, le=MAX_SIDE, description="pixels; every picture is resized to this square"
     )
-    text: T5Config = T5Config()
+    text: T5Config = Field(default=T5Config(), description="T5 that encodes the prompts")
     keep_padding: bool = Field(
         default=False, description="also store the text features at padding, which the released model reads"
     )
-    teacher: TeacherConfig | None = Field(default=TeacherConfig(), description="None: no distillation targets")
+    teacher: TeacherConfig | None = Field(default=TeacherConfig(), description="network to distil; None: none")
     batch: int = Field(default=16, ge=1, le=MAX_BATCH, description="samples encoded at once")
     vq_batch: int = Field(
         default=16, ge=1, le=MAX_BATCH, description="pictures in the VQ tokenizer at once, about 1 GB each"

@@ -29,22 +29,36 @@ class ModelConfig(Settings):
     minutes to look its tokens up in the references (docs/differences.md, "Looking up tokens").
     """
 
-    layers: int = Field(ge=1, le=1024)
-    heads: int = Field(ge=1, le=1024)
+    layers: int = Field(ge=1, le=1024, description="transformer blocks")
+    heads: int = Field(ge=1, le=1024, description="attention heads; each is width / heads wide, a multiple of 4")
     kv_heads: int | None = Field(
         default=None,
         ge=1,
         le=1024,
         description="key and value heads, each shared by a group of heads; None: as many as heads",
     )
-    width: int = Field(ge=4, le=MAX_WIDTH)
-    vocabulary: int = Field(ge=2, le=MAX_VOCABULARY)
+    width: int = Field(ge=4, le=MAX_WIDTH, description="numbers in the embedding of a position")
+    vocabulary: int = Field(
+        ge=2, le=MAX_VOCABULARY, description="number of different image tokens, as in the tokenizer"
+    )
     grid: int = Field(ge=1, le=512, description="side of an image's token grid; an image has grid x grid tokens")
-    max_references: int = Field(default=2, ge=1, le=8)
+    max_references: int = Field(
+        default=2, ge=1, le=8, description="most references of a sample, without the background"
+    )
     background: bool = Field(default=True, description="the last source image is a background; False: image editing")
-    text_tokens: int = Field(default=120, ge=1, le=MAX_TOKENS)
-    text_width: int = Field(default=2048, ge=1, le=MAX_WIDTH)
-    text_padding: Literal["attended", "masked"] = "attended"
+    text_tokens: int = Field(
+        default=120, ge=1, le=MAX_TOKENS, description="positions of the text, as many as the encoder gives"
+    )
+    text_width: int = Field(
+        default=2048,
+        ge=1,
+        le=MAX_WIDTH,
+        description="numbers in a text feature, as many as the encoder gives; Flan-T5-XL's has 2048",
+    )
+    text_padding: Literal["attended", "masked"] = Field(
+        default="attended",
+        description="attended: the text's padding is read as if it were text, as released; masked: it is hidden",
+    )
     null_embeddings: Literal["trained", "frozen"] = Field(
         default="trained", description="embeddings of dropped images and texts; frozen: they keep their random values"
     )
@@ -59,24 +73,42 @@ class ModelConfig(Settings):
         description="in special mode, whose set of instruct tokens the picture has; last_reference: as released",
     )
     index_embedding: bool = Field(default=True, description="add to source tokens an embedding of their image")
-    background_index: Literal["own", "last_reference"] = "own"
-    index_on_targets: bool = Field(default=False, description="add it to the references' copies too")
-    index_at_inference: bool = Field(default=True, description="False: only in training, as released")
+    background_index: Literal["own", "last_reference"] = Field(
+        default="own",
+        description="index embedding of the background; own: a row of its own (paper, section 3.1.2); last_reference: "
+        "that of the last reference, as released",
+    )
+    index_on_targets: bool = Field(default=False, description="add the index embedding to the references' copies too")
+    index_at_inference: bool = Field(default=True, description="draw with the index embedding too; False: as released")
     identity_disentanglement: bool = Field(default=True, description="predict the references before the picture")
     source_attention: Literal["causal", "block"] = Field(
         default="causal", description="block: a source image attends to all of itself and to nothing else"
     )
     rotary_layout: Literal["grid", "canvas"] = Field(
-        default="grid", description="see positions.py; canvas: as released"
+        default="grid",
+        description="grid: every image has a grid of positions of its own; canvas: the sources share one, the targets "
+        "another, as released",
     )
     canvas_targets: int | None = Field(
         default=None, ge=1, le=100, description="images the target canvas is made for; None: as many as the target has"
     )
-    rotary_base: float = Field(default=10000.0, gt=1, le=1e30)
-    text_rotary: Literal["zero", "identity"] = "zero"
-    feed_forward_multiple: int = Field(default=256, ge=1, le=MAX_WIDTH)
-    feed_forward_multiplier: float | None = Field(default=None, gt=0, le=64)
-    norm_eps: float = Field(default=1e-5, gt=0, lt=1)
+    rotary_base: float = Field(
+        default=10000.0,
+        gt=1,
+        le=1e30,
+        description="base of the rotary frequencies; a smaller one sets neighbouring positions further apart",
+    )
+    text_rotary: Literal["zero", "identity"] = Field(
+        default="zero",
+        description="queries and keys of text and instruct tokens; zero: made zero, as released; identity: not rotated",
+    )
+    feed_forward_multiple: int = Field(
+        default=256, ge=1, le=MAX_WIDTH, description="the feed-forward width is rounded up to a multiple of it"
+    )
+    feed_forward_multiplier: float | None = Field(
+        default=None, gt=0, le=64, description="factor on the feed-forward width, two thirds of 4 x width; None: 1"
+    )
+    norm_eps: float = Field(default=1e-5, gt=0, lt=1, description="added to the mean square that a norm divides by")
     tied_output: bool = Field(
         default=False, description="the token table is the output head too; not in published weights"
     )
@@ -98,8 +130,8 @@ class ModelConfig(Settings):
     distill: Literal["dinov2", "clip", "both"] | None = Field(
         default=None, description="teacher whose features are predicted; both: one layer each"
     )
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="on the attention and the feed-forward output")
-    text_dropout: float = Field(default=0.1, ge=0, lt=1, description="on the projected text")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="share of outputs that training drops in a block")
+    text_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of numbers that training drops of the text")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
@@ -210,12 +242,12 @@ class ModelConfig(Settings):
 
 
 class DropConfig(Settings):
-    """Shares of the training samples whose images and text, images alone or text alone are replaced by the null tables,
-    so that guidance can be used at inference. The defaults are the release's."""
+    """Samples that lose images or text to the null tables in training, so that guidance can be used at inference. The
+    defaults are the release's."""
 
-    both: float = Field(default=0.05, ge=0, le=1)
-    image: float = Field(default=0.05, ge=0, le=1)
-    text: float = Field(default=0.05, ge=0, le=1)
+    both: float = Field(default=0.05, ge=0, le=1, description="share of the samples that lose images and text")
+    image: float = Field(default=0.05, ge=0, le=1, description="share of the samples that lose the images alone")
+    text: float = Field(default=0.05, ge=0, le=1, description="share of the samples that lose the text alone")
 
     @model_validator(mode="after")
     def _sum(self) -> DropConfig:

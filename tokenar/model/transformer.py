@@ -104,9 +104,9 @@ class TokenAR(nn.Module, PublishedModel):
         return self.layout(sources.shape[1] - self.config.background)
 
     def tables(self, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """(rotary table, source ids, null-image rows) of a layout, on the model's device.
+        """(rotary table [T, head width / 2, 2], source ids [S], null-image rows [S]) of a layout with S source tokens.
 
-        See the functions of these names in positions.py. They are computed once for each layout and device.
+        See positions.py. They are on the model's device, and computed once for each layout and device.
         """
         key = (layout.references, self.norm.weight.device)
         if key not in self._tables:

@@ -86,7 +86,8 @@ class Sampler:
     def draw(
         self, references: Sequence[Image.Image], background: Image.Image, prompt: str, seed: int | None = None
     ) -> Image.Image:
-        """Draw one picture, with ``config.seed`` if no seed is given. Transparent parts of the images become white."""
+        """Draw one picture (RGB, a square of the tokenizer's ``image_size`` pixels), with ``config.seed`` if no seed is
+        given. The images may have any size and mode; transparent parts become white."""
         opaque = [pictures.on_white(picture) for picture in references]
         request = Request("the picture", prompt, opaque, pictures.on_white(background))
         encoded = self.encode([(0, request)])
@@ -113,7 +114,7 @@ class Sampler:
         step: Callable[[float], object] = lambda fraction: None,
         preview: Preview | None = None,
     ) -> list[Image.Image]:
-        """Draw a batch of requests that have the same number of references, with the same number of seeds each.
+        """Draw a batch of requests that have the same number of references, with the same number of seeds each, as RGB.
 
         ``seeds`` has those of one request side by side, and the pictures come in the same order. ``step`` is called
         after each token with the fraction that is done.

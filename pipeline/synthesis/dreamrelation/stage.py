@@ -33,32 +33,47 @@ REMEMBERED = 1024
 
 
 class DreamRelationConfig(StageConfig):
-    """Settings of DreamRelation. Models are Hugging Face ids or local paths.
+    """Settings of DreamRelation. Models are Hugging Face ids or local paths. The plan's prompt is used unchanged.
 
-    The LoRA of a relation is the file in ``lora_source`` whose path names the relation (found.py). ``loras`` overrides
-    that: it maps a relation to a file or folder in ``lora_source``, or to null for none. A relation without a LoRA uses
-    the base and the adapter alone. Pictures are made at ``side`` pixels and stored at ``size``. The plan's prompt is
-    used unchanged.
+    A relation without a LoRA uses the base and the adapter alone.
     """
 
     # these change results by float rounding at most; vae_tiling does more, because its tiles are blended
     how: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile", "offload"})
 
-    backend: Literal["dreamrelation"] = "dreamrelation"
-    base: str = "stabilityai/stable-diffusion-xl-base-1.0"
-    base_revision: str = "main"
-    image_encoder: str = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
+    backend: Literal["dreamrelation"] = Field(
+        "dreamrelation", description="`dreamrelation` generates the picture with SDXL, as the paper does; for a GPU"
+    )
+    base: str = Field("stabilityai/stable-diffusion-xl-base-1.0", description="SDXL, in the folders of diffusers")
+    base_revision: str = Field("main", description="Branch, tag or commit of `base` on the hub")
+    image_encoder: str = Field(
+        "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", description="CLIP whose vision half encodes the references"
+    )
     adapter: str = Field("doge1516/MS-Diffusion", description="Where ms_adapter.bin is, or such a file itself")
-    resampler: ResamplerSizes = ResamplerSizes()
-    vae: str | None = Field(None, description="Such as madebyollin/sdxl-vae-fp16-fix; without one, the base's own")
-    local_encoder: str | None = Field(None, description="CLIPSelf checkpoint that adds 16 tokens for each reference")
-    lora_source: str = "QingyuShi/DreamRelation"
-    loras: dict[str, str | None] = {}
+    resampler: ResamplerSizes = Field(
+        ResamplerSizes(), description="Sizes of the adapter's network that makes prompt tokens of a reference"
+    )
+    vae: str | None = Field(None, description="VAE, such as madebyollin/sdxl-vae-fp16-fix; None: the base's own")
+    local_encoder: str | None = Field(
+        None, description="CLIPSelf checkpoint that adds 16 tokens a reference; None: none added"
+    )
+    lora_source: str = Field(
+        "QingyuShi/DreamRelation",
+        description="Folder or hub repository of the LoRAs; a relation gets the file whose path names it",
+    )
+    loras: dict[str, str | None] = Field(
+        {}, description="By relation a file or folder in `lora_source`, instead of the one found; null: no LoRA"
+    )
     find_loras: bool = Field(True, description="Whether relations that loras leaves out get the file that names them")
-    steps: int = Field(30, ge=1, le=200)
-    guidance: float = Field(5.0, ge=1, le=30, description="1 turns guidance off and halves the time")
+    steps: int = Field(30, ge=1, le=200, description="Denoising steps of a picture")
+    guidance: float = Field(
+        5.0, ge=1, le=30, description="Weight of the prompt; 1 turns guidance off and halves the time"
+    )
     adapter_scale: float = Field(0.6, ge=0, le=2, description="Weight of the references in the picture")
-    negative_prompt: str = NEGATIVE_PROMPT
+    negative_prompt: str = Field(
+        NEGATIVE_PROMPT,
+        description="What the picture must not look like, at most 77 tokens; without effect at guidance 1",
+    )
     side: int = Field(1024, ge=64, le=2048, multiple_of=8, description="Side of the picture when made, in pixels")
     size: int = Field(512, ge=64, le=2048, description="Side of the picture when stored, in pixels")
     precision: Precision = "float16"
