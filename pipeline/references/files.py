@@ -55,10 +55,13 @@ def inside(root: Place, source: str) -> Place:
     """The content of an archive that is the pool ``source``, or of all archives in a folder without pictures and
     Parquet files; any other folder or file as it is. Raises UserError for archives that cannot be read.
     """
+    is_archive = root.is_file() and root.name.lower().endswith(archives.SUFFIXES)
     if isinstance(root, BucketPath):
+        if is_archive:
+            raise UserError(f"references.pool {source}: archives are read on a disk only; copy it to this machine")
         return root
     if root.is_file():
-        return archives.unpacked([Path(str(root))], source) if root.name.lower().endswith(archives.SUFFIXES) else root
+        return archives.unpacked([Path(str(root))], source) if is_archive else root
     if walk(root, (".parquet", *SUFFIXES)):
         return root
     found = [Path(str(path)) for path in walk(root, archives.SUFFIXES)]

@@ -119,12 +119,13 @@ def test_a_run_has_the_references_of_one_with_the_pool_on_a_disk(bucket, tmp_pat
         ("s3://no-such-bucket/x", "there is no bucket 'no-such-bucket'; create it, or correct the address"),
         ("{bucket}/nothing", "no such folder; give a folder of pictures"),
         ("{bucket}/pools/other/text/a.md", "not a folder, a Parquet, zip or tar file"),
-        ("{bucket}/pools/other/text", r"holds no picture and no Parquet file \(there is: .md 1\)"),
+        ("{bucket}/pools/other/text", r"holds no picture and no Parquet file \(there is: .md 1, .zip 1\)"),
+        ("{bucket}/pools/other/text/a.zip", "archives are read on a disk only; copy it to this machine"),
         ("foo://x", "there is no protocol 'foo'"),
     ],
 )
 def test_what_is_no_pool_is_one_line(bucket, tmp_path, source, words):
-    uploaded(bucket, folder(tmp_path / "other", {"text/a.md": b"x"}))
+    uploaded(bucket, folder(tmp_path / "other", {"text/a.md": b"x", "text/a.zip": b"x"}))
     with pytest.raises(UserError, match=words) as told:
         list_pool(PoolConfig(source=source.format(bucket=bucket)))
     assert source.format(bucket=bucket) in str(told.value)
