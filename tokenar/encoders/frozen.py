@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Any
 
 import torch
@@ -26,13 +27,18 @@ def fingerprint(network: nn.Module, *facts: str) -> str:
 
 
 def transformers() -> Any:
-    """The transformers package, which is optional; UserError with the command that installs it if it is missing."""
+    """The transformers package, which is optional; UserError with the command that installs it if it is missing.
+
+    Its own bars of progress are off, and so is what torch says of torchao's classes while they are imported.
+    """
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
         import transformers
     except ModuleNotFoundError as error:
         raise UserError(
             "T5 and teachers need transformers; install it with: pip install 'instructar[paper]'"
         ) from error
+    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
