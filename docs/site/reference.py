@@ -148,6 +148,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(a) for a in arguments if a is not type(None))
     if origin is not None:
         return f"{origin.__name__} of {', '.join(_type(a) for a in arguments if a is not ...)}"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     return getattr(annotation, "__name__", str(annotation))
 
 
