@@ -62,8 +62,11 @@ def inside(root: Place, source: str) -> Place:
     if len(archives) > 1:
         names = ", ".join(path.name for path in archives[:5])
         raise UserError(f"references.pool {source}: holds {len(archives)} archives; name one of them ({names})")
+    if not archives:
+        return root
+    place = check_file(str(archives[0]), "give a zip archive").resolve()
     try:
-        found = BucketPath.of(f"zip://::{Path(str(archives[0])).resolve()}") if archives else None
+        found = BucketPath.of(f"zip://::{place}")
     except UserError as error:
         raise UserError(
             f"references.pool {source}: {archives[0].name} is no zip archive that can be read; get it again"
@@ -137,5 +140,5 @@ def other_kinds(root: Place, read: Sequence[str], masks: Place | None = None) ->
 def census(kinds: Counter[str]) -> str:
     """Kinds of files as text, the most frequent first: ".zip 3, .md 1"."""
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{kind} {n}" for kind, n in ordered[:5])
+    shown = ", ".join(f"{text.one_line(kind, 20)} {n}" for kind, n in ordered[:5])
     return shown + (f" and {len(ordered) - 5} other kinds" if len(ordered) > 5 else "") or "nothing"
