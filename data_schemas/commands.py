@@ -60,7 +60,7 @@ def run(command: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the closed pipe at exit
         sys.exit(1)
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
-        _fail(str(error), 1 if isinstance(error, RunFailed) else 2)
+        _fail(_told(error), 1 if isinstance(error, RunFailed) else 2)
     except RecursionError:
         _fail("what was given is nested too deeply; write it flatter")
     except KeyboardInterrupt:
@@ -78,6 +78,13 @@ def run(command: Callable[[], object]) -> None:
         if type(error).__module__.partition(".")[0] in REMOTE:
             _fail(f"{type(error).__name__}: {error}; check the address, the network and the credentials")
         raise
+
+
+def _told(error: UserError | OSError) -> str:
+    """A mistake in our own words, or what the system refused and of which file."""
+    if isinstance(error, UserError) or error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}; mend that, or give another place"
 
 
 def _check_arguments(arguments: list[str]) -> None:

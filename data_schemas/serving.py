@@ -156,6 +156,8 @@ def serve(app: App, host: str, port: int, what: str, policy: str | None = PAGE_P
     """
     import uvicorn
 
+    if not host:
+        raise UserError("--host: no address; give 127.0.0.1, or 0.0.0.0 to let other machines in")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -48,8 +48,8 @@ def playground(
     from tokenar.playground.studio import SLOTS, Cutting, Studio
 
     models = find_models(model or [])
-    found = shards or next(filter(glob, QUICKSTART), None)
-    examples = read_examples(found, SLOTS) if found else []
+    found = shards if shards is not None else next(filter(glob, QUICKSTART), None)
+    examples = [] if found is None else read_examples(found, SLOTS)
     say(f"models: {', '.join(models)}; examples: {found or 'none, give --shards'}")
     from tokenar.playground.page import serve_playground
 

@@ -10,6 +10,7 @@ import typer
 from data_schemas import commands
 from data_schemas.commands import Version
 from data_schemas.errors import UserError
+from data_schemas.io.text import printable
 from data_schemas.serving import Host, Port, serve
 from pipeline.exchange.commands import export_command, import_command
 from pipeline.pages import commands as pages
@@ -259,7 +260,7 @@ def diff_command(
     from pipeline.upkeep.diff import diff, told
 
     found = diff(open_dataset(old), open_dataset(new))
-    typer.echo(json.dumps(found) if as_json else told(found))
+    typer.echo(json.dumps(found) if as_json else printable(told(found)))
 
 
 @app.command("merge")
@@ -300,7 +301,7 @@ def models_check(
 
     lines, whole = check_inputs(_config(profile, config, overrides))
     for line in lines:
-        typer.echo(line)
+        typer.echo(printable(line))
     if not whole:
         raise typer.Exit(1)
 

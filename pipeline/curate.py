@@ -5,7 +5,6 @@ An engine gives the parts of a stage to workers (pipeline/engines): the plain on
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from data_schemas.commands import say
 from data_schemas.errors import RunFailed, UserError
 from data_schemas.io import files
 from data_schemas.settings import suggest
@@ -77,10 +77,10 @@ def curate(
     check_inputs(config)
     before = remembered.remembered(config)  # an unreachable bucket is reported before any work
     for line in cutouts.skipped(config.references):
-        print(line, file=sys.stderr, flush=True)
+        say(line)
     run = Run.of(config)
     if before is not None and (changed := remembered.differences(before, config.model_dump(mode="json"))):
-        print(f"settings that differ from this run's last curation: {'; '.join(changed)}", file=sys.stderr, flush=True)
+        say(f"settings that differ from this run's last curation: {'; '.join(changed)}")
     order = run.order()
     if again is not None and again not in order:
         raise UserError(f"stage {again!r} does not exist; {suggest(again, order)}")

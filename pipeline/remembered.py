@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_schemas.io.storage import need_bucket, parse_facts, reaching, url_to_fs, write_file
+from data_schemas.io.storage import need_bucket, parse_facts, reaching, read_all, url_to_fs, write_file
 from pipeline.config import HOW, CurationConfig
 
 FILE = "settings.json"
@@ -29,7 +29,7 @@ def remembered(config: CurationConfig) -> dict[str, Any] | None:
     path = f"{root}/{FILE}"
     try:
         with reaching(config.run_url):  # not patiently: a mistyped address is told at once
-            before = parse_facts(fs.cat_file(path), path)
+            before = parse_facts(read_all(fs, path), path)
     except FileNotFoundError:
         need_bucket(config.run_url)
         before = None

@@ -7,8 +7,8 @@ import sys
 import pytest
 from paths import ROOT, SUPPORT
 
-PART = ["config yaml", "set ", "own ", "name ", "betas", "address root", "quickstart --"]
-"""Settings, flags and own stages: a few milliseconds each, after the imports."""
+PART = ["config yaml", "set ", "own ", "name ", "betas", "address root", "quickstart --", "select where", "safetensors"]
+"""Settings, flags, own stages, conditions and headers of weights: a few milliseconds each, after the imports."""
 
 
 @pytest.mark.slow
@@ -25,4 +25,4 @@ def test_hostile_settings_flags_and_stages():
 def test_there_are_enough_cases_and_each_has_a_name():
     from fuzz import all_cases
 
-    assert len(all_cases()) >= 150
+    assert len(all_cases()) >= 1300

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_schemas.errors import UserError
-from data_schemas.io.files import write_atomically
+from data_schemas.io.files import replacing
 from tokenar.encoders.vq import read_vq
 from tokenar.model.checkpoints import SETTINGS
 from tokenar.model.config import ModelConfig, released
@@ -47,9 +48,14 @@ def export_model(folder: Path, out: Path, tokenizer: Path | None = None) -> list
     first = [name for name in net.state_dict() if name in weights]
     names = [name for name in dict.fromkeys([*first, *sorted(weights)]) if name not in written.new]
     settings = {"model": config.model_dump(), "text": written.text.model_dump()}
-    _write(out, {"model": {name: weights[name] for name in names}, SETTINGS: settings})
+    files: dict[Path, dict[str, Any]] = {out: {"model": {name: weights[name] for name in names}, SETTINGS: settings}}
     if tokenizer is not None:
-        _write(tokenizer, {"model": read_vq(folder / FILES[2])})
+        files[tokenizer] = {"model": read_vq(folder / FILES[2])}
+    with ExitStack() as whole:  # both files get their names, or none
+        temporary = {path: whole.enter_context(replacing(path)) for path in files}
+        for path, content in files.items():
+            with open(temporary[path], "wb") as file:  # torch would store the file's name, and bytes would differ
+                torch.save(content, file)
     return computed_otherwise(config)
 
 
@@ -57,12 +63,3 @@ def computed_otherwise(config: ModelConfig) -> list[str]:
     """The settings, as "name value", with which the published program computes something else from the same weights."""
     published = released()
     return [f"{n} {getattr(config, n)}" for n in COMPUTED if getattr(config, n) != getattr(published, n)]
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    def save(temporary: Path) -> None:
-        # From an open file, because torch would store the file's name, and the bytes would differ every time.
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-
-    write_atomically(path, save)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -46,7 +48,8 @@ def read_content(path: str | Path, advice: str) -> Any:
             return load_file(path)
         _check_packing(path)
         # Published trainers store their command line, an argparse.Namespace. It is as harmless as a dictionary.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other protocols; what cannot be read is told below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged or other file raises anything: SafetensorError, EOFError, KeyError
         text = _COLOURS.sub("", str(error))
@@ -74,6 +77,8 @@ def _reason(text: str, error: Exception) -> str:
     """A short reason why a file could not be read; torch's own message is a page long."""
     if "Weights only load failed" in text:
         return "it is damaged or holds more than tensors"
+    if isinstance(error, EOFError | LookupError | pickle.UnpicklingError):  # their text is a number or an opcode
+        return "it is empty, cut short or of another kind"
     lines = text.strip().splitlines()
     return one_line(lines[0], 200) if lines else type(error).__name__
 
@@ -160,6 +165,8 @@ def weights_in(content: Any, path: Path, advice: str, averaged: bool = False) ->
         chosen = chosen | average if average.keys() <= chosen.keys() else average
     if not chosen or not all(isinstance(value, Tensor) for value in chosen.values()):
         raise UserError(f"{path}: no weights under {', '.join(map(repr, names))}; {advice}")
+    if other := next((name for name in chosen if not isinstance(name, str)), None):
+        raise UserError(f"{path}: a tensor is named {one_line(other, 100)}, which is no text; {advice}")
     for name, tensor in chosen.items():
         if problem := _problem(tensor):
             raise UserError(f"{path}: {one_line(name, 200)} {problem}; {advice}")

@@ -24,25 +24,57 @@ def new_folder(out: str) -> Path:
 
 
 def local_folder(out: str) -> Path:
-    """The absolute path of a folder that ``--out`` names. UserError if it is not on this machine."""
+    """The absolute path of a folder that ``--out`` names. UserError if it is not on this machine, or cannot be."""
     if split_protocol(out)[0] not in (None, "file"):
         raise UserError(
             f"--out {shown(out)}: give a folder of this machine, and copy it to the bucket when it is whole"
         )
-    return Path(os.path.abspath(out.removeprefix("file://")))
+    target = Path(os.path.abspath(out.removeprefix("file://")))
+    with _writing(f"--out {out}"), suppress(FileNotFoundError, NotADirectoryError):
+        target.lstat()  # a name that is too long is told before the work
+    return target
+
+
+@contextmanager
+def _writing(what: object) -> Iterator[None]:
+    """Turn the system's refusal to write ``what`` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written ({error.strerror}); give another folder") from error
 
 
 @contextmanager
 def filling(target: Path) -> Iterator[Path]:
     """A folder that gets the name ``target`` when the block has ended, and is removed if it fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     try:
         yield temporary
-        os.rename(temporary, target)  # an empty folder is replaced
+        with _writing(target):
+            os.rename(temporary, target)  # an empty folder is replaced
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def opened_folder(folder: Path) -> Iterator[None]:
+    """Make the folder that ``--out`` names, unless it is there. If the work fails before anything is in it, the folders
+    that were made go again."""
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it holds something
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def link_or_copy(source: str, path: Path) -> None:

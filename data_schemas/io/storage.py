@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import REMOTE, UserError
 from data_schemas.io.documents import parse_json
-from data_schemas.io.files import read_file, replacing
+from data_schemas.io.files import check_file, read_file, replacing
 from data_schemas.io.text import one_line
 
 MEGABYTE = 1 << 20
@@ -165,13 +165,20 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     write_stream(fs, path, lambda file: file.write(data))
 
 
+def read_all(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The bytes of a file. Raises FileNotFoundError, and UserError for a pipe or device: it may have no end."""
+    if isinstance(fs, LocalFileSystem) and os.path.exists(path) and not os.path.isdir(path):
+        check_file(path, "remove it")
+    return bytes(fs.cat_file(path))
+
+
 def read_facts(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
     """The JSON object in an informational file of a run, or None if the file is missing or damaged.
 
     Raises Unreadable if the storage does not say.
     """
     try:
-        return parse_facts(patiently(lambda: fs.cat_file(path), url_of(fs, path)), path)
+        return parse_facts(patiently(lambda: read_all(fs, path), url_of(fs, path)), path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
 

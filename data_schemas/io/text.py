@@ -27,6 +27,12 @@ def one_line(text: object, limit: int = 500) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def printable(text: str) -> str:
+    """The text in its lines and columns, without control and direction marks: a file's name or another's table may hold
+    what a terminal obeys."""
+    return _INVISIBLE.sub(" ", text)
+
+
 def stored_line(error: object, limit: int = 500) -> str:
     """``one_line`` of an error that is stored with the data.
 

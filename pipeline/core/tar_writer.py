@@ -8,6 +8,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import IO, NamedTuple
 
+from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
+
 Members = Mapping[str, Mapping[str, bytes]]
 """Pictures of a part: sample id -> member name ("target.png") -> bytes."""
 
@@ -29,6 +32,9 @@ def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]
 
     The headers have no times or owners that vary, so the same members always give the same bytes. tarfile makes the
     headers only: its own way of adding a file copies every picture twice.
+
+    Raises UserError for a name that a header has no room for, or that would lead out of the folder where the tar is
+    unpacked; ids from outside can be such.
     """
     digest, written = hashlib.sha256(), 0
     entries: dict[str, dict[str, TarEntry]] = {}
@@ -43,13 +49,22 @@ def write_tar(file: IO[bytes], members: Iterable[tuple[str, Mapping[str, bytes]]
         of_sample = entries[sample_id] = {}
         for name in sorted(pictures):
             data = pictures[name]
-            header = tarfile.TarInfo(f"{sample_id}.{name}")
-            header.size, header.mode = len(data), 0o444
-            header.uname = header.gname = "instructar"
-            put(header.tobuf(tarfile.USTAR_FORMAT))
+            put(_header(f"{sample_id}.{name}", len(data)))
             of_sample[name] = TarEntry(written, len(data), zlib.crc32(data))
             put(data)
             put(bytes(-len(data) % tarfile.BLOCKSIZE))
     put(bytes(2 * tarfile.BLOCKSIZE))  # the mark of the end
     put(bytes(-written % tarfile.RECORDSIZE))
     return digest.hexdigest(), entries
+
+
+def _header(name: str, size: int) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = size, 0o444
+    header.uname = header.gname = "instructar"
+    if name.startswith("/") or ".." in name.split("/"):
+        raise UserError(f"member {one_line(name, 100)!r}: leads out of its folder; give its sample another id")
+    try:
+        return header.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError as error:
+        raise UserError(f"member {one_line(name, 100)!r}: {error}; give its sample a shorter id") from error

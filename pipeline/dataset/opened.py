@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from data_schemas.io.new_folders import link_or_copy
 from data_schemas.io.storage import reaching, read_bounded, shown, url_to_fs
 from data_schemas.io.text import one_line
 from data_schemas.schema import TableSchema, validate
-from data_schemas.tables import MANIFEST
+from data_schemas.tables import MANIFEST, SPLITS
 from pipeline.dataset.versions import published
 
+SHARD = re.compile(rf"({'|'.join(SPLITS)})-[0-9]{{5,}}\.tar")
+"""The name of a shard. Anything else that run.json names as one could be a file elsewhere, or one of ours."""
 GIVE = "give a run, or a dataset's folder with manifest.parquet and run.json"
 
 
@@ -51,6 +54,15 @@ class Dataset:
         found = self.facts.get("version")
         return found if isinstance(found, str) else None
 
+    @property
+    def shards(self) -> dict[str, Any]:
+        """The digests of the shards by their names; none if run.json tells none. UserError for what is no shard."""
+        stated = self.facts.get("shards")
+        found = stated if isinstance(stated, dict) else {}
+        if bad := next((name for name in sorted(found) if not SHARD.fullmatch(name)), None):
+            raise UserError(f"{shown(self.url)}: run.json names a shard {one_line(bad, 100)!r}; curate again")
+        return found
+
     def need_facts(self) -> None:
         """Raise UserError unless run.json names a version and the shards with their digests."""
         if self.version is None or not isinstance(self.facts.get("shards"), dict):
@@ -58,6 +70,7 @@ class Dataset:
                 f"{shown(self.url)}: was published by a program that gave no versions; run its curation again, which "
                 "makes no part anew"
             )
+        _ = self.shards
 
     @property
     def rules(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -84,10 +97,11 @@ class Dataset:
         wanted = list(columns or self.schema.names)
         there = [name for name in wanted if name != "content" or name in self.schema.names]
         source = shown(f"{self.url}/manifest.parquet")
-        if missing := [name for name in there if name not in self.schema.names]:
+        if missing := [name for name in [MANIFEST.key, *there] if name not in self.schema.names]:
             raise UserError(f"{source}: column {missing[0]!r} is missing; curate again")
         with self._manifest() as file:
             table = pq.read_table(file, columns=there)
+            table.validate(full=True)  # else text that is not UTF-8 is found by whoever looks at it
         table = table.replace_schema_metadata(None)  # versions of the schema differ in other columns
         if "content" in wanted and "content" not in there:
             table = table.append_column("content", pa.nulls(len(table), pa.string()))
@@ -103,14 +117,17 @@ class Dataset:
         try:
             with reaching(where):
                 if isinstance(self.fs, LocalFileSystem):
-                    link_or_copy(os.path.realpath(f"{self.folder}/{shard}"), path)
+                    source = f"{self.folder}/{shard}"
+                    if os.path.exists(source):  # opening a pipe would wait for ever
+                        check_file(source, "run its curation again")
+                    link_or_copy(os.path.realpath(source), path)
                 else:
                     self.fs.get_file(f"{self.folder}/{shard}", str(path))
         except FileNotFoundError as error:
             raise UserError(f"{where}: is missing; run its curation again") from error
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != self.facts["shards"][shard]:
+        if digest != self.shards[shard]:
             raise UserError(f"{where}: has other bytes than run.json says; run its curation again")
         return digest
 

@@ -43,7 +43,8 @@ class Published(NamedTuple):
 def published(fs: fsspec.AbstractFileSystem, datasets: str) -> list[Published]:
     """The datasets of a run that have a version, the newest last. ``datasets`` is their folder."""
     stored = (read_facts(fs, f"{datasets}/{FILE}") or {}).get("published")
-    named = [_entry(entry.get("dataset"), entry.get("version")) for entry in stored or () if isinstance(entry, dict)]
+    entries = [entry for entry in stored if isinstance(entry, dict)] if isinstance(stored, list) else []
+    named = [_entry(entry.get("dataset"), entry.get("version")) for entry in entries]
     known = {entry.dataset: entry for entry in named if entry is not None}
     if not known:
         for name in folders(fs, datasets):
@@ -57,7 +58,7 @@ def folders(fs: fsspec.AbstractFileSystem, datasets: str) -> list[str]:
     """The names of all folders of datasets, also of those without a version."""
     try:
         found = patiently(lambda: fs.ls(datasets, detail=False), shown(datasets))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for path in found if DATASET.fullmatch(name := str(path).rstrip("/").rpartition("/")[2]))
 

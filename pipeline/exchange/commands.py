@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from data_schemas.errors import UserError
+from data_schemas.io.text import one_line
 from data_schemas.settings import suggest
 
 LAYOUTS = ("folders", "hub")
+MOST = 1_000_000_000
 NAMED = 3
 """Most examples that are named of those that were left out or changed."""
 
@@ -32,7 +34,7 @@ def export_command(
     if to not in LAYOUTS:
         raise UserError(f"--to {to}: no such layout; {suggest(to, LAYOUTS)}")
     if to == "folders":
-        if push or with_reviewers:
+        if push is not None or with_reviewers:
             raise UserError("--push and --with-reviewers go with --to hub")
         from pipeline.exchange.folders_out import export_to_folders
 
@@ -42,9 +44,9 @@ def export_command(
     from pipeline.exchange.hub import export_to_hub
     from pipeline.exchange.push import need_token, push_folder
 
-    token = need_token(push) if push else ""
+    token = "" if push is None else need_token(push)
     typer.echo(folder := export_to_hub(run, out, with_reviewers))
-    if push:
+    if push is not None:
         typer.echo(push_folder(folder, push, token))
 
 
@@ -54,7 +56,7 @@ def import_command(
     split: Annotated[
         str, typer.Option(help="train or test, for what does not stand in folders of these names")
     ] = "train",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first examples of each split")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="Only the first examples of each split")] = None,
     black_background: Annotated[
         bool, typer.Option("--black-background", help="Also examples without a background.png, with a black one")
     ] = False,
@@ -76,4 +78,4 @@ def import_command(
     for what, names in (("left out", done.left_out), ("changed since the export", done.changed)):
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            typer.echo(f"{what}: {', '.join(names[:NAMED])}{more}")
+            typer.echo(f"{what}: {', '.join(one_line(name, 100) for name in names[:NAMED])}{more}")

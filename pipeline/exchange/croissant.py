@@ -125,7 +125,10 @@ def _records(name: str, description: str, schema: pa.Schema, source: Mapping[str
 
 def _fields(records: str, schema: pa.Schema, source: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     for field in schema:
-        told = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+        told = {
+            key.decode(errors="replace"): value.decode(errors="replace")
+            for key, value in (field.metadata or {}).items()
+        }
         found = {
             "@type": "cr:Field",
             "@id": f"{records}/{field.name}",

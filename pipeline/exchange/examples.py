@@ -18,6 +18,8 @@ from pipeline.exchange.samples import members_of
 
 NAMES = {"target.png": "real.png", "background.png": "background.png", "prompt.txt": "description.txt"}
 """Members of a sample that are files of an example, besides the references."""
+MAX_PIXELS = 2 * pictures.MAX_PIXELS
+"""Most pixels of all pictures of an example together: every one is in memory several times while it is encoded."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,15 @@ def read(folder: Path, black_background: bool = False) -> Example:
 def members(example: Example, sample_id: str, split: str) -> dict[str, bytes]:
     """The sample that an example's files make. Raises UserError that names the example and the file."""
 
+    pixels = 0
+
     def picture(path: str) -> Image.Image:
-        return pictures.decode(example.files[path], f"{example.name}/{path}")
+        nonlocal pixels
+        found = pictures.decode(example.files[path], f"{example.name}/{path}")
+        pixels += found.width * found.height
+        if pixels > MAX_PIXELS:
+            raise UserError(f"{example.name}: its pictures have more than {MAX_PIXELS} pixels; make them smaller")
+        return found
 
     stems = {path.rpartition(".")[0]: path for path in example.files}
     references = [picture(path) for path in example.files if path.startswith(f"{folders.REFERENCES}/")]

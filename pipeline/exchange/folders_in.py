@@ -11,7 +11,7 @@ from data_schemas.errors import UserError
 from data_schemas.io import folders
 from data_schemas.io.documents import parse_json
 from data_schemas.io.new_folders import filling, new_folder
-from data_schemas.io.tars import read_members
+from data_schemas.io.tars import read_members, sample_ids
 from data_schemas.io.text import from_path
 from data_schemas.progress import Progress
 from data_schemas.tables import SPLITS
@@ -52,8 +52,11 @@ def import_folders(
         )
     done, ids = Imported(), set[str]()
     with filling(new_folder(out)) as target:
-        for name, folder in of_split.items():
-            _Split(folder, name, target, done, ids, black_background).write(limit)
+        splits = [_Split(folder, name, target, done, ids, black_background) for name, folder in of_split.items()]
+        for own in splits:
+            own.reserve()
+        for own in splits:
+            own.write(limit)
         if not sum(done.samples.values()):
             raise UserError(f"{source}: no example can be used; the first: {done.left_out[0]}")
     return done
@@ -66,6 +69,14 @@ class _Split:
         self.split, self.target, self.done, self.ids, self.black = split, target, done, ids, black
         self.left = {from_path(path.name): path for path in folders.example_folders(folder)}
         self.beside = sorted((folder / BESIDE).glob("*.tar")) if folders.is_folder(folder / BESIDE) else []
+
+    def reserve(self) -> None:
+        """Keep the ids of the exported shards for them. Raises UserError if two samples have one."""
+        for path in self.beside:
+            for sample_id in sample_ids(str(path)):
+                if sample_id in self.ids:
+                    raise UserError(f"{path}: sample {sample_id} is there twice; remove this file, or export again")
+                self.ids.add(sample_id)
 
     def write(self, limit: int | None) -> None:
         """Write the shards of the export again, then new ones of the examples that it does not name."""
@@ -93,6 +104,8 @@ class _Split:
     def _shard(self, name: str, samples: Iterable[Sample]) -> None:
         if (first := next(samples := iter(samples), None)) is None:
             return
+        if (self.target / name).exists():
+            raise UserError(f"{BESIDE}/{name}: is there in train and in test; remove one, or export again")
         with open(self.target / name, "xb") as file:
             write_tar(file, _joined(first, samples))
         self.done.shards += 1

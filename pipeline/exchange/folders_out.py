@@ -46,9 +46,13 @@ def export_to_folders(source: str, out: str) -> dict[str, int]:
             split = next((s for s in SPLITS if name.startswith(f"{s}-")), SPLITS[0])
             path = folder / split / BESIDE / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
+            if path.exists():
+                raise UserError(f"{url}: another shard has this name too; export one folder at a time")
+            with open(path, "xb") as file:
                 write_tar(file, _beside(url, folder / split, counts, split, known))
             bar.advance()
+        if not any(counts.values()):
+            raise UserError(f"{source}: no sample is in its shards; make them again")
     return {split: count for split, count in counts.items() if count}
 
 
@@ -57,10 +61,10 @@ def shards_of(source: str) -> list[str]:
     if source.endswith(".tar"):
         return expand_shards(source)
     dataset = open_dataset(source)
-    stated = dataset.facts.get("shards")
-    if not isinstance(stated, dict) or not stated:
+    if not dataset.shards:
         raise UserError(f"{source}: its dataset names no shards; curate again")
-    return [dataset.fs.unstrip_protocol(f"{dataset.folder}/{name}").removeprefix("file://") for name in sorted(stated)]
+    places = [f"{dataset.folder}/{name}" for name in sorted(dataset.shards)]
+    return [dataset.fs.unstrip_protocol(place).removeprefix("file://") for place in places]
 
 
 def _beside(

@@ -68,7 +68,7 @@ def export_to_hub(url: str, out: str, with_reviewers: bool = False) -> Path:
     """
     dataset, target = open_dataset(url), local_folder(out)
     dataset.need_facts()
-    if not dataset.facts["shards"]:
+    if not dataset.shards:
         raise UserError(f"{shown(url)}: no sample was kept, so there is nothing to publish")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         with filling(target) as folder:
@@ -84,21 +84,23 @@ def export_to_hub(url: str, out: str, with_reviewers: bool = False) -> Path:
 def _write(dataset: Dataset, folder: Path, with_reviewers: bool) -> None:
     (folder / "preview").mkdir()
     files = {}
-    for shard in sorted(dataset.facts["shards"]):
+    for shard in sorted(dataset.shards):
         files[shard] = dataset.bring(shard, folder / shard)
-        write_preview(folder / shard, folder / "preview" / f"{Path(shard).stem}.parquet")
+        try:
+            write_preview(folder / shard, folder / "preview" / f"{Path(shard).stem}.parquet")
+        except UserError as error:  # the folder that is being filled is nobody's
+            raise UserError(str(error).replace(str(folder), shown(dataset.url))) from error
     manifest = manifest_bytes(dataset.table().replace_schema_metadata(dataset.schema.metadata), with_reviewers)
     (folder / "manifest.parquet").write_bytes(manifest)
     files["manifest.parquet"] = hashlib.sha256(manifest).hexdigest()
     facts = unnamed(dataset.facts) | {"manifest_sha256": files["manifest.parquet"]}
-    (folder / "run.json").write_text(_json(facts))
+    _put(folder / "run.json", _json(facts))
     front, card = _card(dataset, folder)
     splits = [split for split in SPLITS if any(name.startswith(f"{split}-") for name in files)]
     more = FILES.format(people=NAMED if with_reviewers else LEFT_OUT, split=splits[0])
     front |= {"configs": _configs(splits)}
-    (folder / "README.md").write_text(
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{card.rstrip()}\n{more}"
-    )
+    written = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    _put(folder / "README.md", f"---\n{written}---\n{card.rstrip()}\n{more}")
     described = croissant(
         name=dataset.name,
         version=str(dataset.version),
@@ -108,7 +110,7 @@ def _write(dataset: Dataset, folder: Path, with_reviewers: bool) -> None:
         manifest=pq.read_schema(folder / "manifest.parquet"),
         preview=pq.read_schema(next(iter(sorted((folder / "preview").iterdir())))),
     )
-    (folder / "croissant.json").write_text(_json(described))
+    _put(folder / "croissant.json", _json(described))
 
 
 def _configs(splits: list[str]) -> list[dict[str, Any]]:
@@ -129,13 +131,18 @@ def _card(dataset: Dataset, folder: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{shown(dataset.url)}: README.md is no dataset card; curate again")
     for name in sorted(set(re.findall(r"\((cards/\d+\.md)\)", card)))[:CARDS]:
         (folder / "cards").mkdir(exist_ok=True)
-        (folder / name).write_text(_read(dataset, name))
+        _put(folder / name, _read(dataset, name))
     return front, parts[2]
 
 
 def _read(dataset: Dataset, name: str) -> str:
     data = read_bounded(dataset.fs, f"{dataset.folder}/{name}", "curate again", MAX_BYTES)
     return data.decode(errors="replace")
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a text. Half a surrogate pair, which JSON and YAML may name, is written as its number."""
+    path.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def _json(values: Mapping[str, Any]) -> str:

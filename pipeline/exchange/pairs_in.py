@@ -79,12 +79,12 @@ def _samples(files: list[Path], split: str, done: Imported) -> Iterator[Sample]:
             yield sample_id, pair(row, sample_id, split, f"{path}: row {number}")
 
 
-def suits(ratings: dict[str, int] | None, split: str) -> bool:
+def suits(ratings: Any, split: str) -> bool:
     """Whether a pair's ratings (1 to 5) put it into a split, by the rule of the dataset's makers: into train if all are
-    5; into test if picture and subject are 5, the composition is 3 or 4."""
-    rated = ratings or {}
-    composed, shown, same = (rated.get(k) or 0 for k in ("compositeStructure", "imageQuality", "objectConsistency"))
-    return (shown, same) == (5, 5) and (composed == 5 if split == "train" else 3 <= composed < 5)
+    5; into test if picture and subject are 5, the composition is 3 or 4. Of what is no ratings, into none."""
+    rated = ratings if isinstance(ratings, dict) else {}
+    composed, shown, same = (rated.get(k) for k in ("compositeStructure", "imageQuality", "objectConsistency"))
+    return (shown, same) == (5, 5) and composed in ((5,) if split == "train" else (3, 4))
 
 
 def pair(row: dict[str, Any], sample_id: str, split: str, where: str) -> dict[str, bytes]:
@@ -100,8 +100,9 @@ def pair(row: dict[str, Any], sample_id: str, split: str, where: str) -> dict[st
     scene = left.copy()
     ImageDraw.Draw(scene).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill="black")
     item = told.get("item") if isinstance(told, dict) else None
+    name = item if isinstance(item, str) and item else "subject"
     info = {
-        "sample_id": sample_id, "split": split, "prompt": text, "subjects": [{"name": item or "subject"}],
+        "sample_id": sample_id, "split": split, "prompt": text, "subjects": [{"name": name}],
         "boxes": [[box[0] / left.width, box[1] / left.height, box[2] / left.width, box[3] / left.height]],
     }  # fmt: skip
     return members_of(sample_id, [right], scene, left, text.strip(), info)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
@@ -21,8 +20,9 @@ def foreground_alpha(target: Image.Image, background: Image.Image) -> Image.Imag
 
     What is black in the picture itself cannot be told from what was blacked out, and counts as background.
     """
-    differs = np.abs(np.asarray(target, np.int16) - np.asarray(background, np.int16)).max(axis=2) > SAME
-    return Image.fromarray(differs.astype(np.uint8) * 255)
+    red, green, blue = ImageChops.difference(target, background).split()
+    most = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    return most.point([255 if value > SAME else 0 for value in range(256)])
 
 
 def members_of(
@@ -39,7 +39,10 @@ def members_of(
     picture's; without one it is black, and everything is foreground. Raises UserError for a wrong number of references.
     """
     if not 1 <= len(references) <= MAX_REFERENCES:
-        raise UserError(f"{sample_id}: {len(references)} references; a sample has 1 to {MAX_REFERENCES}")
+        raise UserError(
+            f"{info.get('source', sample_id)}: {len(references)} references; a sample has 1 to {MAX_REFERENCES}, so "
+            "take some away"
+        )
     target = pictures.on_white(target)
     if background is None:
         scene, alpha = Image.new("RGB", target.size), Image.new("L", target.size, 255)

@@ -26,8 +26,8 @@ def unpacked(archives: Sequence[Path], source: str) -> BucketPath:
 
     Raises UserError for an archive that cannot be read, and for a file that is in two of them.
     """
-    states = [(os.path.abspath(path), path.stat()) for path in archives]
     try:
+        states = [(os.path.abspath(path), check_file(path, "give an archive").stat()) for path in archives]
         files = Archives(*((path, state.st_size, state.st_mtime_ns) for path, state in states))
     except UserError as error:
         raise UserError(f"references.pool {source}: {error}") from error
@@ -60,7 +60,7 @@ class Archives(AbstractArchiveFileSystem):
 
     def _in_zip(self, path: str) -> Iterator[zipfile.ZipInfo]:
         try:
-            self._zips[path] = zipfile.ZipFile(check_file(path, "give an archive"))
+            self._zips[path] = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise UserError(f"{os.path.basename(path)} is no zip archive that can be read; get it again") from error
         yield from (member for member in self._zips[path].infolist() if not member.is_dir())

@@ -134,5 +134,5 @@ def other_kinds(root: Place, read: Sequence[str], masks: Place | None = None) ->
 def census(kinds: Counter[str]) -> str:
     """Kinds of files as text, the most frequent first: ".zip 3, .md 1"."""
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{kind} {n}" for kind, n in ordered[:5])
+    shown = ", ".join(f"{text.one_line(kind, 20)} {n}" for kind, n in ordered[:5])
     return shown + (f" and {len(ordered) - 5} other kinds" if len(ordered) > 5 else "") or "nothing"

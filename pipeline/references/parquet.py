@@ -138,7 +138,11 @@ def read_rows(path: Place, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     if missing := [name for name in columns if name not in file.schema_arrow.names]:
         raise UserError(f"{path}: there is no column {missing[0]!r}; there is: {', '.join(file.schema_arrow.names)}")
     for batch in _batches(file, path, columns, None):
-        yield from batch.to_pylist()
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a time that no calendar has
+            raise _unreadable(path, error) from error
+        yield from rows
 
 
 def _text(batch: pa.RecordBatch, column: str | None, i: int, labels: dict[str, list[str]]) -> str:

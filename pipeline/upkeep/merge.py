@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,16 +117,11 @@ def _check_types(datasets: Sequence[Dataset]) -> None:
 def _manifest(dataset: Dataset) -> pa.Table:
     table = dataset.table()
     names = set(table["shard"].unique().drop_null().to_pylist())
-    stated = dataset.facts["shards"]
-    if bad := sorted(names - stated.keys()) or [n for n in sorted(names) if not _is_shard(n)]:
+    if bad := sorted(names - dataset.shards.keys()):
         raise UserError(
             f"{shown(dataset.url)}: its manifest names a shard {bad[0]!r} that run.json does not; curate again"
         )
     return table
-
-
-def _is_shard(name: str) -> bool:
-    return re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar", name) is not None
 
 
 def _parents(datasets: Sequence[Dataset], tables: Sequence[pa.Table]) -> list[Parent]:

@@ -66,13 +66,13 @@ def write_maps(
         raise UserError(f"{drawn}: no such folder; give the folder that tokenar-sample wrote")
     loaded.net.to(own_device())
     samples, folder = list(read_samples(shards, limit)), Path(out) / "samples"
+    sample_ids = [item.sample_id for item in samples]
+    if drawn is not None and (missing := unlisted(drawn, sample_ids)):
+        raise UserError(f"{drawn}: no prediction {missing[0]}.png of the last call; draw it with tokenar-sample")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
-    sample_ids = [item.sample_id for item in samples]
-    if drawn is not None and (missing := unlisted(drawn, sample_ids)):
-        raise UserError(f"{drawn}: no prediction {missing[0]}.png of the last call; draw it with tokenar-sample")
     _drop_earlier(Path(out), sample_ids)
     measured = []
     with Progress("attention", len(samples), every=10, show=not quiet) as bar:

@@ -58,9 +58,11 @@ def export(
     """Write a model folder back as the files that the published programs read."""
     from tokenar.export import export_model
 
-    for path in filter(None, (out, tokenizer)):
-        if Path(path).is_dir() or Path(path).suffix not in (".pt", ".pth"):
-            raise UserError(f"{path}: give the name of a .pt file to write")
+    for path in (out, tokenizer):
+        if path is not None and (Path(path).suffix not in (".pt", ".pth") or Path(path).is_dir()):
+            raise UserError(f"{path or '--out'}: give the name of a .pt file to write")
+    if tokenizer is not None and Path(out).resolve() == Path(tokenizer).resolve():
+        raise UserError(f"--tokenizer {tokenizer}: the network is written to this file; give another name")
     otherwise = export_model(Path(model), Path(out), None if tokenizer is None else Path(tokenizer))
     typer.echo(", ".join(filter(None, (out, tokenizer))))
     if otherwise:

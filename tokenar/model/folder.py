@@ -136,10 +136,19 @@ def import_checkpoint(checkpoint: Checkpoint, folder: Path) -> Parts:
         "model": parts.model.model_dump(), "text": parts.text.model_dump(),
         "vq": {"image_size": parts.model.grid * parts.vq.reduction, **parts.vq.model_dump()},
     } | ({"new": parts.new} if parts.new else {})  # fmt: skip
-    tokenizer = {name: tensor.contiguous() for name, tensor in parts.tokenizer.items()}
-    weights = {name: tensor.contiguous() for name, tensor in parts.weights.items()}
-    _write(folder, weights, partial(save_file, tokenizer), config)
+    _write(folder, _apart(parts.weights), partial(save_file, _apart(parts.tokenizer)), config)
     return parts
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a safetensors file holds them: each whole, and none in the memory of another one."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone(memory_format=torch.contiguous_format) if place in taken else tensor.contiguous()
+        taken.add(place)
+    return found
 
 
 def _write(

@@ -108,7 +108,7 @@ def left_by_sampling(name: str) -> bool:
 def _size(weights: Mapping[str, Tensor]) -> str:
     """ " (size XL)" if the weights have the width and number of layers of a published size, else nothing."""
     layers = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
-    width = weights["norm.weight"].shape[0] if "norm.weight" in weights else 0
+    width = weights["norm.weight"].numel() if "norm.weight" in weights else 0
     known = [name for name, (depth, _, wide) in SIZES.items() if (depth, wide) == (layers, width)]
     return f" (size {known[0]})" if known else ""
 

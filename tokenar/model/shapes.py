@@ -36,14 +36,15 @@ def network_config(
         values = _sizes(shapes, told, changes, source) | _teacher(shapes, told)
         if NULL_IMAGES in shapes:
             values |= _images(shapes, start, told, changes, source)
-    except (KeyError, ValueError, ZeroDivisionError) as error:  # ValueError: a shape of other dimensions
+        inner_width, _ = shapes["layers.0.feed_forward.w1.weight"]
+    except (LookupError, ValueError, ZeroDivisionError) as error:  # ValueError: a shape of other dimensions
         raise UserError(
             f"{source}: not the weights of TokenAR or of LlamaGen's text-to-image model ({error}); give such a file"
         ) from error
     config = ModelConfig.parse(start.model_dump() | values | dict(changes), source)
-    if config.feed_forward_width != (width := shapes["layers.0.feed_forward.w1.weight"][0]):
+    if config.feed_forward_width != inner_width:
         inner = int(8 * config.width / 3)
-        other = {"feed_forward_multiple": 1, "feed_forward_multiplier": (width + 0.5) / inner}
+        other = {"feed_forward_multiple": 1, "feed_forward_multiplier": (inner_width + 0.5) / inner}
         config = ModelConfig.parse(config.model_dump() | other, source)
     if config.canvas_problem:
         raise UserError(f"{source}: {config.canvas_problem} (--set rotary_layout=grid)")
@@ -105,7 +106,8 @@ def _images(
             f"{tokens} tokens; give the side of an image in tokens with tokenar-import --set grid=N"
         )
     mode = "special" if sets > 1 else "casual"
-    repeated = told.get("concat_target", start.identity_disentanglement)
+    repeated = told.get("concat_target")
+    repeated = repeated if isinstance(repeated, int) else start.identity_disentanglement
     # The release's positions have no room for the references' copies beside one or two source images.
     room = blocks > 2 or (blocks > 1 and changes.get("rotary_layout", start.rotary_layout) == "grid")
     return {

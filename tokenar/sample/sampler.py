@@ -27,6 +27,7 @@ from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.documents import parse_json
 from data_schemas.io.files import read_file, sweep, write_atomically
+from data_schemas.io.new_folders import opened_folder
 from data_schemas.progress import Progress
 from data_schemas.shards import file_name
 from tokenar.config import SampleConfig
@@ -206,11 +207,7 @@ def sample_pictures(
     folder = Path(out)
     if not isinstance(requests, Requests):
         requests = from_shards(requests, limit)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
-    with workers() as group:
+    with opened_folder(folder), workers() as group:
         drawing = Drawing(Sampler(model, config), folder, seeds, preview)
         if group.first:
             sweep(folder)

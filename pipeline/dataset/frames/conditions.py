@@ -87,7 +87,7 @@ def _met(values: pa.ChunkedArray, condition: Condition) -> np.ndarray:
     else:
         several = condition.value.split(",") if condition.operator == "in" else [condition.value]
         given = _given([text.strip() for text in several], kind, condition)
-        own = pc.cast(values, given.type)
+        own = pc.cast(values, given.type, safe=False)  # a large number is compared as the nearest fraction
         isin = condition.operator == "in"
         found = pc.is_in(own, value_set=given) if isin else COMPARED[condition.operator](own, given[0])
     if condition.operator == "!=":  # a missing value is not this one
@@ -117,7 +117,11 @@ def _given(texts: Sequence[str], kind: pa.DataType, condition: Condition) -> pa.
         if bad := next((text for text in texts if text.lower() not in YES_NO), None):
             raise UserError(f"{condition}: {bad!r} is neither yes nor no")
         return pa.array([YES_NO[text.lower()] for text in texts])
-    if pa.types.is_integer(kind) and all(re.fullmatch(r"[+-]?\d{1,19}", text) for text in texts):
+    if (
+        pa.types.is_integer(kind)
+        and kind != pa.uint64()
+        and all(re.fullmatch(r"[+-]?\d{1,19}", text) for text in texts)
+    ):
         return pa.array([max(-(2**63), min(int(text), 2**63 - 1)) for text in texts], pa.int64())
     return pa.array([_number(text, condition) for text in texts], pa.float64())
 

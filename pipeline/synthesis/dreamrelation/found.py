@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants
 
+from data_schemas.io.text import one_line
 from pipeline.core.weights import Weights, look
 
 ANY = "**/*.safetensors"
@@ -102,7 +103,9 @@ def told(source: str, chosen: Mapping[str, str | None], find: bool, relations: I
     """
     here, there = files_here(source), files_there(source)
     if here is None and there is None and find:
-        return [f"relation LoRAs of {source}: nothing of it is here, and the hub does not say what it holds"]
+        local = Weights("", source, ()).is_local
+        why = "no such folder" if local else "nothing of it is here, and the hub does not say what it holds"
+        return [f"relation LoRAs of {source}: {why}"]
     found = match((here or []) if there is None else there) if find else Found({}, {}, ())
     named = {relation: name and lora_file(name) for relation, name in chosen.items()}
     lines = [f"relation LoRAs of {source}, {'on this machine' if there is None else 'as the hub lists it'}:"]
@@ -121,4 +124,4 @@ def told(source: str, chosen: Mapping[str, str | None], find: bool, relations: I
 
 
 def _line(what: str, how: str) -> str:
-    return f"  {what:<18} {how}"
+    return f"  {what:<18} {one_line(how)}"

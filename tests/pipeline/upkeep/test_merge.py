@@ -180,7 +180,7 @@ def test_a_merged_dataset_is_merged_and_compared_like_any_other(two, tmp_path):
         ("bytes", "c/train-00000.tar: has other bytes than run.json says"),
         ("gone", "c/train-00000.tar: is missing"),
         ("unnamed", "its manifest names a shard 'train-00000.tar' that run.json does not"),
-        ("climbing", "its manifest names a shard '../../train-00000.tar'"),
+        ("climbing", "run.json names a shard '../../train-00000.tar'"),
         ("old", "was published by a program that gave no versions"),
         ("nowhere", "no dataset is there"),
     ],

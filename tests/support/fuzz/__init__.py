@@ -7,9 +7,9 @@ from fuzz.runner import Case
 
 def all_cases() -> list[Case]:
     """Every case of every group; names are unique."""
-    from fuzz import flags, own_stages, pools, settings, shards, trained
+    from fuzz import checks, exchange, flags, own_stages, pools, published, settings, shards, trained
 
-    groups = (settings, flags, own_stages, pools, shards, trained)
+    groups = (settings, flags, own_stages, pools, checks, shards, trained, exchange, published)
     cases = [case for group in groups for case in group.CASES]
     assert len({case.name for case in cases}) == len(cases)
     return cases

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -37,6 +39,50 @@ def make_folder_request(folder: Path) -> Path:
     return folder
 
 
+CARD = "---\nlicense: mit\n---\n# A dataset\n"
+
+
+def make_dataset(folder: Path) -> Path:
+    """A dataset as a curation publishes it: two samples in train, one in test, and one that is in no shard."""
+    import hashlib
+
+    from small.datasets import row, write_dataset
+    from small.run import make_sample, write_shard
+
+    rows = [row(0), row(1), row(2, "test"), row(3, shard=None)]
+    held: dict[str, list] = {}
+    for own in rows[:3]:
+        sample = make_sample(own["index"], own["split"], side=64)
+        names = [{"name": name} for name in sample.info["subjects"]]
+        info = sample.info | {"subjects": names, "relation": "beside"}
+        held.setdefault(own["shard"], []).append(replace(sample, sample_id=own["sample_id"], info=info))
+    made = {name: write_shard(folder.parent / "made" / name, samples) for name, samples in held.items()}
+    write_dataset(folder, rows, shards={n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in made.items()})
+    for name, path in made.items():
+        path.rename(folder / name)
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+def make_published(folder: Path) -> Path:
+    """A checkpoint that tells its own settings, net.pt, and its VQ tokenizer, vq.pt."""
+    import torch
+    from small.published import circle_vq
+    from small.run import changed, random_net
+
+    from tokenar.model.transformer import TokenAR
+
+    folder.mkdir(parents=True)
+    config = changed(grid=4, vocabulary=64, max_references=3, text_width=16, distill="dinov2")
+    text = {"tokens": config.text_tokens, "width": config.text_width}
+    settings = {"model": json.loads(config.model_dump_json()), "text": text}
+    with torch.device("meta"):  # what torch imports for it is imported before the forks
+        TokenAR(config)
+    torch.save({"model": random_net(config).state_dict(), "tokenar": settings}, folder / "net.pt")
+    torch.save({"model": circle_vq(64).state_dict()}, folder / "vq.pt")
+    return folder
+
+
 def make_good(root: Path, commands: dict[str, Callable[[], None]]) -> dict[str, str]:
     """The places by the names that cases use."""
     from small.run import make_sample, tiny_config, write_config, write_shard
@@ -55,5 +101,7 @@ def make_good(root: Path, commands: dict[str, Callable[[], None]]) -> dict[str, 
         "config": path,
         "model": str(root / "run" / "model"),
         "request": str(make_folder_request(root / "request")),
+        "dataset": str(make_dataset(root / "dataset")),
+        "published": str(make_published(root / "published")),
         "good": str(root),
     }

@@ -7,16 +7,18 @@ was at fault in one line.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import shutil
 import signal
+import stat
 import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SECONDS = 20
@@ -32,6 +34,8 @@ class Case:
 
     ``told`` must stand in the line of complaint (any of its alternatives, parted by "|"), ``hidden`` nowhere.
     ``codes`` are those that it may end with. With ``row`` the text stands in an error row of the run's references.
+    ``clean`` holds that a command that refuses leaves the case's folder as it was, to the byte. ``environment`` are
+    variables that the command finds.
     """
 
     name: str
@@ -42,6 +46,8 @@ class Case:
     codes: tuple[int, ...] = (2,)
     row: str | None = None
     hidden: str = "\0"
+    clean: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,23 @@ def entries() -> dict[str, Callable[[], None]]:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    import flows.playground
+    import pipeline.checks.inputs
     import pipeline.cli
+    import pipeline.exchange.folders_in
+    import pipeline.exchange.hub
+    import pipeline.exchange.pairs_in
+    import pipeline.exchange.push
+    import pipeline.pages.explore
+    import pipeline.pages.review
     import pipeline.report.calibration.page
     import pipeline.report.results
     import tokenar.attention.report
     import tokenar.cli
     import tokenar.data.encode
     import tokenar.evaluate.run
+    import tokenar.export
+    import tokenar.playground.studio
     import tokenar.sample.sampler
     import tokenar.train.loop
 
@@ -83,18 +99,27 @@ def entries() -> dict[str, Callable[[], None]]:
         "sample": tokenar.cli.sample_main,
         "eval": tokenar.cli.eval_main,
         "attention": tokenar.cli.attention_main,
+        "import": tokenar.cli.import_main,
+        "export": tokenar.cli.export_main,
+        "playground": flows.playground.main,
         "quickstart": quickstart,
     }
 
 
-def run(command: Callable[[], None], arguments: Sequence[str | bytes], folder: Path, seconds: float = SECONDS) -> Ended:
+def run(
+    command: Callable[[], None],
+    arguments: Sequence[str | bytes],
+    folder: Path,
+    seconds: float = SECONDS,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
     """A command in a fork of this process, in ``folder``; killed when its time is up."""
     folder.mkdir(parents=True, exist_ok=True)
     shown = folder / "shown.txt"
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        _child(command, arguments, folder, shown)
+        _child(command, arguments, folder, shown, environment or {})
     code: int | None = None
     while True:
         done, status, used = os.wait4(child, os.WNOHANG)
@@ -111,10 +136,20 @@ def run(command: Callable[[], None], arguments: Sequence[str | bytes], folder: P
     return Ended(code, text, took, used.ru_maxrss * 1024 - _resident())
 
 
-def _child(command: Callable[[], None], arguments: Sequence[str | bytes], folder: Path, shown: Path) -> None:
+def _child(
+    command: Callable[[], None],
+    arguments: Sequence[str | bytes],
+    folder: Path,
+    shown: Path,
+    environment: Mapping[str, str],
+) -> None:
+    from huggingface_hub import constants
+
     code = 1
     try:
         os.setsid()
+        os.environ.update(environment)
+        constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # read when it was imported
         output = os.open(shown, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
@@ -161,14 +196,39 @@ def faults(case: Case, ended: Ended, places: dict[str, str]) -> list[str]:
     usage = "─ Error ─" in ended.out or "usage: " in ended.out
     if ended.code == 2 and not usage and len(lines) != 1:
         found.append(f"{len(lines)} lines of complaint")
-    said = " ".join(ended.out.split()) if usage or ended.code == 0 else " ".join(lines)
+    said = " ".join(ended.out.split()) if usage or ended.code != 2 else " ".join(lines)
     wanted = [part.format(**places) for part in case.told.split("|")]
     if not any(part in said for part in wanted):
         found.append(f"does not say {' or '.join(wanted)}")
-    if any(ord(character) < 32 and character not in "\n\r\t" for line in lines for character in line):
+    if any(ord(character) < 32 and character not in "\n\r\t" for character in ended.out):
         found.append("sends control characters to the terminal")
     if case.row is not None and not _in_rows(Path(places["here"]), case.row.format(**places)):
         found.append(f"no error row says {case.row}")
+    return found
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """What lies in a folder, by path: kind and, of a file that is not huge, a digest of its bytes."""
+    found = {}
+    for root, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(root, name)
+            status = path.lstat()
+            found[str(path.relative_to(folder))] = f"{stat.S_IFMT(status.st_mode)} " + (
+                hashlib.sha256(path.read_bytes()).hexdigest()
+                if stat.S_ISREG(status.st_mode) and status.st_size < 10**7
+                else ""
+            )
+    return found
+
+
+def left(case: Case, ended: Ended, before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """What a command did to its case's folder and must not have done."""
+    found = [f"ran what it was given: {name}" for name in after if Path(name).name == "executed"]
+    found += [f"left {name} behind" for name in after if name.endswith(".tmp")]
+    if case.clean and ended.code == 2 and not found:
+        names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        found += [f"changed {name}" for name in sorted(names - {"shown.txt"})]
     return found
 
 
@@ -189,7 +249,8 @@ def check(case: Case, commands: dict[str, Callable[[], None]], good: dict[str, s
     case.make(here)
     arguments = [a if isinstance(a, bytes) else a.format(**places) for a in case.arguments]
     words = case.command.split()
-    ended = run(commands[words[0]], [*words[1:], *arguments], here)
-    found = faults(case, ended, places)
+    before = contents(here)
+    ended = run(commands[words[0]], [*words[1:], *arguments], here, environment=case.environment)
+    found = faults(case, ended, places) + left(case, ended, before, contents(here))
     shutil.rmtree(here, ignore_errors=True)
     return [*found, *(f"    {line[:400]}" for line in ended.out.splitlines()[-6:])] if found else []

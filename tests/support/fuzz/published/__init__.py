@@ -1,0 +1,7 @@
+"""Hostile inputs for ``tokenar-import``, ``tokenar-export`` and commands that read a published checkpoint."""
+
+from __future__ import annotations
+
+from fuzz.published import files, options, weights
+
+CASES = [*files.CASES, *weights.CASES, *options.CASES]
