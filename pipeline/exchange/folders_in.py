@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from data_schemas.errors import UserError
@@ -99,7 +99,7 @@ class _Split:
             while (first := next(fresh, None)) is not None:
                 while (self.target / f"{self.split}-{number:05d}.tar").exists():
                     number += 1
-                self._shard(f"{self.split}-{number:05d}.tar", _joined(first, islice(fresh, SAMPLES_A_SHARD - 1)))
+                self._shard(f"{self.split}-{number:05d}.tar", chain([first], islice(fresh, SAMPLES_A_SHARD - 1)))
 
     def _shard(self, name: str, samples: Iterable[Sample]) -> None:
         if (first := next(samples := iter(samples), None)) is None:
@@ -107,7 +107,7 @@ class _Split:
         if (self.target / name).exists():
             raise UserError(f"{BESIDE}/{name}: is there in train and in test; remove one, or export again")
         with open(self.target / name, "xb") as file:
-            write_tar(file, _joined(first, samples))
+            write_tar(file, chain([first], samples))
         self.done.shards += 1
 
     def _again(self, path: Path) -> Iterator[Sample]:
@@ -142,11 +142,6 @@ class _Split:
             self.done.left_out.append(f"{from_path(folder.name)} ({why})")
             return None
         return examples.read(folder, self.black)
-
-
-def _joined(first: Sample, others: Iterable[Sample]) -> Iterator[Sample]:
-    yield first
-    yield from others
 
 
 def _candidates(name: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ height in shares of the whole picture, and what is in it is blacked out of the b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def from_pairs(source: str, out: str, split: str = "train", limit: int | None = 
             shard = target / f"{split}-{done.shards:05d}.tar"
 
             def own(first: Sample = first) -> Iterator[Sample]:
-                for sample in _after(first, islice(samples, SAMPLES_A_SHARD - 1)):
+                for sample in chain([first], islice(samples, SAMPLES_A_SHARD - 1)):
                     done.samples[split] = done.samples.get(split, 0) + 1
                     bar.advance()
                     yield sample
@@ -59,11 +59,6 @@ def from_pairs(source: str, out: str, split: str = "train", limit: int | None = 
         if not done.shards:
             raise UserError(f"{source}: no pair is rated for {split}; see docs/folders.md, or give another --split")
     return done
-
-
-def _after(first: Sample, others: Iterator[Sample]) -> Iterator[Sample]:
-    yield first
-    yield from others
 
 
 def _samples(files: list[Path], split: str, done: Imported) -> Iterator[Sample]:

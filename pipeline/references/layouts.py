@@ -80,8 +80,9 @@ def _folder(root: Place, pool: PoolConfig) -> list[str]:
     by = f"{pool.category!r}, as the pool's settings say" if pool.category else by
     name = "the category" if pool.subject == "category" else "the .txt beside a picture, else its file name"
     packed = isinstance(root, BucketPath) and isinstance(root.pool.fs, Archives)
+    count = f"{len(pictures)} picture{'s' if len(pictures) != 1 else ''}"
     return [
-        f"{len(pictures)} pictures in {'zip or tar archives' if packed else 'folders'}",
+        f"{count} in {'zip or tar archives' if packed else 'folders'}",
         _line("mask", f"folder {pool.mask!r}" if pool.mask else "transparency, else each subject is cut out"),
         _line("category", by),
         _line("name", f"{pool.name!r}, as the pool's settings say" if pool.name else name),

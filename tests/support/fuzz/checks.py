@@ -97,12 +97,12 @@ _POOLS: dict[str, tuple[Make, str]] = {
 }  # fmt: skip
 _FINE: dict[str, tuple[Make, str]] = {
     "archive bomb": (archive(("cats/a.png", bytes(300_000_000)), ("dogs/b.png", _PICTURE)), "2 pictures in zip"),
-    "archive of an escape": (archive(("a\x1b[31mb/a.png", _PICTURE), ("c/x.\x1b[31m", b"")), "1 pictures in zip"),
+    "archive of an escape": (archive(("a\x1b[31mb/a.png", _PICTURE), ("c/x.\x1b[31m", b"")), "1 picture in zip"),
     "Parquet bomb": (_moved(parquet_bomb), "1000 rows"),
     "category of an escape": (
         both(written("pool/a\x1b[31mb/a.png", _PICTURE), written("pool/c/a.png", _PICTURE)), "2 pictures in"),
     "suffix of an escape beside": (
-        both(written("pool/cats/a.png", _PICTURE), written("pool/cats/a.\x1b[31m", "x")), "1 pictures in"),
+        both(written("pool/cats/a.png", _PICTURE), written("pool/cats/a.\x1b[31m", "x")), "1 picture in"),
 }  # fmt: skip
 _pools = [
     Case(f"check pool {name}", "instructar models check", CHECK, said, both(POOL, make), codes=(1,))
