@@ -91,8 +91,9 @@ def outcomes(
     broken = np.zeros((len(rules), len(failed)), dtype=bool)
     missing = np.zeros(len(failed), dtype=bool)
     for number, (own, rule) in enumerate(zip(scores, rules, strict=True)):
-        broken[number] = own < rule.threshold if rule.bound == "min" else own > rule.threshold
-        missing |= np.isnan(own)
+        unknown = np.isnan(own)
+        broken[number] = ~rule.passes(own) & ~unknown
+        missing |= unknown
     decisions = np.full(len(failed), "kept", dtype=object)
     decisions[missing] = "undecided"
     decisions[broken.any(axis=0)] = "rejected"

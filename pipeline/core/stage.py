@@ -68,6 +68,10 @@ class Rule:
     reason: str
     meaning: str
 
+    def passes(self, score: Any) -> Any:
+        """Whether a score passes, or each of an array; one that is missing (NaN) does not."""
+        return score >= self.threshold if self.bound == "min" else score <= self.threshold
+
 
 class SampleError(Exception):
     """A stage raises this if it cannot process a sample. ``code`` is stored in the sample's row for counting."""

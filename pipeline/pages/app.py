@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Callable
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -17,6 +18,7 @@ from data_schemas.serving import page_app
 from pipeline.pages.samples import PICTURES, Samples
 
 WEB = resources.files("pipeline.pages") / "web"
+COLOURS = resources.files("pipeline.report") / "colours.css"
 KINDS = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript"}
 LARGEST = 1024
 """Longest side of a thumbnail, in pixels; without a side a picture comes as it is stored."""
@@ -52,17 +54,17 @@ def run_app(samples: Samples, page: str, told: Callable[[str, str], dict[str, An
 def file_app(name: str, page: str) -> FastAPI:
     """An application that serves ``<page>.html`` as its front page, and the scripts and styles of this folder."""
     app = page_app(f"{page} {name}")
-    files = {file.name for file in WEB.iterdir() if file.name.endswith((".css", ".js"))}
+    files = {file.name: file for file in (*WEB.iterdir(), COLOURS) if file.name.endswith((".css", ".js"))}
 
     @app.get("/")
     def front() -> Response:
-        return _file(f"{page}.html")
+        return _file(WEB / f"{page}.html")
 
     @app.get("/files/{name}")
     def file(name: str) -> Response:
         if name not in files:
             raise HTTPException(404)
-        return _file(name)
+        return _file(files[name])
 
     @app.get("/favicon.ico")
     def icon() -> Response:
@@ -122,6 +124,6 @@ def thumbnail(data: bytes, side: int) -> tuple[bytes, str]:
     return buffer.getvalue(), "image/png" if clear else "image/jpeg"
 
 
-def _file(name: str) -> Response:
-    text = WEB.joinpath(name).read_text(encoding="utf-8")
-    return Response(text, media_type=KINDS[name.rpartition(".")[2]], headers={"cache-control": "no-cache"})
+def _file(file: Traversable) -> Response:
+    text = file.read_text(encoding="utf-8")
+    return Response(text, media_type=KINDS[file.name.rpartition(".")[2]], headers={"cache-control": "no-cache"})

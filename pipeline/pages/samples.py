@@ -84,11 +84,10 @@ class Samples:
     def _judged(self, stage: str, rule: Any, row: Mapping[str, Any] | None) -> Row:
         score = (row or {}).get(rule.column)
         known = isinstance(score, int | float)
-        passed = known and (score >= rule.threshold if rule.bound == "min" else score <= rule.threshold)
         return {
             "stage": stage, "reason": rule.reason, "column": rule.column, "bound": rule.bound,
             "threshold": rule.threshold, "meaning": rule.meaning, "score": score if known else None,
-            "state": ("pass" if passed else "fail") if known else "unknown",
+            "state": ("pass" if rule.passes(score) else "fail") if known else "unknown",
         }  # fmt: skip
 
     def picture(self, sample_id: str, part: str, name: str) -> bytes | None:

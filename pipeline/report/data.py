@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pipeline.core.stage import Rule
+
 Pictures = Callable[[str, str], Image.Image | None]
 """Reads a picture of a sample by (sample id, name); None for a picture that was never made."""
 View = dict[str, Any]
@@ -17,19 +19,10 @@ View = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class RuleLine:
-    """One rule of ``decide``: ``column`` must be at least ("min") or at most ("max") the threshold."""
+class RuleLine(Rule):
+    """A rule with the stage that it belongs to."""
 
     stage: str
-    column: str
-    bound: str
-    threshold: float
-    reason: str
-    meaning: str
-
-    def passes(self, value: float) -> bool:
-        """Whether a score passes the rule."""
-        return value >= self.threshold if self.bound == "min" else value <= self.threshold
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,7 @@ def report_run(config: CurationConfig, against: str | None = None) -> str:
 def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any], against: Against | None = None) -> str:
     config = run.config
     rules = [
-        RuleLine(stage, r.column, r.bound, r.threshold, r.reason, r.meaning)
-        for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
+        RuleLine(**vars(r), stage=stage) for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
     ]
     reader = PictureReader(run, pool_digest(run))
     data = ReportData(

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_schemas.errors import UserError
 from data_schemas.io import pictures
+from data_schemas.settings import suggest
 from data_schemas.tables import SYNTHESIS
 from pipeline.core.stage import BatchStage, Sample, SampleError, StageConfig
 from pipeline.core.weights import Weights, locate
 from pipeline.device import Device, Precision, device_of, dtype_of, exact_float32
 from pipeline.references import copies
-from pipeline.synthesis.dreamrelation.found import ANY, files_here, lora_file, match
+from pipeline.synthesis.dreamrelation.found import ANY, WORDS, files_here, lora_file, match
 from pipeline.synthesis.dreamrelation.sizes import ResamplerSizes
 
 if TYPE_CHECKING:
@@ -82,6 +83,13 @@ class DreamRelationConfig(StageConfig):
     compile: bool = Field(False, description="Compile the UNet: slow for each new LoRA, then faster")
     vae_tiling: bool = Field(False, description="Decode in tiles, for pictures of more than 1024 pixels a side")
     offload: bool = Field(False, description="Keep only the model in use on the GPU")
+
+    @field_validator("loras")
+    @classmethod
+    def _of_known_relations(cls, loras: dict[str, str | None]) -> dict[str, str | None]:
+        if unknown := loras.keys() - WORDS.keys():
+            raise ValueError(f"there is no relation {min(unknown)!r}; {suggest(min(unknown), WORDS)}")
+        return loras
 
 
 class DreamRelation(BatchStage):

@@ -19,10 +19,10 @@ from pipeline.report.page.cards import REJECTED_SHOWN
 from pipeline.report.page.render import render, write_report
 
 RULES = [
-    RuleLine("matting", "matte_confidence", "min", 0.62, "matte_unsure", "The matte is sharp."),
-    RuleLine("matting", "foreground_share", "min", 0.08, "foreground_small", "The subjects fill enough."),
-    RuleLine("matting", "foreground_share", "max", 0.853, "foreground_large", "Some background is left."),
-    RuleLine("identity", "similarity_min", "min", 0.4567, "identity_low", "Subjects resemble references."),
+    RuleLine("matte_confidence", "min", 0.62, "matte_unsure", "The matte is sharp.", "matting"),
+    RuleLine("foreground_share", "min", 0.08, "foreground_small", "The subjects fill enough.", "matting"),
+    RuleLine("foreground_share", "max", 0.853, "foreground_large", "Some background is left.", "matting"),
+    RuleLine("similarity_min", "min", 0.4567, "identity_low", "Subjects resemble references.", "identity"),
 ]
 GOOD = {"matte_confidence": 0.9, "foreground_share": 0.4, "similarity_min": 0.8}
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -244,7 +244,7 @@ def test_text_is_escaped(page: str) -> None:
 
 
 def test_hostile_names_stay_text() -> None:
-    rules = [RuleLine(HOSTILE, '"><b id=x>', "min", 0.5, HOSTILE, HOSTILE)]
+    rules = [RuleLine('"><b id=x>', "min", 0.5, HOSTILE, HOSTILE, HOSTILE)]
     frame = pd.DataFrame([sample(1, "kept", reference_0_name=HOSTILE) | {'"><b id=x>': 0.7}])
     page = render(replace(DATA, name=HOSTILE, manifest=frame, rules=rules, config={HOSTILE: HOSTILE}))
     assert "Histogram of" in page
@@ -325,7 +325,7 @@ def test_a_picture_that_was_never_made_is_said_to_be_absent() -> None:
 
 
 def test_a_score_that_no_sample_has() -> None:
-    rules = [*RULES, RuleLine("identity", "faces_matched", "min", 1.0, "face_lost", "A face is found again.")]
+    rules = [*RULES, RuleLine("faces_matched", "min", 1.0, "face_lost", "A face is found again.", "identity")]
     assert "No sample has this score" in render(replace(DATA, rules=rules))
 
 

@@ -26,7 +26,7 @@ from pipeline.report.page.nearest import edge_views, nearest
 from pipeline.report.page.render import render
 from pipeline.report.results import write_results
 
-SCORE = RuleLine("identity", "score", "min", 0.5, "identity_low", "Too unlike.")
+SCORE = RuleLine("score", "min", 0.5, "identity_low", "Too unlike.", "identity")
 
 
 def data(manifest: pd.DataFrame, **changes: Any) -> ReportData:

@@ -6,6 +6,7 @@ import pytest
 from doubles.hub import LORAS, uploading_hub
 from huggingface_hub import constants, snapshot_download
 
+from data_schemas.errors import UserError
 from pipeline.config import CurationConfig
 from pipeline.models import fetch
 from pipeline.planning.relations import relation_data
@@ -104,3 +105,8 @@ def test_without_the_hub_it_says_what_is_here(folder, monkeypatch):
     assert told(str(folder), {}, True, PAPER)[0] == f"relation LoRAs of {folder}, on this machine:"
     (only,) = told("tiny/nowhere", {}, True, PAPER)
     assert "nothing of it is here" in only
+
+
+def test_a_relation_that_does_not_exist_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(UserError, match=r"loras: .*no relation 'dnace'; did you mean dance\?"):
+        CurationConfig.load("paper", given={"synthesis": {"loras": {"dnace": "my-dance"}}})

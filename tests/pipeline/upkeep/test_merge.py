@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import mlcroissant
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from data_schemas.shards import expand_shards, read_distinct, read_shard, sample
 from pipeline import cli
 from pipeline.curate import curate
 from pipeline.dataset.opened import open_dataset
+from pipeline.exchange.hub import export_to_hub
 from pipeline.upkeep import merge as merging
 from pipeline.upkeep.diff import diff
 from pipeline.upkeep.merge import merge
@@ -268,7 +270,13 @@ def test_two_runs_become_one_dataset(tmp_path, bucket):
     apart = pd.concat([pd.read_parquet(first.manifest_url), pd.read_parquet(second.manifest_url)])
     assert set(both.sample_id) == set(apart.sample_id)
     assert done["samples"] == len(both) == len(set(apart.sample_id))
-    assert sorted(i for ids in in_shards(tmp_path / "both").values() for i in ids) == sorted(set(apart.sample_id))
+    kept = sorted(i for ids in in_shards(tmp_path / "both").values() for i in ids)
+    assert kept == sorted(set(apart.sample_id))
+    folder = export_to_hub(f"{tmp_path}/both", f"{tmp_path}/published")
+    described = mlcroissant.Dataset(jsonld=folder / "croissant.json")
+    assert not described.metadata.ctx.issues.errors
+    assert sorted(row["preview/sample_id"].decode() for row in described.records("preview")) == kept
+    assert {path.name for path in (folder / "cards").iterdir()} == {"1.md", "2.md"}
 
 
 def test_a_dataset_that_holds_nothing_is_merged_too(two, tmp_path):

@@ -7,11 +7,14 @@ import pytest
 import torch
 import webdataset as wds
 from small.encoding import SIZE, contents, opened, raw_samples, settings
+from tiny.encoders import save_tiny_clip
 
 from data_schemas.errors import UserError
 from tokenar.data.encode import Encoders, encode_files, encode_shards
 from tokenar.data.encoded_shards import pad_text
 from tokenar.data.samples import as_float, encode_resized, read_resized
+from tokenar.encoders.config import TeacherConfig
+from tokenar.encoders.teacher import Teacher
 
 
 def test_one_shard_for_each_raw_one(raw, whole, encoders):
@@ -94,6 +97,18 @@ def test_teacher_sees_the_target(raw, whole, encoders):
     found = torch.stack([opened(whole).read(i).teacher for i in range(7)])
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
     assert (found[0] - expected[1]).abs().mean() > 10 * (found[0] - expected[0]).abs().mean()
+
+
+@pytest.mark.slow
+def test_both_teachers_stand_side_by_side(raw, models, tmp_path):
+    save_tiny_clip(models / "clip")
+    both = TeacherConfig(kind="both", model=str(models / "dinov2"), clip=str(models / "clip"))
+    encode_shards(settings(raw, models, tmp_path / "out", teacher=both))
+    samples = read_resized(str(raw / "train-*.tar"), SIZE, 3)
+    expected = Teacher(both, dtype=torch.float32).encode(as_float(torch.stack([s.pixels[-1] for s in samples])))
+    found = torch.stack([opened(tmp_path / "out").read(i).teacher for i in range(7)])
+    assert found.shape == (7, 256 + 196, 24), "DINOv2's patches, then CLIP's"
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
 
 
 def test_without_a_teacher(raw, models, whole, tmp_path):

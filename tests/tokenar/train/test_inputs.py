@@ -242,6 +242,21 @@ def test_encoded_shards_give_the_losses_of_raw_ones(kind, padding, frozen, sets,
     assert weights(tmp_path / kind).keys() == weights(tmp_path / "raw").keys()
 
 
+@pytest.mark.slow
+def test_encoded_sets_are_mixed_as_raw_ones_are(frozen, sets, tmp_path):
+    write_shard(tmp_path / "more/train-00000.tar", [make_sample(n, side=32) for n in range(90, 94)])
+    encode_shards(encode_config(frozen, tmp_path / "more", tmp_path / "more-encoded"))
+    losses = {}
+    for name, more in (("raw", "more"), ("encoded", "more-encoded")):
+        also = (f"{tmp_path / more}/train-*.tar",)
+        train_model(frozen_config(frozen, sets[name], tmp_path / name, also=also, weights=(1.0, 3.0)))
+        losses[name] = [row["loss"] for row in rows(tmp_path / name)[1:-1]]
+    assert losses["encoded"] == pytest.approx(losses["raw"], rel=1e-5)
+    alone = frozen_config(frozen, sets["encoded"], tmp_path / "alone")
+    train_model(alone)
+    assert losses["encoded"] != pytest.approx([row["loss"] for row in rows(tmp_path / "alone")[1:-1]], rel=1e-3)
+
+
 def test_a_run_on_encoded_shards_goes_on_where_it_was(frozen, sets, tmp_path):
     config = frozen_config(frozen, sets["encoded"], tmp_path / "whole", pictures_every=4)
     train_model(config)
