@@ -22,8 +22,13 @@ def curate_instructar(
 ) -> dict:
     """Plan, synthesise, matte, judge, compare, decide, shard and report one dataset.
 
-    ``profile`` names the settings to start from ("embedded", "paper"), and ``config`` is laid on top. ``retry_errors``
-    makes the samples again that failed in an earlier run. Returns the paths of the results by name.
+    Args:
+        config: What differs from the profile's settings.
+        profile: The settings to start from, embedded or paper.
+        retry_errors: Whether samples that failed in an earlier run are made again.
+
+    Returns:
+        The paths of the results by name.
     """
     return _finish(curate(config.on_profile(profile), engine_of_run(), retry_errors=retry_errors))
 
@@ -38,7 +43,13 @@ def rerun_stage(
 ) -> dict:
     """Make one stage of a run again, and all stages after it, even where the cache has their parts.
 
-    Without a ``profile`` the run's own settings are used; ``config`` is laid on top.
+    Args:
+        stage: The first stage to make again.
+        config: Name and root of the run, and what differs from its settings.
+        profile: The settings to start from; without one those that the run was last curated with.
+
+    Returns:
+        The paths of the results by name.
     """
     settings = taken_up(config) if profile is None else config.on_profile(profile)
     return _finish(curate(settings, engine_of_run(), again=stage))

@@ -27,10 +27,19 @@ def evaluate_tokenar(
     sampling: SampleConfig = SampleConfig(),
     limit: int | None = None,
 ) -> dict:
-    """Draw a picture for every test sample with every model and measure them all. Returns the content of metrics.json.
+    """Draw a picture for every test sample with every model and measure them all. Pictures of earlier runs are kept.
 
-    ``models`` are model folders; each becomes a row of the table, named after its run. ``predictions`` maps the names
-    of other methods to folders with their pictures, ``<sample_id>.png``. Results of earlier runs are kept.
+    Args:
+        models: Model folders; each becomes a row of the table, named after its run.
+        predictions: Folders of other methods' pictures (<sample_id>.png) by the methods' names.
+        shards: Glob of the test shards.
+        out: Folder of the results.
+        config: How pictures are measured.
+        sampling: How pictures are drawn.
+        limit: Only the first samples; without one all.
+
+    Returns:
+        The content of metrics.json.
     """
     result = evaluate_models(
         shards, out, models=models, predictions=predictions, config=config, sampling=sampling, limit=limit

@@ -38,12 +38,23 @@ def train_tokenar(
 ) -> dict:
     """Encode the shards if the config has frozen encoders, train, and evaluate on ``val_shards``.
 
-    ``preset`` names the settings to start from; ``settings`` is a JSON file of settings instead. ``processes`` is the
-    number of training processes on this machine (torchrun), one for each GPU. A training in ``out`` with the same
-    settings and samples is continued, or kept if it has finished. Any other training there is refused and left
-    untouched, unless ``overwrite`` says to remove it first. ``resume`` requires a training to continue. A training that
-    was interrupted has a checkpoint but no model, so it is not evaluated. Returns the losses and the paths of the
-    results.
+    A training in ``out`` with the same settings and samples is continued, or kept if it has finished. A training that
+    was interrupted has a checkpoint but no model, so it is not evaluated.
+
+    Args:
+        shards: Glob of the training shards.
+        val_shards: Glob of the validation shards; without one nothing is validated or evaluated.
+        out: Folder of the training. Any other training there is refused and left untouched.
+        preset: Name of the settings to start from.
+        settings: JSON file of settings, instead of a preset.
+        steps: Updates of the weights, instead of those of the settings.
+        seed: Seed of weights and order, instead of that of the settings.
+        processes: Training processes on this machine (torchrun), one for each GPU.
+        resume: Whether there must be a training to continue.
+        overwrite: Whether another training in the folder is removed first.
+
+    Returns:
+        The losses and the paths of the results.
     """
     if settings is None and preset not in PRESETS:
         raise UserError(f"no preset {preset!r}; there is: {', '.join(PRESETS)}")

@@ -127,8 +127,13 @@ def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     subjects = sorted({row["subject_id"] for row in rows})
     number = {subject: k for k, subject in enumerate(subjects)}
     pairs = [(number[rows[a]["subject_id"]], number[rows[b]["subject_id"]]) for a, b in near_pairs(rows)]
-    ends = np.array(pairs, int).reshape(-1, 2)
-    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(subjects), len(subjects)))
-    labels = connected_components(graph, directed=False)[1].tolist() if subjects else []
+    labels = connected(pairs, len(subjects))
     smallest = {label: subject for subject, label in zip(subjects[::-1], labels[::-1], strict=True)}
     return {subject: smallest[label] for subject, label in zip(subjects, labels, strict=True)}
+
+
+def connected(pairs: Sequence[tuple[int, int]], count: int) -> list[int]:
+    """A label for each of ``count`` things, the same for those that ``pairs`` connect."""
+    ends = np.array(pairs, int).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    return connected_components(graph, directed=False)[1].tolist() if count else []

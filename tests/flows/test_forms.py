@@ -28,6 +28,14 @@ def test_the_form_knows_every_kind_of_choice(flow):
     assert "oneOf" not in str(schema_of(flow))
 
 
+@pytest.mark.parametrize("flow", [curate_instructar, rerun_stage, train_tokenar, evaluate_tokenar])
+def test_the_form_says_what_every_parameter_means(flow):
+    schema = schema_of(flow)
+    forms = {f"{name}.": form for name, form in schema["definitions"].items() if "properties" in form} | {"": schema}
+    shown = {name + key: p for name, form in forms.items() for key, p in form["properties"].items()}
+    assert [key for key, parameter in shown.items() if not parameter.get("description")] == []
+
+
 @pytest.mark.parametrize("section", STAGE_SECTIONS)
 def test_every_backend_has_a_form_of_its_own(section):
     definitions = schema_of(curate_instructar)["definitions"]

@@ -140,12 +140,13 @@ class Checkpoints:
         optimizer: Optimizer,
         ema: Mapping[str, Tensor] | None = None,
         path: Path | None = None,
+        check: Callable[[dict[str, Any]], object] = lambda facts: None,
     ) -> dict[str, Any]:
         """Load a checkpoint (``path``, or the newest) into network, optimiser and averages. Returns its facts.
 
-        The facts are those given to ``save``, plus "step". Every rank reads only the slices it holds. Raises UserError
-        if no checkpoint can be read, or if the checkpoint belongs to another model or optimiser; the message says what
-        differs.
+        The facts are those given to ``save``, plus "step"; ``check`` sees them before any tensor is loaded. Every rank
+        reads only the slices it holds. Raises UserError if no checkpoint can be read, or if the checkpoint belongs to
+        another model or optimiser; the message says what differs.
         """
         self.wait()
         path = path or self._newest_or_refuse()
@@ -154,6 +155,7 @@ class Checkpoints:
             raise UserError(f"{path}: {problem}; resume from another checkpoint")
         content = _read_content(path)
         try:
+            check(content["facts"])
             with ExitStack() as files, torch.no_grad():
                 saved = SavedState(path, sorted(content["files"]), files, self.group)
                 saved.fill(model_state(net, ema))

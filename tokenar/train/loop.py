@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +164,15 @@ class _Trainer:
         step = Step(net, config, self.group)
         if not resume:
             return step, None
-        facts = self.checkpoints.load(net, step.optimizer, step.averages)
+        same = partial(_same_settings, config, self.out)
+        facts = self.checkpoints.load(net, step.optimizer, step.averages, check=same)
         try:
-            saved_config = parse_json(facts["config"], "config")
             self.steps_done, self.best_loss = int(facts["step"]), facts["best"]
             data = facts["data"], facts["encoders"], Position(int(facts["epoch"]), int(facts["batch"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.out}: its checkpoint is none of a training; start again with --overwrite"
             ) from error
-        _same_settings(config, saved_config, self.out)
         if self.group.first and self.steps_done < config.steps:
             # It sums up the run as it was; the resumed run writes a new one when it ends.
             (self.out / "summary.json").unlink(missing_ok=True)
@@ -339,9 +339,9 @@ def _remove_run(out: Path) -> None:
             ) from error
 
 
-def _same_settings(config: TrainConfig, saved: dict[str, Any], out: Path) -> None:
-    """OtherRun if a setting that must not change differs from the checkpoint's."""
-    now = json.loads(config.model_dump_json())
+def _same_settings(config: TrainConfig, out: Path, facts: dict[str, Any]) -> None:
+    """OtherRun if a setting that must not change differs from that in a checkpoint's facts."""
+    now, saved = json.loads(config.model_dump_json()), parse_json(facts["config"], "config")
     for key in sorted((set(now) | set(saved)) - MAY_CHANGE):
         if now.get(key) != saved.get(key):
             raise OtherRun(

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
-from pipeline.references.copies import near_pairs
+from pipeline.references.copies import connected, near_pairs
 from pipeline.report.data import ReportData, View
 from pipeline.report.text import as_text
 from pipeline.report.thumbnails import data_uri
@@ -45,13 +41,11 @@ def copies_view(data: ReportData) -> View | None:
 
 def near_groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """The rows that near-copies connect, largest group first, each group in the order of the rows."""
-    ends = np.array(list(near_pairs(rows)), int).reshape(-1, 2)
-    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(rows), len(rows)))
-    labels = connected_components(graph, directed=False)[1]
-    connected = np.unique(ends)
+    pairs = list(near_pairs(rows))
+    labels = connected(pairs, len(rows))
     groups: dict[int, list[Mapping[str, Any]]] = {}
-    for row in connected.tolist():
-        groups.setdefault(int(labels[row]), []).append(rows[row])
+    for row in sorted({row for pair in pairs for row in pair}):
+        groups.setdefault(labels[row], []).append(rows[row])
     return sorted(groups.values(), key=lambda group: -len(group))
 
 

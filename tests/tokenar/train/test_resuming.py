@@ -1,6 +1,7 @@
 """What becomes of a run that is there already: continued bit for bit, left alone, overwritten or refused."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def test_a_damaged_checkpoint_is_passed_over(trained, shards, tmp_path):
         (path / "facts.json").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint there can be read"):
         train_model(tiny_config(shards, out), resume=True)
+
+
+def test_a_run_of_another_network_is_told_apart_before_its_weights_are_read(trained, shards, tmp_path):
+    """The quickstart moves such a run aside: the model that it starts from may have other layers than an older one."""
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    with pytest.raises(OtherRun, match="the run there has model = "):
+        train_model(tiny_config(shards, out, model__layers=2), resume=True)
 
 
 @pytest.mark.slow
