@@ -311,12 +311,9 @@ class Stage(ABC):
         self, sample_id: str, status: str, code: str | None = None, message: str | None = None, scores: Any = None
     ) -> dict:
         row = {
-            "sample_id": sample_id,
-            "status": status,
-            "error_code": code,
-            "error_message": message,
+            "sample_id": sample_id, "status": status, "error_code": code, "error_message": message,
             "model": self._made_by,
-        }
+        }  # fmt: skip
         if status != "ok":
             return row
         if not isinstance(scores, Mapping):

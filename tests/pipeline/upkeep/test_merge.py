@@ -276,7 +276,6 @@ def test_two_runs_become_one_dataset(tmp_path, bucket):
     described = mlcroissant.Dataset(jsonld=folder / "croissant.json")
     assert not described.metadata.ctx.issues.errors
     assert sorted(row["preview/sample_id"].decode() for row in described.records("preview")) == kept
-    assert {path.name for path in (folder / "cards").iterdir()} == {"1.md", "2.md"}
 
 
 def test_a_dataset_that_holds_nothing_is_merged_too(two, tmp_path):
