@@ -53,6 +53,7 @@ def test_a_server_that_dies_is_not_waited_for(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_is_named_and_down_costs_one_line(tmp_path):
     """Run apart: Prefect reads its settings once."""
     code = "import flows.quickstart as q; print(q.server_comes(), q.STARTUP_TIMEOUT.value())"

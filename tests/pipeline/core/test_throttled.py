@@ -32,6 +32,7 @@ def throttled(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_made_again_because_a_bucket_throttles(bucket, throttled):
     curate(config(bucket, workers=1))
     before = buckets.contents(bucket)
@@ -47,6 +48,8 @@ def test_nothing_is_made_again_because_a_bucket_throttles(bucket, throttled):
         assert buckets.contents(bucket) == before
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_bucket_does_not_take_is_offered_again(bucket, throttled):
     throttled("put_object", times=2)
     curate(config(bucket, workers=1))

@@ -36,6 +36,7 @@ def reviewer_at_work(run_url, name, lines, kills, answered):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_reviewers_and_three_kills(copied):
     run_url = str(copied / "small")
     ids = list(open_run(run_url).manifest.sample_id)

@@ -115,6 +115,7 @@ def traced(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["int8", "float8"])
 def test_8_bit_weights_are_read_once_in_a_compiled_step(weights, traced, monkeypatch):
     """torchao's own product writes the whole weight in 16 bits first: more traffic than full weights."""
