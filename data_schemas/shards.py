@@ -18,8 +18,9 @@ Hidden members that macOS adds to archives (``._0001.target.png``, ``__MACOSX/..
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -32,7 +33,8 @@ from data_schemas.io.text import one_line
 
 __all__ = [
     "MAX_REFERENCES", "SHARD_VERSION", "ShardSample", "check_distinct", "decode_sample", "encode_sample",
-    "expand_shards", "file_name", "read_distinct", "read_members", "read_shard", "sample_ids",
+    "expand_shards", "file_name", "read_distinct", "read_members", "read_shard", "reference_count",
+    "sample_ids",
 ]  # fmt: skip
 
 SHARD_VERSION = 1
@@ -72,6 +74,11 @@ def encode_words(prompt: str, info: dict) -> dict[str, bytes]:
     return {"prompt.txt": prompt.encode(), "json": text.encode()}
 
 
+def reference_count(members: Mapping[str, bytes]) -> int:
+    """The number of references among a sample's members, which are numbered without gaps."""
+    return next(k for k in itertools.count() if f"reference_{k}.png" not in members)
+
+
 def decode_sample(sample_id: str, members: dict[str, bytes], source: str) -> ShardSample:
     """Decode and check the members of one sample; the inverse of ``encode_sample``.
 
@@ -95,9 +102,7 @@ def decode_sample(sample_id: str, members: dict[str, bytes], source: str) -> Sha
     info = parse_json(text, f"{where}: member 'json'")
     if not isinstance(info, dict) or info.get("schema_version") != SHARD_VERSION:
         raise UserError(f"{where}: not a sample of shard version {SHARD_VERSION}; make the shard again")
-    count = 0
-    while f"reference_{count}.png" in members:
-        count += 1
+    count = reference_count(members)
     if not 1 <= count <= MAX_REFERENCES:
         raise UserError(f"{where}: {count} references, expected 1 to {MAX_REFERENCES}")
     return ShardSample(

@@ -59,15 +59,20 @@ def filling(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder in or of ``--out``, unless it is there. UserError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
+
+
 @contextmanager
 def opened_folder(folder: Path) -> Iterator[None]:
     """Make the folder that ``--out`` names, unless it is there. If the work fails before anything is in it, the folders
     that were made go again."""
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
+    make_folder(folder)
     try:
         yield
     except BaseException:

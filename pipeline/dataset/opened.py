@@ -54,7 +54,7 @@ class Dataset:
         found = self.facts.get("version")
         return found if isinstance(found, str) else None
 
-    @property
+    @cached_property
     def shards(self) -> dict[str, Any]:
         """The digests of the shards by their names; none if run.json tells none. UserError for what is no shard."""
         stated = self.facts.get("shards")
@@ -70,7 +70,7 @@ class Dataset:
                 f"{shown(self.url)}: was published by a program that gave no versions; run its curation again, which "
                 "makes no part anew"
             )
-        _ = self.shards
+        _ = self.shards  # refuses other names
 
     @property
     def rules(self) -> dict[tuple[str, str], dict[str, Any]]:

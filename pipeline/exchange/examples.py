@@ -14,6 +14,7 @@ from data_schemas.errors import UserError
 from data_schemas.io import folders, pictures
 from data_schemas.io.files import read_file
 from data_schemas.io.text import from_path
+from data_schemas.shards import reference_count
 from pipeline.exchange.samples import members_of
 
 NAMES = {"target.png": "real.png", "background.png": "background.png", "prompt.txt": "description.txt"}
@@ -41,10 +42,8 @@ def written(name: str, members: Mapping[str, bytes]) -> Example:
     """The files of an example from a sample's members, byte by byte: ref/ref_1.png and so on are the references on
     white, real.png is the target."""
     files = {path: members[member] for member, path in NAMES.items()}
-    count = 0
-    while f"reference_{count}.png" in members:
-        files[f"ref/ref_{count + 1}.png"] = members[f"reference_{count}.png"]
-        count += 1
+    for k in range(reference_count(members)):
+        files[f"ref/ref_{k + 1}.png"] = members[f"reference_{k}.png"]
     return Example(name, files)
 
 

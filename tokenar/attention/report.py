@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
+from data_schemas.io.new_folders import make_folder
 from data_schemas.progress import Progress
 from data_schemas.shards import ShardSample, file_name
 from tokenar.attention import figures
@@ -69,10 +70,7 @@ def write_maps(
     sample_ids = [item.sample_id for item in samples]
     if drawn is not None and (missing := unlisted(drawn, sample_ids)):
         raise UserError(f"{drawn}: no prediction {missing[0]}.png of the last call; draw it with tokenar-sample")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
+    make_folder(folder)
     _drop_earlier(Path(out), sample_ids)
     measured = []
     with Progress("attention", len(samples), every=10, show=not quiet) as bar:

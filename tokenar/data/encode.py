@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data_schemas.errors import UserError
 from data_schemas.io.files import sweep
+from data_schemas.io.new_folders import make_folder
 from data_schemas.progress import Progress
 from data_schemas.shards import decode_sample, expand_shards, read_members
 from tokenar.data.encoded_shards import EncodedSample, write_shard
@@ -176,10 +177,7 @@ def _out_folder(config: EncodeConfig) -> Path:
         if (other := url_of.setdefault(_name(url), url)) != url:
             raise UserError(f"{url}: named like {other}; encode them to different folders")
     out = Path(config.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
+    make_folder(out)
     return out
 
 

@@ -39,10 +39,14 @@ class Method:
     def picture(self, sample_id: str) -> Path:
         return self.pictures / f"{file_name(sample_id)}.png"
 
+    def draws(self, references: int) -> bool:
+        """Whether it is evaluated on samples with so many references."""
+        return references == 1 or not self.one_reference
+
     def numbers(self, references: Sequence[int]) -> list[int]:
         """The numbers of the samples that it is evaluated on, of those with so many ``references`` each. UserError if
         there is none."""
-        numbers = [n for n, count in enumerate(references) if count == 1 or not self.one_reference]
+        numbers = [n for n, count in enumerate(references) if self.draws(count)]
         if references and not numbers:
             raise UserError(f"{self.name}: its model takes 1 reference, and all samples have more; add shards with one")
         return numbers

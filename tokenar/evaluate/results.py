@@ -142,9 +142,7 @@ class Results:
         for item in items[: self.config.shown]:
             empty = [None] * (references - len(item.references))
             drawn = [
-                None
-                if method.one_reference and len(item.references) > 1
-                else read_drawn(method.picture(item.sample_id))
+                read_drawn(method.picture(item.sample_id)) if method.draws(len(item.references)) else None
                 for method in self.methods
             ]
             row = strip([*item.references, *empty, item.background, *drawn, item.target])

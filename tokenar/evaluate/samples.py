@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 
 from data_schemas.errors import UserError
-from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_distinct
+from data_schemas.shards import ShardSample, decode_sample, expand_shards, read_distinct, reference_count
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Stored:
     @cached_property
     def references(self) -> int:
         """The number of its references."""
-        return next(k for k in count() if f"reference_{k}.png" not in self.members)
+        return reference_count(self.members)
 
     def decode(self) -> ShardSample:
         """Decode the sample. UserError naming the member that is missing or damaged."""

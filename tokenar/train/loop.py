@@ -21,6 +21,7 @@ import torch
 from data_schemas.errors import UserError
 from data_schemas.io.documents import parse_json
 from data_schemas.io.files import sweep, write_atomically
+from data_schemas.io.new_folders import make_folder
 from data_schemas.progress import Progress, tell
 from tokenar.config import TrainConfig
 from tokenar.data.prefetch import Prefetched
@@ -141,10 +142,7 @@ class _Trainer:
                     f"{self.out}: not empty; continue with --resume, start again with --overwrite or give another --out"
                 )
         if self.group.first:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{self.out}: cannot be made ({error.strerror}); give another --out") from error
+            make_folder(self.out)
             for folder in (self.out, self.out / "model", self.out / "pictures"):
                 sweep(folder)
         self.group.wait()
