@@ -113,3 +113,13 @@ BAD_JSON: dict[str, tuple[str | bytes, str]] = {
     "unknown key": ('{"shard": "x"}', "did you mean shards|Field required"),
     "wrong type": ('{"shards": 3}', "shards"),
 }
+
+
+NO_OUT = {
+    "below a device": ("/dev/null/x", "/dev/null"),
+    "where nobody may write": ("/proc/x/y", "/proc/x"),
+    "over-long": ("{here}/" + "x" * 300, "--out"),
+    "in a bucket": ("s3://bucket/x", "this machine"),
+    "of nothing": ("", "--out"),
+}
+"""What no new folder can be, with a word of the line that says so."""
