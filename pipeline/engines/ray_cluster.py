@@ -45,6 +45,7 @@ class Cluster:
         self.config, self.stage, self.lock = config, "", threading.Lock()
         self.places: queue.Queue[Any] = queue.Queue()
         self.actors: list[Any] = []
+        self.asking = threading.Lock()
         self.started = False
         # Ray's processes end with the thread that started them, and those that make parts end with each stage
         self.starter = ThreadPoolExecutor(1)
@@ -98,15 +99,18 @@ class Cluster:
 
     def _offer(self, actor: Any) -> None:
         """Make an actor a free place as soon as it runs: the cluster may have no room for it now, or never."""
-        places = self.places
 
         def answered(answer: Future[None]) -> None:
             if answer.exception() is None:
                 places.put(actor)
-            elif any(actor is own for own in self.actors):  # being started anew
+            else:  # being started anew
                 threading.Timer(AGAIN, self._offer, [actor]).start()
 
-        actor.runs.remote().future().add_done_callback(answered)
+        with self.asking:
+            if not any(actor is own for own in self.actors):  # Ray would connect anew to ask an actor that was ended
+                return
+            places, answer = self.places, actor.runs.remote().future()
+        answer.add_done_callback(answered)
 
     def _staff(self, job: PartJob) -> None:
         """Actors for the job's stage, if those there are another's. All parts of a stage are made before the next's."""
@@ -125,10 +129,10 @@ class Cluster:
         self.stage = job.stage
 
     def _dismiss(self) -> None:
-        self.places = queue.Queue()
-        for actor in self.actors:
+        with self.asking:
+            ended, self.actors, self.places = self.actors, [], queue.Queue()
+        for actor in ended:
             ray.kill(actor)
-        self.actors = []
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here."""

@@ -50,6 +50,30 @@ def test_two_nodes_make_the_bytes_that_threads_make_and_one_that_is_lost_costs_n
 
 
 @pytest.mark.slow
+def test_an_actor_that_was_lost_at_the_end_connects_to_no_cluster_anew(tmp_path):
+    """Any call of Ray connects by itself to a cluster that it finds, and lost actors are asked again later."""
+    import ray
+
+    from pipeline.engines import ray_cluster
+
+    cluster = ray_cluster.Cluster(config(tmp_path, "ray"))
+    cluster.starter.submit(cluster._start).result()
+    cluster.actors = [ray_cluster.Maker.remote()]
+    cluster._offer(cluster.actors[0])
+    actor = cluster.places.get(timeout=60)
+    ray.kill(actor)
+    with mock.patch.object(ray_cluster, "AGAIN", 0.5), mock.patch("threading.Timer", wraps=threading.Timer) as timer:
+        cluster._offer(actor)
+        while not timer.called:
+            time.sleep(0.01)
+        with mock.patch("ray.init") as connect:
+            cluster.close()
+            time.sleep(1)
+    connect.assert_not_called()
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"engine ray: 127.0.0.1:1 cannot be had .*check ray_address"):
         curate(config(tmp_path, "ray", ray_address="127.0.0.1:1"))
