@@ -38,6 +38,7 @@ from tokenar.encoders.teacher import Teacher
 from tokenar.encoders.text import HashedWords, T5Encoder, TextEncoder
 from tokenar.encoders.vq import VqTokenizer, load_network
 from tokenar.model.folder import START, start_folder
+from tokenar.model.layers import TEACHER_WIDTH
 from tokenar.processes import Workers
 
 ENCODED_AT_ONCE = 16
@@ -245,7 +246,21 @@ def _text_encoder(config: TrainConfig, device: torch.device | str) -> TextEncode
 
 
 def _teacher(config: TrainConfig, device: torch.device | str) -> Teacher | None:
-    return Teacher(config.teacher, device) if config.teacher else None
+    if not config.teacher:
+        return None
+    teacher = Teacher(config.teacher, device)
+    _check_teacher(config, "teacher:", teacher.tokens, teacher.width)
+    return teacher
+
+
+def _check_teacher(config: TrainConfig, whose: str, tokens: int, width: int) -> None:
+    """UserError for features of a teacher that cannot be compared with the model's."""
+    expected = sum(config.model.teachers.values())
+    if (tokens, width) != (expected, TEACHER_WIDTH):
+        raise UserError(
+            f"{whose} {tokens} features of width {width} an image, model.distill {config.model.distill} takes "
+            f"{expected} of width {TEACHER_WIDTH}; choose teacher and model.distill that go together"
+        )
 
 
 # Encoded shards
@@ -264,9 +279,9 @@ def _open_encoded(config: TrainConfig, group: Workers) -> Inputs:
     _tell_shards("opening", config, group)
     train, *others = (EncodedShards(pattern) for pattern in config.every_shards)
     val = EncodedShards(config.val_shards) if config.val_shards else None
-    for further in (*others, *([val] if val else [])):
-        further.expect(**train.encoders.model_dump())
-    _check_shapes(config, train)
+    for own in (train, *others, *([val] if val else [])):
+        own.expect(**train.encoders.model_dump())
+        _check_shapes(config, own)
     tokenizer = _vq_tokenizer(config, group)
     if group.first:
         tell("comparing the shards' encoders with this run's")
@@ -287,21 +302,17 @@ def _check_shapes(config: TrainConfig, shards: EncodedShards) -> None:
     for name in ("image_tokens", "vocabulary", "text_tokens", "text_width"):
         if getattr(model, name) != getattr(shapes, name):
             raise UserError(
-                f"{config.shards}: encoded with {name} {getattr(shapes, name)}, the model has {getattr(model, name)}; "
+                f"{shards.pattern}: encoded with {name} {getattr(shapes, name)}, the model has {getattr(model, name)}; "
                 "give the shards' settings or encode them again"
             )
-    if config.teacher and shapes.teacher is None:
-        raise UserError(f"{config.shards}: encoded without a teacher; encode them with one or set teacher to null")
-    expected = sum(model.teachers.values())
-    if config.teacher and shapes.teacher and shapes.teacher[0] != expected:
-        raise UserError(
-            f"{config.shards}: encoded with {shapes.teacher[0]} features of the teacher an image, model.distill "
-            f"{model.distill} takes {expected}; encode them with --distill {model.distill}"
-        )
+    if config.teacher:
+        if shapes.teacher is None:
+            raise UserError(f"{shards.pattern}: encoded without a teacher; encode them with one or set teacher to null")
+        _check_teacher(config, f"{shards.pattern}: encoded with", *shapes.teacher)
     padded = shards.encoders.text.endswith("+padding")
     if padded != (model.text_padding == "attended"):
         raise UserError(
-            f"{config.shards}: encoded {'with' if padded else 'without'} the captions' padding, which the model "
+            f"{shards.pattern}: encoded {'with' if padded else 'without'} the captions' padding, which the model "
             f"{'masks' if padded else 'reads'}; encode them {'without' if padded else 'with'} --keep-padding or set "
             f"model.text_padding to {'attended' if padded else 'masked'}"
         )

@@ -204,8 +204,9 @@ def sets(shards, frozen, tmp_path_factory):
 
 def encode_config(frozen, shards, out, **changes):
     return EncodeConfig(
-        shards=f"{shards}/*.tar", out=str(out), vq=str(frozen / "vq.safetensors"), vq_config=TINY_VQ, image_size=8,
-        text={"model": str(frozen / "t5"), "tokens": 40}, teacher={"model": str(frozen / "dinov2")}, **changes
+        shards=f"{shards}/*.tar", out=str(out), vq=str(frozen / "vq.safetensors"), vq_config=TINY_VQ,
+        text={"model": str(frozen / "t5"), "tokens": 40}, teacher={"model": str(frozen / "dinov2")},
+        **{"image_size": 8, **changes},
     )  # fmt: skip
 
 
@@ -236,7 +237,8 @@ def test_encoded_shards_give_the_losses_of_raw_ones(kind, padding, frozen, sets,
         ]
     assert len(found["raw"]) == 6
     files = sorted(sets["raw"].glob("train-*.tar"))
-    assert shards["raw"] == shards[kind] == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    assert shards["raw"] == shards[kind]
+    assert [shard["sha256"] for shard in shards[kind]] == [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
     for one, other in zip(found["raw"], found[kind], strict=True):
         assert other == pytest.approx(one, rel=1e-5)
     assert weights(tmp_path / kind).keys() == weights(tmp_path / "raw").keys()
@@ -299,6 +301,12 @@ def test_shards_that_do_not_go_with_the_settings(frozen, sets, tmp_path):
     refused("encoded with the captions' padding", "padded")
     refused("encoded with text_width 16, the model has 8", model__text_width=8)
     refused("encoded pictures cannot be varied", variations=1)
+    larger = encode_config(frozen, sets["raw"], tmp_path / "larger", image_size=16)
+    encode_shards(larger)
+    refused(r"larger/test-\*.tar: encoded with image_tokens 64", val_shards=f"{tmp_path}/larger/test-*.tar")
+    refused(r"larger/train-\*.tar: encoded with image_tokens 64", also=(f"{tmp_path}/larger/train-*.tar",))
+    save_tiny_dinov2(tmp_path / "narrow", width=384, patch=112)
+    refused("teacher: 4 features of width 384 .* takes 4 of width 768", "raw", teacher__model=str(tmp_path / "narrow"))
     refused("is a raw shard and .* an encoded one", val_shards=str(sets["raw"] / "test-*.tar"))
     save_file(tiny_vq(seed=1).state_dict(), tmp_path / "other.safetensors")
     refused("encoded with tokenizer", tokenizer_weights=str(tmp_path / "other.safetensors"))
