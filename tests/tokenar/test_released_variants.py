@@ -3,11 +3,14 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 import torch
 from golden import cases, read, tensors
 from golden.released import config_of
+from hypothesis import given
+from hypothesis import strategies as st
 from small.run import SMALL, in_process, make_sample, random_net, tiny_config, write_config, write_shard
 from tiny.encoders import save_tiny_clip, save_tiny_dinov2
 from torch.nn import functional as F
@@ -214,8 +217,22 @@ def test_sets_are_mixed_in_proportion_and_none_repeats_early():
     assert [number for _ in range(50) for number in again.next()] == numbers
 
 
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3), seed=st.integers(0, 99), epochs=st.integers(1, 6))
+def test_a_sets_samples_come_once_before_any_comes_again_whatever_the_epoch(sizes, seed, epochs):
+    mix = Mix(tuple(sizes), tuple(float(1 + own) for own in range(len(sizes))))
+    drawn = [number for epoch in range(epochs) for number in mix.order(seed, epoch)]
+    first = 0
+    for size in sizes:
+        own = [number for number in drawn if first <= number < first + size]
+        rounds = [own[start : start + size] for start in range(0, len(own), size)]
+        assert all(len(set(one)) == len(one) for one in rounds)
+        first += size
+    assert len(drawn) == epochs * sum(sizes)
+
+
 @pytest.mark.slow
 def test_two_sets_train_for_epochs(tmp_path):
+    """Both have shards of the same name."""
     write_shard(tmp_path / "a/train-0.tar", [make_sample(n, side=32) for n in range(6)])
     write_shard(tmp_path / "b/train-0.tar", [make_sample(n, side=32, references=1) for n in range(6, 8)])
     path = write_config(tiny_config(tmp_path, tmp_path / "run", val_shards=None), tmp_path / "config.json")
@@ -224,6 +241,8 @@ def test_two_sets_train_for_epochs(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["steps"] == 2 * (2 + 1), "six samples with two references and two with one, in batches of four"
+    files = [tmp_path / "a/train-0.tar", tmp_path / "b/train-0.tar"]
+    assert [shard["sha256"] for shard in summary["shards"]] == [sha256(f.read_bytes()).hexdigest() for f in files]
     weighed = in_process(*options, "--weight", "1", "--weight", "5", "--overwrite")
     assert weighed.returncode == 0, weighed.stderr
     refused = in_process(*options, "--weight", "1", "--overwrite")

@@ -254,11 +254,11 @@ def epoch_batches(
     than ``batch``.
     """
     generator = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(references)))
     if mix is None:
+        order = list(range(len(references)))
         generator.shuffle(order)
     else:
-        order = mix.order(generator)
+        order = mix.order(seed, epoch)
     batches = []
     for count in sorted(set(references)):
         same = [number for number in order if references[number] == count]

@@ -98,13 +98,13 @@ class _Trainer:
         overwrite: bool,
         load: LoadInputs,
     ):
-        self.load = load
-        self.config, self.group, self.stop, self.progress = config, group, stop, progress
+        self.config, self.group, self.stop, self.progress, self.load = config, group, stop, progress, load
         self.out = Path(config.out)
         self.begun = time.monotonic()
         self.steps_done = 0
         self.best_loss: float | None = None  # the lowest validation loss so far
-        self.last_row: dict[str, Any] = {}  # the last row of the log with training losses
+        self.loss: float | None = None  # that of the last row of the log with training losses
+        self.shown = ""  # what the progress bar shows of that row
         self.validation: dict[str, float] = {}  # the last validation losses
         self._open_out(resume, overwrite)
         self.checkpoints = Checkpoints(self.out, config.keep, group)
@@ -165,7 +165,7 @@ class _Trainer:
         same = partial(_same_settings, config, self.out)
         facts = self.checkpoints.load(net, step.optimizer, step.averages, check=same)
         try:
-            self.steps_done, self.best_loss = int(facts["step"]), facts["best"]
+            self.steps_done, self.best_loss, self.loss = int(facts["step"]), facts["best"], facts.get("loss")
             data = facts["data"], facts["encoders"], Position(int(facts["epoch"]), int(facts["batch"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -217,8 +217,7 @@ class _Trainer:
             self.speed.count(batches.samples, batches.scored_tokens, batches.references)
             if self.steps_done % config.log_every == 0 or self.steps_done == config.steps:
                 self._log_row(batches, rate, stream.waited)
-            row = self.last_row
-            bar.advance(f"loss {row['loss_target']:.3f}  {row['samples_per_s']:.1f} samples/s" if row else "")
+            bar.advance(self.shown)
             begun = time.monotonic()
             self._evaluate_and_save(bar)
             self.speed.begun += time.monotonic() - begun  # the logged speed is that of training alone
@@ -234,9 +233,11 @@ class _Trainer:
     def _log_row(self, batches: StepBatches, rate: float, waited: float) -> None:
         values = self.step.read(batches)
         self.step.check()  # NaN must not get into a row, as JSON has none
-        self.last_row = {"step": self.steps_done, **values, "lr": rate, **self.speed.row(waited)}
+        row = {"step": self.steps_done, **values, "lr": rate, **self.speed.row(waited)}
+        self.loss = row["loss"]
+        self.shown = f"loss {row['loss_target']:.3f}  {row['samples_per_s']:.1f} samples/s"
         if self.log:
-            self.log.record(self.last_row)
+            self.log.record(row)
 
     def _evaluate_and_save(self, bar: Progress) -> None:
         """Validate, draw pictures and save a checkpoint, each if it is due after this step."""
@@ -295,17 +296,17 @@ class _Trainer:
         self.step.check_weights(self.steps_done)
         facts = {
             "epoch": self.position.epoch, "batch": self.position.batch, "data": self.inputs.digest,
-            "encoders": self.inputs.encoders, "best": self.best_loss, "config": self.config.model_dump_json(),
+            "encoders": self.inputs.encoders, "best": self.best_loss, "loss": self.loss,
+            "config": self.config.model_dump_json(),
         }  # fmt: skip
-        step = self.step
-        self.checkpoints.save(self.steps_done, step.net, step.optimizer, facts, step.averages, best)
+        self.checkpoints.save(self.steps_done, self.step.net, self.step.optimizer, facts, self.step.averages, best)
 
     def _finish(self) -> dict[str, Any]:
         """Save a checkpoint and the summary. The model folder is written only if all steps are done."""
         finished = self.steps_done >= self.config.steps
         summary: dict[str, Any] = {
             "out": str(self.out), "finished": finished, "steps": self.steps_done, "signal": self.stop.number,
-            "shards": {source.name: source.sha256 for source in self.inputs.sources},
+            "shards": [source.model_dump() for source in self.inputs.sources],
         }  # fmt: skip
         self._save()
         if finished:
@@ -315,7 +316,7 @@ class _Trainer:
                 self.out / "model", self.step.net, self.inputs.tokenizer, self.config.text,
                 ema=self.step.averages, first=self.group.first,
             )  # fmt: skip
-            summary |= {"loss": self.last_row.get("loss"), **self.validation}
+            summary |= {"loss": self.loss, **self.validation}
         self.checkpoints.wait()
         summary["seconds"] = round(time.monotonic() - self.begun, 1)
         if not self.log:

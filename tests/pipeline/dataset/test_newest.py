@@ -65,4 +65,8 @@ def test_a_training_reads_the_newest_dataset(bucket, tmp_path):
     fs = fsspec.filesystem("s3")
     trained = json.loads((tmp_path / "out" / "summary.json").read_text())["shards"]
     names = [url.rpartition("/")[2] for url in expand_shards(f"{result.dataset_url}/train-*.tar")]
-    assert trained == {name: hashlib.sha256(fs.cat_file(f"{result.dataset_url}/{name}")).hexdigest() for name in names}
+    contents = {name: fs.cat_file(f"{result.dataset_url}/{name}") for name in names}
+    assert trained == [
+        {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    ]

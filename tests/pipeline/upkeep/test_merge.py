@@ -94,7 +94,7 @@ def test_the_trainer_reads_it(two, tmp_path):
     done = in_process("train", "--config", write_config(settings, tmp_path / "settings.json"))
     assert done.returncode == 0, done.stderr
     shards = json.loads((tmp_path / "trained" / "summary.json").read_text())["shards"]
-    assert set(shards) == {"train-00000.tar", "train-00001.tar", "train-00002.tar"}
+    assert [shard["name"] for shard in shards] == ["train-00000.tar", "train-00001.tar", "train-00002.tar"]
 
 
 def test_a_sample_that_both_hold_is_kept_once_with_its_bytes(two, tmp_path):

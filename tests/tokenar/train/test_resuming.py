@@ -106,6 +106,14 @@ def test_overwrite_removes_the_run_and_nothing_else(shards, tmp_path):
     assert [path.name for path in checkpoint.checkpoints(out)] == ["step-000001"]
 
 
+def test_a_finished_run_that_is_resumed_says_what_it_said(shards, tmp_path):
+    first = train_model(tiny_config(shards, tmp_path / "run", steps=3))
+    again = train_model(tiny_config(shards, tmp_path / "run", steps=3), resume=True)
+    assert first.pop("seconds") > 0
+    assert again.pop("seconds") > 0
+    assert again == first
+
+
 def test_a_run_that_goes_on_is_not_summed_up_as_it_was(shards, tmp_path):
     out = tmp_path / "run"
     train_model(tiny_config(shards, out, steps=3))
