@@ -5,6 +5,7 @@ A finished run is not repeated, so a sweep that was stopped continues where it w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,16 @@ import pyarrow.parquet as pq
 from data_schemas.errors import UserError
 from data_schemas.io.documents import read_json
 from data_schemas.io.files import write_atomically
+from data_schemas.shards import expand_shards
 from tokenar.config import SampleConfig, TrainConfig
+from tokenar.data.samples import read_samples
+from tokenar.data.shard_index import Source
 from tokenar.encoders.fitted import FittedTokenizer
+from tokenar.evaluate.pictures import boxes_of
 from tokenar.evaluate.run import evaluate_models
 from tokenar.processes import Workers
 from tokenar.sweeps.statistics import compared, interval
-from tokenar.train.inputs import Inputs, LoadInputs, chosen_ids, load_inputs
+from tokenar.train.inputs import Inputs, chosen_ids, load_inputs
 from tokenar.train.loop import train_model
 
 METRICS = (
@@ -44,6 +49,15 @@ class EncodedOnce:
 
     def __init__(self) -> None:
         self.known: dict[str, Inputs] = {}
+        self.digests: dict[str, str] = {}
+
+    def content(self, config: TrainConfig) -> str:
+        """A digest of the shards and of the ids that are chosen of them. Shards are read once in a sweep."""
+        urls = [url for pattern in (*config.every_shards, str(config.val_shards)) for url in expand_shards(pattern)]
+        self.digests |= {url: Source.of(url).sha256 for url in urls if url not in self.digests}
+        ids = chosen_ids(config)
+        content = json.dumps([[self.digests[url] for url in urls], None if ids is None else sorted(ids)])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def __call__(self, config: TrainConfig, group: Workers, fitted: Path, resumed: bool) -> Inputs:
         apart: dict[str, Any] = {"out": True, "only": True, "seed": not config.variations, "model": set(PARTS)}
@@ -57,9 +71,15 @@ class EncodedOnce:
 
 
 def needs_held_out(config: TrainConfig) -> None:
-    """UserError without validation shards: a sweep measures identity on subjects that were not trained on."""
+    """UserError without validation shards that tell where their subjects are: a sweep measures identity on subjects
+    that were not trained on."""
     if not config.val_shards:
         raise UserError("a sweep measures identity on held-out subjects; give --val-shards")
+    if not any(map(boxes_of, read_samples(config.val_shards))):
+        raise UserError(
+            f"{config.val_shards}: no sample tells where its subjects are (boxes), which a sweep measures; give other "
+            "--val-shards"
+        )
 
 
 def measured(
@@ -68,10 +88,10 @@ def measured(
     sampling: SampleConfig,
     limit: int | None,
     say: Callable[[str], None],
-    load: LoadInputs,
+    load: EncodedOnce,
 ) -> dict[str, Any]:
     """Train and evaluate one run with several seeds; returns its row of the table. ``say`` gets a line for each.
-    ``load`` is an EncodedOnce that the runs of a sweep share."""
+    ``load`` is shared by the runs of a sweep."""
     figures, samples = [], []
     for config in configs:
         found = _one(config, sampling, limit, load)
@@ -88,11 +108,11 @@ def measured(
     return {"run": name, "seeds": figures, "samples": means} | _means(figures) | intervals
 
 
-def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None, load: LoadInputs) -> dict[str, Any]:
+def _one(config: TrainConfig, sampling: SampleConfig, limit: int | None, load: EncodedOnce) -> dict[str, Any]:
     """The figures of one run, and those of its samples. Nothing is done again if its folder has them for these
-    settings."""
-    done = Path(config.out) / "ablation.json"
-    asked = {"train": config.model_dump(mode="json"), "sampling": sampling.model_dump(), "limit": limit}
+    settings and samples."""
+    done, settings = Path(config.out) / "ablation.json", config.model_dump(mode="json")
+    asked = {"train": settings, "content": load.content(config), "sampling": sampling.model_dump(), "limit": limit}
     with suppress(UserError, KeyError, TypeError):  # a file that cannot be read counts as missing
         earlier = read_json(done)
         if earlier["asked"] == asked:

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from small.run import command, tiny_config
+from small.run import command, make_sample, tiny_config, write_shard
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards, read_shard
@@ -55,6 +55,13 @@ def test_one_table_of_the_same_training_on_every_choice(curated, tmp_path):
     assert "| unfiltered | 10 | 0.3000 |" in page
     assert "identity against filtered" in page
     assert json.loads((tmp_path / "sweep/filters.json").read_text())[3]["run"] == "without faults"
+    manifest = pd.read_parquet(curated / "manifest.parquet")
+    manifest.loc[1, "decision"] = "rejected"
+    manifest.to_parquet(curated / "manifest.parquet")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("model.safetensors")}
+    sweep(config, seeds=2, limit=2, say=lambda line: None)
+    again = {p.parts[-3].rpartition("-")[0] for p, stamp in stamps.items() if p.stat().st_mtime_ns != stamp}
+    assert again == {"filtered", "thinned"}, "those whose samples are others now"
 
 
 def test_only_some_samples_are_trained_on(curated, tmp_path):
@@ -68,6 +75,15 @@ def test_only_some_samples_are_trained_on(curated, tmp_path):
         train_model(with_changes(config, out=str(tmp_path / "other")))
     with pytest.raises(UserError, match=r"away.*sample id on every line"):
         train_model(with_changes(config, only=str(tmp_path / "away"), out=str(tmp_path / "third")))
+
+
+def test_shards_that_do_not_tell_where_subjects_are_are_refused_at_once(curated, tmp_path):
+    sample = make_sample(0, "test", 64)
+    del sample.info["boxes"]
+    write_shard(tmp_path / "bare" / "test-0.tar", [sample])
+    config = tiny_config(curated, tmp_path / "sweep", val_shards=f"{tmp_path}/bare/*.tar")
+    with pytest.raises(UserError, match=r"bare/\*.tar: no sample tells where its subjects are"):
+        sweep(config)
 
 
 def test_what_the_sweep_needs_is_said(shards, curated, tmp_path):
