@@ -51,10 +51,19 @@ def decode(data: bytes, source: str, max_pixels: int = MAX_PIXELS) -> Image.Imag
     8 bits, and of several frames or pages the first is taken. All other modes become RGB.
     """
     with _refusing(source):
-        stored = _loaded(data, source, max_pixels)
-        turn = _TURNS.get(stored.getexif().get(ExifTags.Base.Orientation, 1))
-        picture = _as_8_bit(stored, source)
-        return picture if turn is None else picture.transpose(turn)
+        return _as_seen(_loaded(data, source, max_pixels), source)
+
+
+def as_seen(picture: Image.Image, source: str) -> Image.Image:
+    """A picture that Pillow opened or made, upright and in a mode that ``decode`` gives. Raises UserError likewise."""
+    with _refusing(source):
+        return _as_seen(picture, source)
+
+
+def _as_seen(picture: Image.Image, source: str) -> Image.Image:
+    turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    seen = _as_8_bit(picture, source)
+    return seen if turn is None else seen.transpose(turn)
 
 
 def decode_as_stored(data: bytes, source: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

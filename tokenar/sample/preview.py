@@ -34,11 +34,15 @@ class Growing:
         return bool(self.tokens) and len(self.tokens) % self.tokenizer.grid == 0
 
     def pictures(self, limit: int | None = None) -> list[Image.Image]:
-        """The first pictures of the batch, or all. Rows of tokens that are not whole yet are grey."""
+        """The first pictures of the batch, or all. Rows of tokens that are not whole yet are grey.
+
+        Each is decoded alone, because a convolution's last digits depend on the size of the batch.
+        """
         grid = self.tokenizer.grid
         codes = torch.stack(self.tokens, dim=1)[:limit].cpu()
         whole = torch.nn.functional.pad(codes, (0, grid * grid - codes.shape[1]))
-        pixels = self.tokenizer.decode(whole, self.sources[:limit]).cpu()
+        alone = zip(whole.split(1), self.sources[:limit].split(1), strict=True)
+        pixels = torch.cat([self.tokenizer.decode(*one).cpu() for one in alone])
         pixels[:, :, codes.shape[1] // grid * (pixels.shape[2] // grid) :] = 0
         return [tensor_picture(picture) for picture in pixels]
 

@@ -88,9 +88,14 @@ class Sampler:
         self, references: Sequence[Image.Image], background: Image.Image, prompt: str, seed: int | None = None
     ) -> Image.Image:
         """Draw one picture (RGB, a square of the tokenizer's ``image_size`` pixels), with ``config.seed`` if no seed is
-        given. The images may have any size and mode; transparent parts become white."""
-        opaque = [pictures.on_white(picture) for picture in references]
-        request = Request("the picture", prompt, opaque, pictures.on_white(background))
+        given. The images may have any size and mode; they are turned upright, and transparent parts become white, as in
+        files. UserError for one that cannot be read."""
+
+        def opaque(picture: Image.Image, name: str) -> Image.Image:
+            return pictures.on_white(pictures.as_seen(picture, name))
+
+        shown = [opaque(picture, f"reference {number}") for number, picture in enumerate(references)]
+        request = Request("the picture", prompt, shown, opaque(background, "background"))
         encoded = self.encode([(0, request)])
         return self.pictures(encoded, [self.config.seed if seed is None else seed])[0]
 

@@ -6,17 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from small.run import changed, in_process, inputs, photo, random_net
 
 from data_schemas.errors import UserError
 from data_schemas.shards import read_shard
 from tokenar.config import SampleConfig
-from tokenar.model.folder import Model
+from tokenar.encoders.fitted import load_fitted
+from tokenar.model.folder import START, Model
 from tokenar.sample import requests
 from tokenar.sample.decoder import Decoder
+from tokenar.sample.preview import Growing
 from tokenar.sample.sampler import NEXT_SEED, Sampler, sample_pictures
 
 
@@ -110,6 +113,50 @@ def test_the_same_from_shards_folders_lists_and_python(model, shards, tmp_path):
     drawn = Sampler(model, config).draw(chosen.references, chosen.background, chosen.prompt)
     others = [tmp_path / "b/one.png", tmp_path / "c/one.png", tmp_path / "c/two.png"]
     assert {pixels(path) for path in others} == {drawn.tobytes()} == {pixels(tmp_path / f"a/{chosen.sample_id}.png")}
+
+
+def palette(picture):
+    return picture.convert("P"), {"transparency": 0}
+
+
+def grey_with_alpha(picture):
+    return Image.merge("LA", (picture.convert("L"), picture.convert("L").point(lambda value: 255 * (value > 99)))), {}
+
+
+def deep_grey(picture):
+    return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257), {}
+
+
+def on_its_side(picture):
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    return picture.crop((0, 0, 60, 40)), {"exif": tags}
+
+
+@pytest.mark.parametrize("kind", [palette, grey_with_alpha, deep_grey, on_its_side])
+def test_a_picture_of_any_kind_is_what_its_file_is(model, folder, tmp_path, kind):
+    scene = folder / "scene_1"
+    for name in ("ref/0.png", "background.png"):
+        with Image.open(scene / name) as plain:
+            stored, options = kind(plain.convert("RGB"))
+        stored.save(scene / name, **options)
+    sample_pictures(model, requests.from_folder(scene), tmp_path, quiet=True)
+    references = [Image.open(path) for path in sorted((scene / "ref").iterdir())]
+    drawn = Sampler(model).draw(
+        references, Image.open(scene / "background.png"), (scene / "description.txt").read_text()
+    )
+    assert drawn.tobytes() == pixels(tmp_path / "scene_1.png")
+
+
+def test_tokens_become_the_same_picture_alone_and_in_a_batch():
+    """In a batch the packaged tokenizer's convolutions give other last digits, and these tokens another picture."""
+    tokenizer, generator = load_fitted(START / "tokenizer.safetensors"), torch.Generator().manual_seed(0)
+    tokens = torch.randint(tokenizer.vocabulary, (8, tokenizer.grid**2), generator=generator)
+    sources = torch.rand(8, 3, 3, tokenizer.image_size, tokenizer.image_size, generator=generator) * 2 - 1
+    together = Growing(tokenizer, sources, list(tokens.T)).pictures()
+    for number, picture in enumerate(together):
+        alone = Growing(tokenizer, sources[number : number + 1], list(tokens[number : number + 1].T)).pictures()
+        assert picture.tobytes() == alone[0].tobytes()
 
 
 def test_several_seeds_of_each_sample(model, shards, tmp_path):
