@@ -25,6 +25,7 @@ from tokenar.device import own_device
 from tokenar.evaluate.pictures import noted, read_drawn, remove_earlier, unlisted
 from tokenar.model.checkpoints import Checkpoint
 from tokenar.model.folder import Model, load_model
+from tokenar.sample.requests import from_shards
 
 SHOWN = 4
 """Layers in the heat maps if none are given: the first, the last, and evenly spaced ones between them."""
@@ -66,15 +67,14 @@ def write_maps(
     if drawn is not None and not drawn.is_dir():
         raise UserError(f"{drawn}: no such folder; give the folder that tokenar-sample wrote")
     loaded.net.to(own_device())
-    samples, folder = list(read_samples(shards, limit)), Path(out) / "samples"
-    sample_ids = [item.sample_id for item in samples]
+    folder, sample_ids = Path(out) / "samples", from_shards(shards, limit).sample_ids
     if drawn is not None and (missing := unlisted(drawn, sample_ids)):
         raise UserError(f"{drawn}: no prediction {missing[0]}.png of the last call; draw it with tokenar-sample")
     make_folder(folder)
     _drop_earlier(Path(out), sample_ids)
     measured = []
-    with Progress("attention", len(samples), every=10, show=not quiet) as bar:
-        for item in samples:
+    with Progress("attention", len(sample_ids), every=10, show=not quiet) as bar:
+        for item in read_samples(shards, limit):
             if drawn is not None:
                 item = replace(item, target=read_drawn(drawn / f"{file_name(item.sample_id)}.png"))
             measured.append(_sample(item, loaded, folder, shown, heads, index=drawn is None))
@@ -87,7 +87,7 @@ def _drop_earlier(out: Path, sample_ids: Sequence[str]) -> None:
     """Remove the means of an earlier call, and its files of samples that are not measured this time."""
     before = {str(entry.get("sample_id")) for entry in noted(out / "attention.json", "per_sample")} - set(sample_ids)
     endings = ("safetensors", "sources.png", "picture.png", "mass.png")
-    remove_earlier(out / "samples", [f"{sample_id}.{ending}" for sample_id in before for ending in endings])
+    remove_earlier(out / "samples", [f"{file_name(sample_id)}.{ending}" for sample_id in before for ending in endings])
     remove_earlier(out, ["attention.json"])
 
 

@@ -62,8 +62,9 @@ class Results:
 
         metrics.json is removed too: it is written last, and says that all other files are complete.
         """
-        before, shown = noted(self.out / "metrics.json", "shown"), self.sample_ids[: self.config.shown]
-        remove_earlier(self.out / "pictures", [f"{sample_id}.png" for sample_id in before if sample_id not in shown])
+        before = set(map(str, noted(self.out / "metrics.json", "shown")))
+        shown = self.sample_ids[: self.config.shown]
+        remove_earlier(self.out / "pictures", [f"{file_name(sample_id)}.png" for sample_id in before - set(shown)])
         remove_earlier(self.out, ["metrics.json", *(["grid.png"] if not shown else [])])
 
     def write(self, entries: Entries) -> None:

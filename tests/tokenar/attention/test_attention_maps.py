@@ -281,6 +281,9 @@ def test_attention_refuses(trained, shards, tmp_path):
 @pytest.mark.slow
 def test_nothing_of_an_earlier_call_stands_beside_this_one(trained, shards, tmp_path):
     out = tmp_path / "out"
+    elsewhere = make_sample(0, "test", 64)
+    elsewhere.sample_id = "in/folder 1"
+    assert run(trained, out, write_shard(tmp_path / "s.tar", [elsewhere])).returncode == 0
     assert run(trained, out, shards / "test-*.tar", "--limit", 2).returncode == 0
     (out / "samples" / "notes.txt").write_text("mine")
     assert run(trained, out, shards / "test-*.tar", "--limit", 1).returncode == 0

@@ -15,7 +15,7 @@ from tiny.evaluation import save_backbone, save_inception, save_tiny_clip, save_
 
 from data_schemas.errors import UserError
 from data_schemas.io.pictures import square_on_white
-from data_schemas.shards import read_shard
+from data_schemas.shards import file_name, read_shard
 from tokenar.config import SampleConfig
 from tokenar.evaluate.config import EvalConfig
 from tokenar.evaluate.encoders import Encoder, Inception
@@ -56,7 +56,7 @@ def small_inception(monkeypatch):
 def write(folder, pictures, samples):
     folder.mkdir(exist_ok=True)
     for picture, sample in zip(pictures, samples, strict=True):
-        picture.save(folder / f"{sample.sample_id}.png")
+        picture.save(folder / f"{file_name(sample.sample_id)}.png")
     return folder
 
 
@@ -242,7 +242,11 @@ def test_a_stopped_run_goes_on(trained, glob, encoders, small_inception, tmp_pat
 
 def test_nothing_of_an_earlier_evaluation_stands_beside_this_one(glob, samples, tmp_path):
     truth, out = write(tmp_path / "truth", [s.target for s in samples], samples), tmp_path / "out"
-    (out / "pictures").mkdir(parents=True)
+    elsewhere = dataclasses.replace(samples[0], sample_id="in/folder 1")
+    (tmp_path / "in").mkdir()
+    write_shard(tmp_path / "in" / "test-0.tar", [elsewhere])
+    of_it = write(tmp_path / "its", [elsewhere.target], [elsewhere])
+    evaluate_models(str(tmp_path / "in" / "*.tar"), out, predictions=[of_it], quiet=True)
     (out / "pictures" / "step-000002.png").write_bytes(b"a training's own")
     evaluate_models(glob, out, predictions=[truth], quiet=True)
     (tmp_path / "one").mkdir()
