@@ -55,7 +55,8 @@ class Cluster:
         if ray.is_initialized():
             return
         address = self.config.ray_address
-        shipped = {"py_modules": sorted({_folder(use) for use in own_stages(self.config)})}
+        folders = sorted({_folder(use) for use in own_stages(self.config)})
+        shipped = {"py_modules": folders} if folders else {}  # Ray starts no actor with an empty list
         try:
             if found := re.fullmatch(r"([^/]+):(\d+)", address or ""):
                 socket.create_connection((found[1], int(found[2])), timeout=5).close()  # Ray tries for minutes
@@ -79,6 +80,13 @@ class Cluster:
             self._staff(job)
         for _ in range(LOST):
             actor = self._free()
+            if isinstance(actor, BaseException):
+                self.places.put(actor)  # the other threads wait too
+                reason = str(actor).strip().splitlines()[-1][:200]
+                raise UserError(
+                    f"engine ray: an actor cannot be started ({reason}); install this project on every machine of the "
+                    "cluster as it is here"
+                ) from actor
             try:
                 kind, value = ray.get(actor.make.remote(job))
             except (RayActorError, WorkerCrashedError):
@@ -98,13 +106,17 @@ class Cluster:
                 say(f"stage {self.stage}: still waiting for a place on the Ray cluster; see `ray status`")
 
     def _offer(self, actor: Any) -> None:
-        """Make an actor a free place as soon as it runs: the cluster may have no room for it now, or never."""
+        """Make an actor a free place as soon as it runs: the cluster may have no room for it now, or never.
+
+        If it cannot be started, the error takes the place.
+        """
 
         def answered(answer: Future[None]) -> None:
-            if answer.exception() is None:
-                places.put(actor)
-            else:  # being started anew
+            error = answer.exception()
+            if isinstance(error, RayActorError) and not error.actor_init_failed:  # being started anew
                 threading.Timer(AGAIN, self._offer, [actor]).start()
+            else:
+                places.put(error or actor)
 
         with self.asking:
             if not any(actor is own for own in self.actors):  # Ray would connect anew to ask an actor that was ended

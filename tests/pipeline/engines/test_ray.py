@@ -5,10 +5,13 @@ import time
 from unittest import mock
 
 import pytest
+import ray
+from small.curation import small_config
 from troubled.runs import PLANNED, config, contents, outcome
 
 from data_schemas.errors import UserError
 from pipeline.curate import curate
+from pipeline.engines import ray_cluster
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +53,38 @@ def test_two_nodes_make_the_bytes_that_threads_make_and_one_that_is_lost_costs_n
 
 
 @pytest.mark.slow
+def test_stages_of_this_project_need_nothing_to_be_sent_along(tmp_path):
+    some = {"samples": 4, "part_size": 4, "planning": {"test_share": 0.5}}
+    curate(small_config(tmp_path / "ray", engine="ray", workers=1, **some))
+    curate(small_config(tmp_path / "threads", **some))
+    assert contents(tmp_path / "ray") == contents(tmp_path / "threads")
+
+
+@ray.remote
+class NotInstalled:
+    """What a machine makes of an actor whose module it has not."""
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("No module named 'pipeline'")
+
+    def runs(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_actors_that_cannot_be_started_end_the_run_with_one_line(tmp_path):
+    with (
+        mock.patch.object(ray_cluster, "Maker", NotInstalled),
+        pytest.raises(
+            UserError, match=r"engine ray: an actor cannot be started \(.*No module named 'pipeline'\); install"
+        ),
+    ):
+        curate(config(tmp_path, "ray", workers=2, part_size=2))
+
+
+@pytest.mark.slow
 def test_an_actor_that_was_lost_at_the_end_connects_to_no_cluster_anew(tmp_path):
     """Any call of Ray connects by itself to a cluster that it finds, and lost actors are asked again later."""
-    import ray
-
-    from pipeline.engines import ray_cluster
-
     cluster = ray_cluster.Cluster(config(tmp_path, "ray"))
     cluster.starter.submit(cluster._start).result()
     cluster.actors = [ray_cluster.Maker.remote()]
