@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,7 +83,8 @@ class Run:
 
     def stages(self) -> list[Stage]:
         """The per-sample stages of this run, in order."""
-        return _stages_of(self)
+        with _building:
+            return _stages_of(self)
 
     def stage(self, name: str) -> Stage:
         """The per-sample stage with this name."""
@@ -135,3 +137,7 @@ def pool_sources(config: CurationConfig) -> dict[str, list[Source]]:
 def _stages_of(run: Run) -> list[Stage]:
     """The stages of a run, kept as long as the process lives, so that each model is loaded once for all parts."""
     return build_stages(run.config)
+
+
+_building = threading.Lock()
+"""Held while the stages of a run are looked up: two threads that ask first would each build their own."""

@@ -27,7 +27,8 @@ class Died(Exception):
     """The process ended while it made a part.
 
     ``at_work`` are the samples that the stage had been given last. ``code`` and ``reason`` are those of an error row.
-    ``guilty`` is False if the process was stopped because another part's sample took too long.
+    ``guilty`` is False if the part had no samples at work and another had: that part's sample took too long, or may
+    have ended the process.
     """
 
     def __init__(self, at_work: tuple[str, ...], code: str, reason: str, guilty: bool = True):
@@ -129,7 +130,9 @@ class WorkerProcess:
             orders, self._orders = self._orders, {}
         for order in orders.values():
             if late is None:
-                died = Died(order.at_work, "crashed", f"the process that worked on it ended with {_told(status)}")
+                guilty = bool(order.at_work) or not any(other.at_work for other in orders.values())
+                reason = f"the process that worked on it ended with {_told(status)}"
+                died = Died(order.at_work, "crashed", reason, guilty)
             elif order is late:
                 limit = f"{order.job.run.config.time_limit:g} s"
                 died = Died(order.at_work, "timed_out", f"it took longer than time_limit allows ({limit})")

@@ -1,12 +1,14 @@
 """Worker processes: the same bytes as threads, a device each, and no sample lost to a neighbour that kills or hangs."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -14,10 +16,13 @@ import pytest
 from paths import ROOT, SUPPORT
 from troubled.runs import PLANNED, config, contents, outcome
 
+import pipeline.run
 from data_schemas.errors import RunFailed, UserError
 from pipeline.curate import curate
 from pipeline.engines.local import Processes
-from pipeline.engines.process import WorkerProcess
+from pipeline.engines.process import WorkerProcess, _Order
+from pipeline.jobs import PartJob
+from pipeline.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +107,27 @@ def test_each_device_has_a_process_of_its_own_which_loads_the_model_once(planned
 def test_a_process_that_dies_before_its_first_sample_ends_the_run_with_one_line(planned):
     with pytest.raises(UserError, match=r"trouble: .*SIGSEGV, twice, before the first sample .*memory"):
         curate(config(planned, "local", trouble={"crash_at_setup": True}))
+
+
+def test_a_part_without_a_sample_at_work_is_not_blamed_for_its_neighbours_death(planned):
+    """It reads or stores its samples while that of another part kills the process that both share."""
+    job = PartJob(Run.of(config(planned)), "trouble", "part-00000", "", "")
+    for neighbour, guilty in (((), True), (("s1",), False)):
+        worker = WorkerProcess({}, 2)
+        orders = _Order(job), _Order(job, at_work=neighbour)
+        worker._orders = dict(enumerate(orders))
+        worker._bury(subprocess.Popen(["sh", "-c", "kill -SEGV $$"]), mock.Mock(), None)
+        assert [order.result.exception().guilty for order in orders] == [guilty, True]
+
+
+def test_two_threads_that_ask_first_get_the_same_stages(planned, monkeypatch):
+    """A worker process has as many threads as workers for its GPU, and each stage's model once."""
+    real = pipeline.run.build_stages
+    monkeypatch.setattr(pipeline.run, "build_stages", lambda config: (time.sleep(0.2), real(config))[1])
+    run = Run.of(config(planned, seed=77))
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda data: pickle.loads(data).stages(), [pickle.dumps(run)] * 2)
+    assert all(one is other for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.slow
