@@ -34,7 +34,7 @@ from pipeline.core.progress import PARTS, StageProgress
 from pipeline.curate import Engine
 from pipeline.engines.workers import Workers, made_in, make_parts
 from pipeline.jobs import PartJob
-from pipeline.making import PartSummary
+from pipeline.making import PartSummary, kept
 
 RANGE = 512
 """Samples in a task, about: what a task costs, a few hundred milliseconds, is then below one millisecond a sample."""
@@ -141,7 +141,9 @@ def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress, workers: Wo
                 for future in as_completed(list(futures)):
                     made = [PartSummary(**summary) for summary in future.result()]
                     if future.state.name == "Cached":
-                        made = [replace(summary, cached=True) for summary in made]
+                        # Prefect's results are of the time when it made the parts; a shell may have made them since.
+                        own = ranges[futures[future]]
+                        made = [kept(job) or replace(old, cached=True) for job, old in zip(own, made, strict=True)]
                         for summary in made:
                             bar.made(summary)
                     summaries[futures[future]] = made
