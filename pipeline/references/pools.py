@@ -336,7 +336,7 @@ def _digest(path: Place) -> str:
     except Unreadable as error:
         if not refused(error):
             raise
-    except OSError:
+    except (OSError, UserError):  # UserError: an archive's member that cannot be unpacked
         pass
     return ""
 
