@@ -306,7 +306,8 @@ def _source(
     name = pool.name or (name if telling else category)
     subject_id = f"{_slug(category)}/{_slug(of_subject)}"
     labels = pool.subject_labels
-    reference_id = _id(name, category, subject_id, digest or source, mask_digest, labels)
+    told = mask_digest or ("" if mask is None else "no mask")  # a missing mask is an error row, none at all is not
+    reference_id = _id(name, category, subject_id, digest or source, told, labels)
     return Source(
         reference_id, subject_id, name, category, source, digest, location,
         mask=mask, mask_sha256=mask_digest, labels=labels, mirror=pool.mirror,
@@ -333,11 +334,9 @@ def _digest(path: Place) -> str:
     try:
         if path.is_file():  # false for a pipe, which could block
             return digest_of(path)
-    except Unreadable as error:
-        if not refused(error):
+    except (OSError, UserError) as error:  # UserError: an archive's member that cannot be unpacked
+        if isinstance(error, Unreadable) and not refused(error):
             raise
-    except (OSError, UserError):  # UserError: an archive's member that cannot be unpacked
-        pass
     return ""
 
 
