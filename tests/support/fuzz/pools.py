@@ -80,6 +80,8 @@ _ODD: dict[str, Make] = {
     "postscript file": both(written("pool/cats/bad.eps", "%!PS\n"), written("pool/dogs/bad.eps", "%!PS\n")),
     "archive": both(written("pool/cats/bad.zip", b"PK"), written("pool/dogs/bad.zip", b"PK")),
     "one category": lambda here: (make_pool(here / "pool", ("cats",)), None)[1],
+    "folder link to the root": both(link("pool/cats/loop", "/"), folder("pool/dogs")),
+    "folder links in a circle": both(link("pool/cats", "../x"), link("x/dogs", "../y"), link("y/cats", "../x")),
     "folder link in a circle": both(link("pool/cats/loop", ".."), folder("pool/dogs")),
 }
 _odd = [
