@@ -160,10 +160,12 @@ def _entries(url: str, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             if entry.issparse():
                 raise UserError(f"{where} is stored with holes (sparse); pack the shard again without them")
             yield entry
-        # A complete tar ends in a block of zeros; one that was cut between two members does not.
+        # A complete tar ends in a block of zeros; one that was cut between two members does not. A header that is
+        # damaged or cut ends tarfile's loop just like that block, and what is behind it would be lost without a word.
         file.seek(tar.offset)
-        if not file.read(1):
-            raise tarfile.ReadError("no end-of-archive mark")
+        block = file.read(tarfile.BLOCKSIZE)
+        if not block or block.strip(b"\0"):
+            raise tarfile.ReadError("a damaged header" if block else "no end-of-archive mark")
 
 
 def _content(file: IO[bytes], entry: tarfile.TarInfo) -> bytes:

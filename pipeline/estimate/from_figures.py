@@ -17,7 +17,7 @@ from data_schemas.settings import suggest
 from pipeline.backends import build_stages
 from pipeline.config import CurationConfig
 from pipeline.core.stage import Stage
-from pipeline.estimate.timing import Measured, whole
+from pipeline.estimate.timing import Measured, part_sizes, whole
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _refused(config: CurationConfig, samples: int) -> str | None:
 
 def _files(stages: Sequence[Stage], config: CurationConfig, samples: int, kept: int) -> int:
     """Files of all parts and shards: a table each, notes, and a tar where there are pictures."""
-    parts = math.ceil(samples / config.part_size) if config.part_size else math.ceil(samples / 1024)
+    parts = len(part_sizes(samples, config.part_size))
     of_a_part = 2 + sum(3 if stage.saves_pictures else 2 for stage in stages)  # plan and decide have no notes
     return parts * of_a_part + 4 * math.ceil(
         kept / config.shards.samples_per_shard

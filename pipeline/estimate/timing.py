@@ -43,7 +43,7 @@ class Measured:
 
 
 @lru_cache(maxsize=4)
-def _sizes(samples: int, part_size: int | None) -> np.ndarray:
+def part_sizes(samples: int, part_size: int | None) -> np.ndarray:
     """The number of samples of each part."""
     return np.diff(np.array(part_bounds(samples, part_size)), axis=1)[:, 0]
 
@@ -53,7 +53,7 @@ def wall_seconds(
 ) -> tuple[float, float]:
     """(seconds on the wall, seconds of all places together) of a stage with ``samples`` samples."""
     rng, known = np.random.default_rng(seed), np.array(stage.seconds)
-    sizes = _sizes(samples, part_size)
+    sizes = part_sizes(samples, part_size)
     mean, spread = known.mean(), known.std()
     if len(sizes) > SIMULATED or not spread:
         times = rng.normal(sizes * mean, spread * sizes**0.5) + stage.apart

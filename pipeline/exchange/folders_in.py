@@ -20,6 +20,8 @@ from pipeline.exchange import examples
 from pipeline.exchange.folders_out import BESIDE, FORMAT, STATED, digest_of
 
 SAMPLES_A_SHARD = 1000
+DEEPER = "neither train nor test; import it by itself, with --split"
+"""Why the examples in a folder of another name are left out."""
 Sample = tuple[str, dict[str, bytes]]
 
 
@@ -37,37 +39,44 @@ class Imported:
 def import_folders(
     source: str, out: str, split: str = "train", limit: int | None = None, black_background: bool = False
 ) -> Imported:
-    """Make shards of the examples in ``source``, or in its sub-folders ``train`` and ``test``, in the new folder
-    ``out``. Examples that stand beside no split are of ``split``. Only the first ``limit`` of each are taken.
+    """Make shards of the examples in ``source`` and in its sub-folders ``train`` and ``test``, in the new folder
+    ``out``. Examples that stand in neither are of ``split``. Only the first ``limit`` of each split are taken.
 
     Raises UserError for examples that cannot be read, or if there are none; ``out`` is then not there.
     """
     root = Path(source)
-    of_split = {s: root / s for s in SPLITS if folders.example_folders(root / s)}
-    of_split = of_split or {split: root}
-    if not any(folders.example_folders(folder) for folder in of_split.values()):
+    own = [root / name for name in SPLITS]
+    beside = [path for path in folders.example_folders(root) if path not in own]
+    found = [(name, folder, folders.example_folders(folder)) for name, folder in zip(SPLITS, own, strict=True)]
+    parts = [part for part in (*found, (split, root, beside)) if part[2]]
+    if not parts:
         raise UserError(
             f"{source}: no example there; give a folder of folders with ref/, background.png, real.png and "
             "description.txt, or of Parquet files of pairs"
         )
+    others = [path for path in folders.listed(root) if path not in own and folders.is_folder(path)]
+    deeper = [path for path in others if path not in beside and folders.example_folders(path)]
     done, ids = Imported(), set[str]()
     with filling(new_folder(out)) as target:
-        splits = [_Split(folder, name, target, done, ids, black_background) for name, folder in of_split.items()]
-        for own in splits:
-            own.reserve()
-        for own in splits:
-            own.write(limit)
+        writing = [_Part(*part, target, done, ids, black_background) for part in parts]
+        for part in writing:
+            part.reserve()
+        for part in writing:
+            part.write(limit)
         if not sum(done.samples.values()):
             raise UserError(f"{source}: no example can be used; the first: {done.left_out[0]}")
+    done.left_out += [f"{from_path(path.name)} ({DEEPER})" for path in deeper]
     return done
 
 
-class _Split:
-    """The examples of one split on their way into shards."""
+class _Part:
+    """The examples of one folder, which are of one split, on their way into shards."""
 
-    def __init__(self, folder: Path, split: str, target: Path, done: Imported, ids: set[str], black: bool):
+    def __init__(
+        self, split: str, folder: Path, found: list[Path], target: Path, done: Imported, ids: set[str], black: bool
+    ):
         self.split, self.target, self.done, self.ids, self.black = split, target, done, ids, black
-        self.left = {from_path(path.name): path for path in folders.example_folders(folder)}
+        self.left = {from_path(path.name): path for path in found}
         self.beside = sorted((folder / BESIDE).glob("*.tar")) if folders.is_folder(folder / BESIDE) else []
 
     def reserve(self) -> None:
@@ -80,7 +89,8 @@ class _Split:
 
     def write(self, limit: int | None) -> None:
         """Write the shards of the export again, then new ones of the examples that it does not name."""
-        total = len(self.left) if limit is None else min(limit, len(self.left))
+        taken = self.done.samples.get(self.split, 0)  # from another folder of this split
+        total = len(self.left) if limit is None else min(limit - taken, len(self.left))
         with Progress(f"import {self.split}", total, every=100) as bar:
 
             def counted(samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -105,7 +115,7 @@ class _Split:
         if (first := next(samples := iter(samples), None)) is None:
             return
         if (self.target / name).exists():
-            raise UserError(f"{BESIDE}/{name}: is there in train and in test; remove one, or export again")
+            raise UserError(f"{BESIDE}/{name}: is there in two folders; remove one, or export again")
         with open(self.target / name, "xb") as file:
             write_tar(file, chain([first], samples))
         self.done.shards += 1

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -19,6 +23,8 @@ from data_schemas.io.text import one_line
 from pipeline.references.places import BucketPath, Listing
 
 SUFFIXES = (".tar", ".zip")
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError)
+"""What zipfile raises for what it cannot unpack; a RuntimeError is a password or a method that it does not know."""
 
 
 def unpacked(archives: Sequence[Path], source: str) -> BucketPath:
@@ -61,7 +67,7 @@ class Archives(AbstractArchiveFileSystem):
     def _in_zip(self, path: str) -> Iterator[zipfile.ZipInfo]:
         try:
             self._zips[path] = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        except (OSError, *DAMAGED) as error:
             raise UserError(f"{os.path.basename(path)} is no zip archive that can be read; get it again") from error
         yield from (member for member in self._zips[path].infolist() if not member.is_dir())
 
@@ -81,7 +87,53 @@ class Archives(AbstractArchiveFileSystem):
     def _open(self, path: str, mode: str = "rb", **options: Any) -> IO[bytes]:
         archive, member = self._members[path]
         if isinstance(member, zipfile.ZipInfo):
-            return self._zips[archive].open(member)
+            where = f"{self.unstrip_protocol(path)}: cannot be unpacked from {os.path.basename(archive)}"
+            with _unpacking(where):
+                return _Unpacked(self._zips[archive].open(member), where)  # type: ignore[return-value]
         with open(archive, "rb") as file:  # no member has more bytes than a picture may have
             file.seek(member.offset_data)
             return io.BytesIO(file.read(member.size))
+
+
+@contextmanager
+def _unpacking(where: str) -> Iterator[None]:
+    """Turn what a damaged member raises into a UserError.
+
+    It is no OSError, which would be taken for a storage that fails for a moment: asked again, it would stop the run.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; that of bz2 has no number
+            raise
+        raise UserError(f"{where} ({one_line(error, 100)}); pack it again, without a password") from error
+
+
+class _Unpacked(io.RawIOBase):
+    """A member of a zip archive while it is read."""
+
+    def __init__(self, file: IO[bytes], where: str):
+        self._file, self._where = file, where
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        with _unpacking(self._where):  # it reads what lies between
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1, /) -> bytes:
+        with _unpacking(self._where):
+            return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

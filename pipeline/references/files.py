@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +21,9 @@ LEADING_ARTICLE = re.compile(r"^(an?|the)\s+(?=\S)", re.IGNORECASE)
 ABOUT = ("readme", "license", "licence", "thumbs", "desktop")
 """Stems of files that describe a folder and are no references."""
 
+LINK = "link to a folder"
+"""What a link counts as whose folder is read already, or would be read without end."""
+
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or was added to an archive by macOS."""
@@ -28,27 +31,57 @@ def is_hidden(name: str) -> bool:
 
 
 def walk(root: Place, suffixes: Sequence[str]) -> list[Place]:
-    """Files under ``root`` with these suffixes, sorted by relative path, without hidden files and folders."""
-    found = root.below() if isinstance(root, BucketPath) else _on_disk(str(root))
-    paths: list[Place] = [path for path in found if path.name.lower().endswith(tuple(suffixes))]
-    if isinstance(root, BucketPath):
-        paths = [path for path in paths if not any(map(is_hidden, path.relative_to(root).parts))]
-    return sorted(paths, key=lambda path: path.relative_to(root).parts)
+    """Files under ``root`` with these suffixes, sorted by relative path, without hidden files and folders.
+
+    Links to folders are followed, to each folder once and never to one that they lie in.
+    """
+    return sorted(
+        (path for path in _below(root)[0] if path.name.lower().endswith(tuple(suffixes))),
+        key=lambda path: path.relative_to(root).parts,
+    )
 
 
-def _on_disk(root: str) -> list[Path]:
-    """All files under a folder, without hidden files and folders."""
+def _below(root: Place) -> tuple[list[Place], list[Place]]:
+    """All files under a folder, without hidden files and folders, and the links to folders that are not followed."""
+    if not isinstance(root, BucketPath):
+        return _on_disk(str(root))
+    return [path for path in root.below() if not any(map(is_hidden, path.relative_to(root).parts))], []
 
+
+def _on_disk(root: str) -> tuple[list[Place], list[Place]]:
     def refuse(error: OSError) -> None:
         raise UserError(
             f"references.pool: folder {error.filename} cannot be read ({error.strerror}); change its permissions"
         ) from error
 
-    paths = []
-    for folder, below, names in os.walk(root, onerror=refuse):
-        below[:] = [name for name in below if not is_hidden(name)]
-        paths += [Path(folder, name) for name in names if not is_hidden(name)]
-    return paths
+    paths: list[Place] = []
+    left: list[Place] = []
+    entered: set[str] = set()
+    starts = deque([root])  # the folder itself, then what links in it lead to: a link never takes a folder's own place
+    while starts:
+        start = starts.popleft()
+        top = os.path.realpath(start)
+        if start != root and (top in entered or leads_round(start, os.path.realpath(root))):
+            left.append(Path(start))
+            continue
+        for folder, below, names in os.walk(start, onerror=refuse):
+            real = top + folder[len(start) :]
+            entered.add(real)
+            paths += [Path(folder, name) for name in names if not is_hidden(name)]
+            visible = [(name, os.path.join(folder, name)) for name in sorted(below) if not is_hidden(name)]
+            starts += [path for _, path in visible if os.path.islink(path)]
+            below[:] = [
+                name for name, path in visible if not os.path.islink(path) and os.path.join(real, name) not in entered
+            ]
+    return paths, left
+
+
+def leads_round(link: Place | str, *entered: str) -> bool:
+    """Whether a link leads to a folder in which the link itself lies, or a folder that was ``entered``, by its real
+    path.
+    """
+    real, own = os.path.realpath(str(link)), os.path.realpath(os.path.dirname(str(link)))
+    return any(os.path.commonpath([real, path]) == real for path in (own, *entered))
 
 
 def inside(root: Place, source: str) -> Place:
@@ -74,12 +107,18 @@ def descend(root: Place, split: str) -> Place:
     Starting at ``root``, it enters a folder that is alone in its parent, and the folder of the split if all folders are
     named like splits.
     """
+    entered = [os.path.realpath(str(root))]
     while True:
         try:
             entries = [p for p in root.iterdir() if not is_hidden(p.name)]
         except OSError as error:
             raise UserError(f"references.pool: folder {root} cannot be read ({error.strerror})") from error
         folders = {p.name: p for p in entries if p.is_dir() and not p.is_symlink()}
+        beside = [os.path.realpath(str(p)) for p in folders.values()]
+        for link in (p for p in entries if p.is_symlink() and p.is_dir() and not leads_round(p, *entered)):
+            real = os.path.realpath(str(link))
+            if not any(os.path.commonpath([real, folder]) == folder for folder in beside):  # else it is another name
+                folders[link.name] = link
         if any(p.suffix.lower() in SUFFIXES for p in entries if p.is_file()):
             return root
         if split in folders and set(folders) <= SPLIT_NAMES:
@@ -88,6 +127,7 @@ def descend(root: Place, split: str) -> Place:
             (root,) = folders.values()
         else:
             return root
+        entered.append(os.path.realpath(str(root)))
 
 
 def mask_file(path: Place) -> Place:
@@ -121,13 +161,17 @@ def _start_of(beside: Place) -> bytes:
 
 
 def other_kinds(root: Place, read: Sequence[str], masks: Place | None = None) -> Counter[str]:
-    """The number of files under ``root`` by suffix, without files that are ``read``, notes, masks and READMEs."""
+    """The number of files under ``root`` by suffix, without files that are ``read``, notes, masks and READMEs.
+
+    Links to folders that are not followed count too.
+    """
+    files, links = _below(root)
+    kinds = [
+        *((path, path.suffix.lower() or "without suffix") for path in files if path.stem.lower() not in ABOUT),
+        *((link, LINK) for link in links),
+    ]
     return Counter(
-        path.suffix.lower() or "without suffix"
-        for path in walk(root, ("",))
-        if path.suffix.lower() not in (*read, ".txt")
-        and path.stem.lower() not in ABOUT
-        and not (masks and path.is_relative_to(masks))
+        kind for path, kind in kinds if kind not in (*read, ".txt") and not (masks and path.is_relative_to(masks))
     )
 
 

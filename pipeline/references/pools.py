@@ -264,7 +264,9 @@ def _folder_sources(root: Place, pool: PoolConfig, prefix: str) -> list[Source]:
             f"references.pool {where}: holds no picture and no Parquet file (there is: {others}); put "
             f"{', '.join(SUFFIXES)} files into it, in one sub-folder a category, and unpack archives"
         )
-    own_name = (pool.hub_id or top.resolve().name or Path(pool.source).stem).rpartition("/")[2]
+    own_name = (pool.hub_id or (top if top != root else top.resolve()).name or Path(pool.source).stem).rpartition("/")[
+        2
+    ]
 
     def contents(path: Place) -> tuple[str, str, Place | None, str]:
         """What is read for a picture: its digest, its note, and its mask with a digest."""
@@ -305,11 +307,11 @@ def _source(
     telling = re.search(r"[^\W\d_]", name)  # a name without letters does not say what the picture shows
     name = pool.name or (name if telling else category)
     subject_id = f"{_slug(category)}/{_slug(of_subject)}"
-    labels = pool.subject_labels
-    reference_id = _id(name, category, subject_id, digest or source, mask_digest, labels)
+    told = mask_digest or ("" if mask is None else "no mask")  # a missing mask is an error row, none at all is not
+    reference_id = _id(name, category, subject_id, digest or source, told, pool.subject_labels)
     return Source(
         reference_id, subject_id, name, category, source, digest, location,
-        mask=mask, mask_sha256=mask_digest, labels=labels, mirror=pool.mirror,
+        mask=mask, mask_sha256=mask_digest, labels=pool.subject_labels, mirror=pool.mirror,
     )  # fmt: skip
 
 
@@ -333,11 +335,9 @@ def _digest(path: Place) -> str:
     try:
         if path.is_file():  # false for a pipe, which could block
             return digest_of(path)
-    except Unreadable as error:
-        if not refused(error):
+    except (OSError, UserError) as error:  # UserError: an archive's member that cannot be unpacked
+        if isinstance(error, Unreadable) and not refused(error):
             raise
-    except OSError:
-        pass
     return ""
 
 

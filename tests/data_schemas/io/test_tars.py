@@ -94,6 +94,16 @@ def claiming(path, size: int, kind: bytes = tarfile.REGTYPE, name: str = "0001.t
     return str(path)
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, cut):
+    """tarfile ends there without an error, so that all samples behind it would be lost without a word."""
+    path = tmp_path / "a.tar"
+    url = tar_of(path, *((f"{k}.json", b"{}") for k in range(3)), format=tarfile.USTAR_FORMAT)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"2.json") + 100] if cut else data.replace(b"2.json", b"9.json"))
+    assert "cut short or damaged (a damaged header)" in refused(url)
+
+
 @pytest.mark.parametrize(
     ("size", "kind", "words"),
     [

@@ -74,6 +74,18 @@ def test_files_are_counted_as_a_run_has_them(small_run):
     assert found["files"] == there + shards
 
 
+@pytest.mark.parametrize(("samples", "parts"), [(96, 6), (10_000, 85), (1_000_000, 1057)])
+def test_the_files_of_growing_parts_are_counted(samples, parts):
+    """Without a part_size a run has sixteen parts of 16 samples, then of 32, and so on to 1024."""
+    config = CurationConfig.load("embedded")
+
+    def of_parts(count: int) -> int:
+        found = estimate_profile("embedded", config, count, 1, None, {})
+        return found["files"] - 4 * -(-found["kept"] // config.shards.samples_per_shard)
+
+    assert of_parts(samples) == parts * of_parts(16)
+
+
 def test_more_samples_than_a_run_can_have_are_told():
     found = estimate_profile("paper", CurationConfig.load("paper"), 100_000_000, 512, None, {})
     assert any("no single run is that large" in note and "samples" in note for note in found["notes"])

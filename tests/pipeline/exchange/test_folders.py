@@ -118,6 +118,46 @@ def test_folders_of_others(tmp_path):
         assert matte[(soft == 255) & ~black].all()
 
 
+def test_examples_beside_train_and_test_get_the_split_that_is_asked_for(tmp_path):
+    root = tmp_path / "data"
+    names = ("train/example1", "example1", "example2", "test/other", "validation/x")
+    made = {name: write_example(root / name, number) for number, name in enumerate(names)}
+    (root / "figures").mkdir()
+    out = ask("import", root, "--out", tmp_path / "shards", "--split", "test")
+    assert out.returncode == 0, out.stderr
+    assert "1 samples in train, 3 samples in test" in out.stdout
+    assert "left out: validation (neither train nor test; import it by itself, with --split)" in out.stdout
+    held = {
+        sample.sample_id: (sample.info["split"], sample.prompt)
+        for path in (tmp_path / "shards").glob("*.tar")
+        for sample in read_shard(str(path))
+    }
+    assert held == {
+        "example1": ("train", made["train/example1"].prompt), "other": ("test", made["test/other"].prompt),
+        "example1-2": ("test", made["example1"].prompt), "example2": ("test", made["example2"].prompt),
+    }  # fmt: skip
+    done = import_folders(str(root), str(tmp_path / "two"), split="test", limit=2)
+    assert done.samples == {"train": 1, "test": 2}, "the limit is that of a split, wherever its examples stand"
+
+
+def test_a_folder_named_like_a_split_that_is_an_example_is_taken_once(tmp_path):
+    write_example(tmp_path / "data/train", 1)
+    write_example(tmp_path / "data/mine", 2)
+    done = import_folders(str(tmp_path / "data"), str(tmp_path / "shards"))
+    assert done.samples == {"train": 2}
+
+
+def test_new_examples_beside_an_exports_splits_leave_its_shards_as_they_are(dataset, tmp_path):
+    export_to_folders(f"{dataset}/*.tar", str(tmp_path / "folders"))
+    write_example(tmp_path / "folders/mine", 9)
+    import_folders(str(tmp_path / "folders"), str(tmp_path / "back"))
+    back = shards_in(tmp_path / "back")
+    (new,) = read_shard(str(tmp_path / "back/train-00002.tar"))
+    assert new.sample_id == "mine"
+    del back["train-00002.tar"]
+    assert back == shards_in(dataset)
+
+
 def test_the_same_folders_give_the_same_bytes(tmp_path):
     for n in (1, 2):
         write_example(tmp_path / f"data/{n}", n)

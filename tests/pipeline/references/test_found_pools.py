@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -176,6 +177,25 @@ def test_a_run_says_once_what_it_skipped(tmp_path, capsys):
             curate(small_config(tmp_path / "runs", references={"pool": str(root)}))
         told = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
         assert told == [f"references.pool {root}: files of kinds that are not read, skipped: .heic 1"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+@pytest.mark.parametrize("first", ["with masks", "without"])
+def test_a_setting_of_masks_that_are_not_there_leaves_nothing_behind(tmp_path, kind, first):
+    """A pool of one category is refused once its cut-outs are made, in a line that counts the usable ones."""
+    if kind == "folder":
+        source = folder(tmp_path / "pool", {"pics/cat/1.png": FILES["cat/chelsea.png"], "masks/other.png": CAT})
+        read = {"source": str(source), "image": "pics"}
+        masks = {"mask": "maks"}
+    else:
+        cells = {"image": CELLS[:1], "mask": pa.array([None], pa.binary()), "category": ["cat"]}
+        read = {"source": str(parquet(tmp_path / "x.parquet", cells)), "image": "image"}
+        masks = {"mask": "mask"}
+    told = {"with masks": (masks, "no usable picture, 0 of 1"), "without": ({}, "only one category.*1 of 1 pictures")}
+    for name in (first, *told.keys() - {first}):
+        settings, words = told[name]
+        with pytest.raises(UserError, match=words):
+            curate(small_config(tmp_path / "runs", references={"pool": [read | settings]}))
 
 
 def test_a_mask_is_drawn_over_the_picture_as_one_sees_it(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from zips import KINDS, damaged_zip
 
 from fuzz.good import make_pool, picture
 from fuzz.makers import Make, both, fifo, folder, link, written
@@ -79,6 +80,8 @@ _ODD: dict[str, Make] = {
     "postscript file": both(written("pool/cats/bad.eps", "%!PS\n"), written("pool/dogs/bad.eps", "%!PS\n")),
     "archive": both(written("pool/cats/bad.zip", b"PK"), written("pool/dogs/bad.zip", b"PK")),
     "one category": lambda here: (make_pool(here / "pool", ("cats",)), None)[1],
+    "folder link to the root": both(link("pool/cats/loop", "/"), folder("pool/dogs")),
+    "folder links in a circle": both(link("pool/cats", "../x"), link("x/dogs", "../y"), link("y/cats", "../x")),
     "folder link in a circle": both(link("pool/cats/loop", ".."), folder("pool/dogs")),
 }
 _odd = [
@@ -123,6 +126,27 @@ _notes = [
     )
     for name, make in _NOTES.items()
 ]
+
+
+def _zip(kind: str, broken: str) -> Make:
+    """A good pool in an archive of which one member cannot be unpacked."""
+
+    def make(here: Path) -> None:
+        root = make_pool(here / "loose")
+        (root / "cats/cats-0.txt").write_text("a small cat of many words")
+        files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.*"))}
+        (here / "pool.zip").write_bytes(damaged_zip(kind, files, broken))
+
+    return make
+
+
+_ZIPPED = (*ROOT, "--pool", "{here}/pool.zip")
+_zips = [
+    *(Case(f"zip with {kind} of a picture", "instructar curate", _ZIPPED, "report", _zip(kind, "cats/cats-1.png"),
+           (0,), "cats/cats-1.png: cannot be unpacked from pool.zip") for kind in KINDS),
+    *(Case(f"zip with {kind} of a note", "instructar curate", _ZIPPED, "cats-0.txt: cannot be unpacked from pool.zip",
+           _zip(kind, "cats/cats-0.txt")) for kind in KINDS),
+]  # fmt: skip
 
 
 def parquet(name: str, columns: dict[str, object], **options: object) -> Make:
@@ -187,4 +211,4 @@ _reviews = [
     )
 ]
 
-CASES = [*_pictures, *_odd, *_rows, *_notes, *_parquet, *_reviews]
+CASES = [*_pictures, *_odd, *_rows, *_notes, *_zips, *_parquet, *_reviews]

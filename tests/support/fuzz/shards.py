@@ -107,6 +107,7 @@ _FILES: dict[str, tuple[Make, str]] = {
     "no end": (lazily(lambda: good_bytes()[: 512 * (len(good_bytes()) // 1024)]), BAD),
     "gzip": (compressed, BAD),
     "sparse": (sparse, BAD),
+    "damaged later header": (lazily(lambda: good_bytes().replace(b"a.target.png", b"a.tarGet.png")), BAD),
     "damaged header": (lazily(lambda: good_bytes()[:100] + b"\xff" * 200 + good_bytes()[300:]), BAD),
     "symbolic link": (links(tarfile.SYMTYPE), BAD),
     "hard link": (links(tarfile.LNKTYPE), BAD),

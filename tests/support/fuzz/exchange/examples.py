@@ -139,7 +139,21 @@ def _not_usable_beside(name: str) -> Make:
     return make
 
 
+def _also(name: str) -> Make:
+    """A good example, and one more at another place."""
+
+    def make(here: Path) -> None:
+        write(here / "data" / "train" / "one")
+        write(here / "data" / name)
+
+    return make
+
+
 _FINE: dict[str, tuple[Make, str]] = {
+    "beside the splits": (_also("two"), "2 samples in train"),
+    "of the same name beside the splits": (_also("one"), "2 samples in train"),
+    "named like a split": (_also("test"), "1 samples in train, 1 samples in test"),
+    "in a folder of another name": (_also("dev/two"), "left out: dev (neither train nor test"),
     "description in Latin-1": (stored("description.txt", b"caf\xe9"), "1 samples in train"),
     "description of nothing": (stored("description.txt", b""), "1 samples in train"),
     "description with NULs": (stored("description.txt", b"a\0b\x1b[31m"), "1 samples in train"),
