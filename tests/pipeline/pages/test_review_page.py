@@ -11,6 +11,7 @@ from PIL import Image
 from small.curation import made, small_config
 
 from data_schemas.serving import Guarded
+from data_schemas.tables import STATUS_COLUMNS
 from pipeline.curate import curate
 from pipeline.dataset.curated import open_run
 from pipeline.pages.review import review_app
@@ -88,15 +89,34 @@ def test_two_reviewers_see_each_other_but_not_when_blind(client, copied):
     assert blind.get(f"/api/opinions/{first}").json() == {"mine": {}, "others": {}, "last": None}
 
 
-def test_blind_hides_all_that_filters_decided(copied):
-    client = client_of(Run.of(small_config(copied)), blind=True)
-    story = client.get(f"/api/story/{ids(client, 'audit')[0]}").json()
-    assert story["decide"] is None
-    assert story["rules"] == []
-    assert {stage["name"] for stage in story["stages"]} == {"synthesis", "matting"}
-    assert "planted_fault" not in str(story)
+def test_blind_hides_all_that_filters_decided_and_what_was_planted(copied):
+    run = Run.of(small_config(copied))
+    client = client_of(run, blind=True)
+    for sample_id in ids(client, "all"):
+        story = client.get(f"/api/story/{sample_id}").json()
+        assert story["decide"] is None
+        assert story["rules"] == []
+        told = {stage["name"]: stage["row"].keys() for stage in story["stages"]}
+        shown = {"sample_id", *(column.name for column in STATUS_COLUMNS), "model"}
+        assert told == {"synthesis": shown, "matting": shown}
+        assert {"prompt", "box_0", "reference_1_name"} <= story["plan"].keys()
+        assert not {"index", "seed", "other_reference_id"} & story["plan"].keys(), "every fifth of a plan has a fault"
     assert client.get("/api/review").json()["queues"] == ["audit", "flagged", "all"]
     assert "not while reviewing blind" in client.get("/api/queue", params={"name": "errors"}).json()["error"]
+
+
+def test_the_order_of_a_blind_queue_tells_neither_decision_nor_place_in_the_plan(copied):
+    run = Run.of(small_config(copied))
+    blind, open_eyed = client_of(run, blind=True), client_of(run)
+    audit, whole = ids(blind, "audit"), ids(blind, "all")
+    assert sorted(audit) == sorted(ids(open_eyed, "audit"))
+    assert audit != ids(open_eyed, "audit"), "where kept and rejected ones come in turns"
+    assert sorted(whole) == sorted(ids(open_eyed, "all"))
+    assert whole != ids(open_eyed, "all"), "which has the order of the plan"
+    assert [i for i in whole if i in audit] == audit, "the same whatever was decided"
+    for sample_id in whole:
+        say(blind, sample_id, "flag", True)
+    assert ids(blind, "flagged") == whole
 
 
 @pytest.mark.parametrize(
