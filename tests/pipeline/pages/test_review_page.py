@@ -9,11 +9,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from small.curation import made, small_config
+from troubled.runs import PLANNED, config, stopped_before
 
 from data_schemas.serving import Guarded
 from data_schemas.tables import STATUS_COLUMNS
 from pipeline.curate import curate
 from pipeline.dataset.curated import open_run
+from pipeline.pages.explore import explore_app
+from pipeline.pages.explorer import Explorer
 from pipeline.pages.review import review_app
 from pipeline.pages.samples import Samples
 from pipeline.run import Run
@@ -163,6 +166,23 @@ def test_a_run_that_is_half_made_shows_what_is_there(copied):
     assert story["pictures"] == {"reference_0": True, "reference_1": True, "target": True, "foreground": False,
                                  "background": False, "alpha": False}  # fmt: skip
     assert client.get(f"/picture/{planned[-1]}/alpha").status_code == 404
+
+
+def test_a_run_that_is_being_grown_shows_what_stages_have_of_its_new_samples(tmp_path):
+    scored = {"filters": [{"use": "troubled.stages:Scored", "config": {}}]}
+    curate(config(tmp_path, samples=10, **scored))
+    run = stopped_before("scored", config(tmp_path, **scored))
+    explorer = Explorer(run.config.run_url)
+    planned = list(explorer.samples.part_of())
+    assert len(planned) == PLANNED
+    for client in (client_of(run), client_of(run, blind=True), TestClient(explore_app(explorer))):
+        for place, sample_id in enumerate(planned):
+            story = client.get(f"/api/story/{sample_id}").json()
+            made = {stage["name"]: stage["made"] for stage in story["stages"]}
+            assert made["matting"] is True
+            assert made.get("scored", place < 10) is (place < 10), "the last part has the old samples yet"
+            assert client.get(f"/picture/{sample_id}/target").status_code == 200
+            assert client.get(f"/api/row/{sample_id}").status_code in (200, 404)
 
 
 def test_pictures_come_as_they_are_stored_or_small(client, small_run):
