@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -35,9 +36,8 @@ from pipeline.run import Run
 AT_ONCE = 16
 """Files of a bucket that are read at the same time."""
 Listed = dict[str, dict[str, str]]
-"""Stage -> part -> what changes when the part is written. "dataset" has the newest dataset under the empty name, and
-"review" the files that hold what people said."""
-NO_STAGES = ("dataset", "review")
+"""Stage -> part -> what changes when the part is written. The empty name has what is no stage's: the newest dataset,
+and the files that hold what people said."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class RunColumns:
         """How many parts each stage lacks; only those that lack some."""
         wanted = self.run.parts()
         counts = {stage: sum(part not in there for part in wanted) for stage, there in self.listed.items()}
-        return {stage: count for stage, count in counts.items() if count and stage not in NO_STAGES}
+        return {stage: count for stage, count in counts.items() if count and stage}
 
     def part_of(self, row: int) -> str:
         """The part of the sample in a row."""
@@ -228,14 +228,11 @@ def _fields(run: Run) -> tuple[dict[str, pa.Field], dict[str, tuple[str, str]]]:
 def _listed(run: Run) -> Listed:
     """The parts that are there of the plan, every stage and the decisions, the newest dataset, and the review."""
     found = {stage: part_stamps(run.store(stage)) for stage in ("plan", *(s.name for s in run.stages()), "decide")}
-    try:
-        facts = open_dataset(run.config.run_url).facts
-        found["dataset"] = {"": str(facts.get("manifest_sha256"))}
-    except UserError:
-        found["dataset"] = {}
     fs, root = url_to_fs(run.config.run_url)
     root = root.rstrip("/")
-    found["review"] = _stamps(fs, f"{root}/{FOLDER}", ".jsonl") | _stamps(fs, root, FILE)
+    found[""] = _stamps(fs, f"{root}/{FOLDER}", ".jsonl") | _stamps(fs, root, FILE)
+    with suppress(UserError):  # none was published yet
+        found[""]["dataset"] = str(open_dataset(run.config.run_url).facts.get("manifest_sha256"))
     return found
 
 
