@@ -56,6 +56,17 @@ def need_part(run: Run, stage: str, part: str) -> Part:
     return whole
 
 
+def planned_part(run: Run, stage: str, part: str, plan: Part) -> Part | None:
+    """The part of a stage if it has the samples of this part of the plan, in their order; None if it is not made.
+
+    A plan that grows, or whose pool changed, has new samples in a part before the stages come to it. What a stage has
+    of it until then was made of the earlier plan: its rows are those of other samples.
+    """
+    found = run.store(stage).read(part)
+    same = found is not None and found.table["sample_id"].equals(plan.table["sample_id"])
+    return found if same else None
+
+
 def read_all(run: Run, stage: str) -> pa.Table:
     """All parts of a stage as one table, in plan order."""
     return pa.concat_tables([need_part(run, stage, part).table.replace_schema_metadata() for part in run.parts()])

@@ -40,7 +40,7 @@ from pipeline.dataset import versions
 from pipeline.dataset.facts import stated
 from pipeline.dataset.leaks import check_leaks
 from pipeline.dataset.picture_reader import PictureReader
-from pipeline.dataset.sharding import assign, manifest_bytes, sample_info, score_columns, shard_members
+from pipeline.dataset.sharding import assign, manifest_bytes, may_be_held, sample_info, score_columns, shard_members
 from pipeline.jobs import PartJob, need_part, pool_digest, pool_rows, read_all
 from pipeline.run import Run
 
@@ -88,13 +88,13 @@ class Tables:
         With ``shards.unfiltered`` the training shards also hold all others but those without pictures.
         """
         settings, splits = self.run.config.shards, self["plan"]["split"].to_pylist()
-        held = []
-        for number, (split, decision, fault) in enumerate(
-            zip(splits, self["decide"]["decision"].to_pylist(), self._planted_faults(), strict=True)
-        ):
-            good = decision == "kept" and fault in (None, "none")
-            if good or (settings.unfiltered and split == "train" and decision != "error"):
-                held.append(number)
+        decisions = self["decide"]["decision"].to_pylist()
+        may = may_be_held(splits, self["synthesis"], settings.unfiltered)
+        held = [
+            number for number, (split, decision) in enumerate(zip(splits, decisions, strict=True))
+            if may[number]
+            and (decision == "kept" or (settings.unfiltered and split == "train" and decision != "error"))
+        ]  # fmt: skip
         return assign(held, splits, settings.samples_per_shard)
 
     @cached_property
@@ -102,11 +102,6 @@ class Tables:
         """Shard name -> what was made. Raises UserError if a shard is missing or damaged."""
         parts = {name: need_part(self.run, "shards", name) for name in self.shards}
         return {name: MadeShard(str(part.tar_sha256), contents_of(part.entries)) for name, part in parts.items()}
-
-    def _planted_faults(self) -> list[str | None]:
-        """The planted fault of every sample in plan order. A user's own synthesis may know of none."""
-        table = self["synthesis"]
-        return table["planted_fault"].to_pylist() if "planted_fault" in table.column_names else [None] * len(table)
 
     @cached_property
     def apart(self) -> dict[str, Any]:

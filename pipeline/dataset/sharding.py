@@ -15,6 +15,20 @@ from data_schemas.tables import MANIFEST, SPLITS, STATUS_COLUMNS
 from pipeline.core.stage import NEEDED
 
 
+def may_be_held(splits: Sequence[str], made: pa.Table, unfiltered: bool) -> list[bool]:
+    """Whether shards may hold each sample, if it is chosen for them.
+
+    A planted fault is known to be wrong, so none may. With ``shards.unfiltered``, which measures what the filters are
+    worth, the training shards hold them like all others. ``made`` has the column planted_fault, unless a user's own
+    synthesis knows of none.
+    """
+    faults = made["planted_fault"].to_pylist() if "planted_fault" in made.column_names else [None] * len(made)
+    return [
+        fault in (None, "none") or (unfiltered and split == "train")
+        for split, fault in zip(splits, faults, strict=True)
+    ]
+
+
 def assign(held: Sequence[int], splits: Sequence[str], samples_per_shard: int) -> dict[str, list[int]]:
     """Shard name (train-00000) -> the numbers of its samples, in plan order. ``splits`` has the split of every sample,
     ``held`` the numbers of those that get into shards."""

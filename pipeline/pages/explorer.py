@@ -1,6 +1,6 @@
 """What the page of ``instructar explore`` asks for: samples that were chosen, comparisons, and saving them.
 
-It reads tables only. Of a run that is at work it sees what was written since the last question.
+It reads tables only. Of a run that is at work, or that people review, it sees what was written since the last question.
 """
 
 from __future__ import annotations

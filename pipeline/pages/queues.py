@@ -22,7 +22,7 @@ QUEUES = ("undecided", "nearest", "audit", "errors", "flagged", "disagreement", 
 """Besides these, ``reason:CODE`` has the samples that were rejected for a reason."""
 Rules = Sequence[tuple[str, Rule]]
 BLIND = ("audit", "flagged", "all")
-"""The queues whose choice of samples tells nothing of what the filters decided."""
+"""The queues whose choice of samples tells nothing of what the filters decided; their order does not either."""
 
 
 class Decisions:
@@ -46,16 +46,22 @@ class Decisions:
         return frame[frame["decision"].notna()].reset_index(drop=True)
 
 
-def queue(name: str, frame: pd.DataFrame, rules: Rules, opinions: Opinions, reviewer: str) -> Any:
-    """The ids of a queue, in order: see QUEUES. UserError if there is no such queue."""
+def queue(name: str, frame: pd.DataFrame, rules: Rules, opinions: Opinions, reviewer: str, blind: bool = False) -> Any:
+    """The ids of a queue, in order: see QUEUES. UserError if there is no such queue.
+
+    ``blind`` queues have an order that tells nothing: neither kept and rejected ones in turns, nor that of the plan,
+    which has planted faults at even distances.
+    """
     if not len(frame):
         return []
+    if blind:
+        frame = frame.sort_values("sample_id", key=lambda ids: ids.map(_digest))
     ids = frame["sample_id"]
     of_reviewer = {i: by[reviewer] for i, by in opinions.items() if reviewer in by}
     kinds: dict[str, Callable[[], pd.Series]] = {
         "undecided": lambda: ids[frame["decision"] == "undecided"],
         "nearest": lambda: ids.iloc[np.argsort(distances(frame, rules), kind="stable")],
-        "audit": lambda: pd.Series(audit(frame)),
+        "audit": lambda: ids[_judged(frame)] if blind else pd.Series(audit(frame)),
         "errors": lambda: ids[frame["decision"] == "error"],
         "flagged": lambda: ids[[bool(i in of_reviewer and of_reviewer[i].value("flag")) for i in ids]],
         "disagreement": lambda: ids[[_disagree(opinions, i) for i in ids]],
@@ -80,17 +86,25 @@ def distances(frame: pd.DataFrame, rules: Rules) -> np.ndarray:
         spread = np.nanstd(scores) if np.isfinite(scores).any() else 0.0
         if spread > 0:
             found = np.fmin(found, np.abs(scores - rule.threshold) / spread)
-    return np.where(frame["decision"].isin(["kept", "rejected"]), found, np.inf)
+    return np.where(_judged(frame), found, np.inf)
 
 
 def audit(frame: pd.DataFrame) -> list[str]:
     """Kept and rejected samples in turns, each in an order that is random but always the same."""
     mixed = {
-        decision: sorted(own["sample_id"], key=lambda i: hashlib.sha256(i.encode()).digest())
-        for decision, own in frame[frame["decision"].isin(["kept", "rejected"])].groupby("decision")
+        decision: sorted(own["sample_id"], key=_digest) for decision, own in frame[_judged(frame)].groupby("decision")
     }
     longest = max(map(len, mixed.values()), default=0)
     return [ids[n] for n in range(longest) for ids in mixed.values() if n < len(ids)]
+
+
+def _judged(frame: pd.DataFrame) -> pd.Series:
+    return frame["decision"].isin(["kept", "rejected"])
+
+
+def _digest(sample_id: str) -> bytes:
+    """Gives samples an order that is random but always the same."""
+    return hashlib.sha256(sample_id.encode()).digest()
 
 
 def _disagree(opinions: Opinions, sample_id: str) -> bool:

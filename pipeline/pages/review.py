@@ -7,7 +7,7 @@ import binascii
 import getpass
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,9 @@ from data_schemas.errors import UserError
 from data_schemas.io import pictures
 from data_schemas.io.storage import read_bounded, write_file
 from data_schemas.io.text import one_line
+from data_schemas.tables import STATUS_COLUMNS
 from pipeline.core.review import is_below
+from pipeline.dataset.frames.columns import FIRST
 from pipeline.pages.app import part_of, run_app, sent
 from pipeline.pages.applying import Applying
 from pipeline.pages.queues import BLIND, QUEUES, Decisions, queue
@@ -33,9 +35,16 @@ from pipeline.review.said import Said
 
 WINDOW, BEHIND = 1000, 20
 """Ids of a queue that a page gets at once, and how many that were seen already come first."""
-TOLD_TO_BLIND = ("plan", "synthesis", "matting")
-"""The stages whose rows a blind reviewer sees; the others judge."""
-FAULT = ("planted_fault", "true_iou")
+STAGES_TOLD_TO_BLIND = ("synthesis", "matting")
+"""The stages of which a blind reviewer sees whether they made the sample; the others judge."""
+STATES_TOLD_TO_BLIND = frozenset({FIRST, "model", *(column.name for column in STATUS_COLUMNS)})
+"""What of their rows: all other columns are scores, or know what was planted."""
+PLAN_TOLD_TO_BLIND = frozenset({
+    FIRST, "prompt", "relation", "layout", "front",
+    *(f"{name}_{i}" for i in range(2) for name in ("box", "turn", "mirror")),
+    *(f"reference_{i}_{name}" for i in range(2) for name in ("id", "name", "category")),
+})  # fmt: skip
+"""What the picture should show. The rest of the plan can tell of faults: they are planted at even distances."""
 
 
 class Saying(BaseModel):
@@ -69,7 +78,7 @@ def review_app(samples: Samples, reviewer: str, blind: bool) -> FastAPI:
         if blind and name not in BLIND:
             raise UserError(f"queue {one_line(name, 80)!r}: not while reviewing blind")
         said = opinions(log.rows())
-        found = queue(name, decisions.frame(), decisions.rules, said, reviewer)
+        found = queue(name, decisions.frame(), decisions.rules, said, reviewer, blind)
         done = [_verdict(said.get(i, {}).get(reviewer)) for i in found]
         first = done.index(None) if None in done else 0
         start = max(0, first - BEHIND)
@@ -129,15 +138,15 @@ def user() -> str:
 
 
 def _blind_story(samples: Samples, sample_id: str, part: str) -> dict[str, Any]:
-    """A sample's story without all that filters said, and without its planted fault."""
+    """A sample's story without all that filters said, and without what was planted."""
     told = samples.story(sample_id, part)
-    shown = [stage for stage in told["stages"] if stage["name"] in TOLD_TO_BLIND]
-    rows = [{**stage, "row": _without_fault(stage["row"])} for stage in shown]
-    return {**told, "plan": _without_fault(told["plan"]), "stages": rows, "decide": None, "rules": []}
+    shown = [stage for stage in told["stages"] if stage["name"] in STAGES_TOLD_TO_BLIND]
+    rows = [{**stage, "row": _only(STATES_TOLD_TO_BLIND, stage["row"])} for stage in shown]
+    return {**told, "plan": _only(PLAN_TOLD_TO_BLIND, told["plan"]), "stages": rows, "decide": None, "rules": []}
 
 
-def _without_fault(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if row is None else {name: value for name, value in row.items() if name not in FAULT}
+def _only(names: Set[str], row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if row is None else {name: value for name, value in row.items() if name in names}
 
 
 def _verdict(opinion: Opinion | None) -> Any:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_schemas.io.storage import Unreadable
@@ -47,11 +48,11 @@ class Samples:
         return self._parts(tuple((part, there.get(part, "")) for part in self.run.parts()))
 
     def row(self, stage: str, part: str, sample_id: str) -> Row | None:
-        """A sample's row of a stage, as plain values; None if that part is not made."""
+        """A sample's row of a stage, as plain values; None if that part is not made, or not of the plan that has it."""
         found = self.part(stage, part)
-        if found is None:
+        at = -1 if found is None else pc.index(found.table["sample_id"], sample_id).as_py()
+        if found is None or at < 0:
             return None
-        at = found.table.column("sample_id").to_pylist().index(sample_id) if found.table.num_rows else -1
         return {name: plain(value) for name, value in found.table.slice(at, 1).to_pylist()[0].items()}
 
     def part(self, stage: str, part: str) -> Part | None:

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_schemas.io.documents import parse_json
+from data_schemas.io.storage import parse_facts
 from pipeline.config import CurationConfig
-from pipeline.core.parts import PartStore
+from pipeline.core.parts import NOT_WHOLE, PartStore
 from pipeline.run import Run
 from pipeline.upkeep.lock import Lock
 
@@ -39,13 +39,17 @@ def status(run: Run) -> dict[str, Any]:
         store = run.store(name)
         there = {part: when for part, when in _written(store).items() if part in wanted}
         row: dict[str, Any] = {
-            "parts": len(wanted), "done": len(there), "left": len(wanted) - len(there), "with_errors": 0, "errors": {},
-            "gpu_hours": 0.0, "worker_hours": 0.0,
+            "parts": len(wanted), "done": 0, "left": 0, "with_errors": 0, "errors": {}, "gpu_hours": 0.0,
+            "worker_hours": 0.0,
         }  # fmt: skip
+        damaged: set[str] = set()
         if name in scored:
-            row |= _hours(store, list(there)) | _errors(store, list(there))
+            row |= _hours(store, list(there)) | _errors(store, list(there), damaged)
         if name == "decide":
-            kept = sum(table["decision"].to_pylist().count("kept") for table in _tables(store, list(there), "decision"))
+            tables = _tables(store, list(there), damaged, "decision")
+            kept = sum(table["decision"].to_pylist().count("kept") for table in tables)
+        there = {part: when for part, when in there.items() if part not in damaged}
+        row |= {"done": len(there), "left": len(wanted) - len(there)}
         if name != "references":
             row["samples"] = sum(bounds[part][1] - bounds[part][0] for part in there)
         stages[name] = row
@@ -77,35 +81,47 @@ def _written(store: PartStore) -> dict[str, float]:
 
 
 def _hours(store: PartStore, parts: list[str]) -> dict[str, float]:
-    """Hours of GPUs, and hours of workers in parts that used none."""
+    """Hours of GPUs, and hours of workers in parts that used none. Notes that are damaged tell none."""
     gpu = worker = 0.0
-    for data in _contents(store, parts, "notes.json"):
-        notes = parse_json(data.decode(), store.root)
-        gpu += notes.get("gpu", 0.0)
-        worker += 0.0 if "gpu" in notes else sum(notes.get("samples", {}).values())
+    for _, data in _contents(store, parts, "notes.json"):
+        notes = parse_facts(data, store.root) or {}
+        try:
+            own, of_workers = float(notes.get("gpu", 0.0)), sum(notes.get("samples", {}).values())
+        except (TypeError, ValueError, AttributeError):
+            continue
+        gpu += own
+        worker += 0.0 if "gpu" in notes else of_workers
     return {"gpu_hours": gpu / 3600, "worker_hours": worker / 3600}
 
 
-def _errors(store: PartStore, parts: list[str]) -> dict[str, Any]:
+def _errors(store: PartStore, parts: list[str], damaged: set[str]) -> dict[str, Any]:
     codes: Counter[str] = Counter()
     touched = 0
-    for table in _tables(store, parts, "status", "error_code"):
+    for table in _tables(store, parts, damaged, "status", "error_code"):
         own = [row["error_code"] for row in table.to_pylist() if row["status"] == "error"]
         codes.update(own)
         touched += bool(own)
     return {"with_errors": touched, "errors": dict(codes.most_common())}
 
 
-def _tables(store: PartStore, parts: list[str], *columns: str) -> Iterator[pa.Table]:
-    for data in _contents(store, parts, "parquet"):
-        yield pq.read_table(io.BytesIO(data), columns=list(columns))
+def _tables(store: PartStore, parts: list[str], damaged: set[str], *columns: str) -> Iterator[pa.Table]:
+    """These columns of parts. Parts that cannot be read, which a curation makes again, are added to ``damaged``."""
+    for part, data in _contents(store, parts, "parquet"):
+        try:
+            table = pq.read_table(io.BytesIO(data), columns=list(columns), page_checksum_verification=True)
+            table = table.select(columns)  # KeyError if it lacks one
+        except NOT_WHOLE:
+            damaged.add(part)
+            continue
+        yield table
 
 
-def _contents(store: PartStore, parts: list[str], suffix: str) -> Iterator[bytes]:
+def _contents(store: PartStore, parts: list[str], suffix: str) -> Iterator[tuple[str, bytes]]:
     """The files of parts that are there; those that go meanwhile are left out."""
     for first in range(0, len(parts), AT_ONCE):
         paths = [store.path(part, suffix) for part in parts[first : first + AT_ONCE]]
-        yield from store.fs.cat(paths, on_error="omit").values()
+        for path, data in store.fs.cat(paths, on_error="omit").items():
+            yield path.rpartition("/")[2].removesuffix(f".{suffix}"), data
 
 
 def _pace(there: dict[str, float], bounds: dict[str, tuple[int, int]], config: CurationConfig) -> dict[str, Any]:

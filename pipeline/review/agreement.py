@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
 from pipeline.core.rules import decide, resolve_rules
-from pipeline.jobs import need_part
+from pipeline.jobs import planned_part
 from pipeline.review.log import ReviewLog
 from pipeline.review.opinions import opinions, settled, verdicts
 from pipeline.run import Run
@@ -63,12 +63,16 @@ KNOWN = ("kept", "rejected")
 
 
 def _frames_of(run: Run, part: str, samples: Mapping[str, object]) -> dict[str, pd.DataFrame]:
-    """The rows of these samples by stage; nothing if the part has none of them, or is not decided."""
-    if not run.store("decide").exists(part):
+    """The rows of these samples by stage, in the same order; nothing if the part has none of them, is not decided, or
+    a stage has not made it of the plan as it is."""
+    plan = run.store("plan").read(part)
+    if plan is None or not run.store("decide").exists(part):
         return {}
     frames = {}
     for stage in run.stages():
-        table = need_part(run, stage.name, part).table.to_pandas()
+        if (made := planned_part(run, stage.name, part, plan)) is None:
+            return {}
+        table = made.table.to_pandas()
         frames[stage.name] = table[table["sample_id"].isin(list(samples))].reset_index(drop=True)
     return frames if all(len(frame) for frame in frames.values()) else {}
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from data_schemas.errors import UserError
 from data_schemas.io.storage import patiently, read_bounded, url_of, url_to_fs, write_file
+from data_schemas.io.text import one_line
 from data_schemas.settings import first_mistake
 from data_schemas.tables import REVIEW
 from pipeline.core.parts import fingerprint
@@ -103,7 +104,13 @@ class ReviewLog:
         if not table.rows or self._table_is_ours():
             return
         known = {row.id for row in self._rows()}
-        new = [row for said in table.rows.values() for row in _said_by_hand(said) if row.id not in known]
+        new: list[Said] = []
+        for sample_id, said in table.rows.items():
+            try:
+                new += [row for row in _said_by_hand(said) if row.id not in known]
+            except UserError as error:
+                where = f"{url_of(self.fs, self.root)}/{FILE}: sample {one_line(sample_id, 80)}"
+                raise UserError(f"{where}: {error}; correct that row or remove it") from error
         if new:
             self._store(new)
 

@@ -37,7 +37,7 @@ class Said(BaseModel):
         value, number = self.value, isinstance(self.value, float) and not isinstance(self.value, bool)
         fits = {
             "verdict": value in ("kept", "rejected", None),
-            "alpha_threshold": value is None or (number and 0 <= float(value) < 1),
+            "alpha_threshold": value is None or (number and 0 <= float(value) <= 1),
             "matte": value is None or isinstance(value, str),
             "flag": isinstance(value, bool),
             "undo": isinstance(value, str),

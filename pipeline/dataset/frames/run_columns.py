@@ -11,9 +11,11 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,18 +23,21 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from data_schemas.errors import UserError
+from data_schemas.io.storage import url_to_fs
 from data_schemas.tables import DECIDE, MANIFEST, PLAN, STATUS_COLUMNS
 from pipeline.core.parts import NOT_WHOLE, PartStore
+from pipeline.core.review import FILE
 from pipeline.core.rules import resolve_rules
 from pipeline.dataset.frames.columns import FIRST, Standing, need_column
 from pipeline.dataset.opened import open_dataset
-from pipeline.review.log import ReviewLog
+from pipeline.review.log import FOLDER, ReviewLog
 from pipeline.run import Run
 
 AT_ONCE = 16
 """Files of a bucket that are read at the same time."""
 Listed = dict[str, dict[str, str]]
-"""Stage -> part -> what changes when the part is written. "dataset" has the newest dataset under the empty name."""
+"""Stage -> part -> what changes when the part is written. The empty name has what is no stage's: the newest dataset,
+and the files that hold what people said."""
 
 
 @dataclass
@@ -87,7 +92,7 @@ class RunColumns:
         """How many parts each stage lacks; only those that lack some."""
         wanted = self.run.parts()
         counts = {stage: sum(part not in there for part in wanted) for stage, there in self.listed.items()}
-        return {stage: count for stage, count in counts.items() if count and stage != "dataset"}
+        return {stage: count for stage, count in counts.items() if count and stage}
 
     def part_of(self, row: int) -> str:
         """The part of the sample in a row."""
@@ -221,36 +226,38 @@ def _fields(run: Run) -> tuple[dict[str, pa.Field], dict[str, tuple[str, str]]]:
 
 
 def _listed(run: Run) -> Listed:
-    """The parts that are there of the plan, every stage and the decisions, and the newest dataset."""
+    """The parts that are there of the plan, every stage and the decisions, the newest dataset, and the review."""
     found = {stage: part_stamps(run.store(stage)) for stage in ("plan", *(s.name for s in run.stages()), "decide")}
-    try:
-        facts = open_dataset(run.config.run_url).facts
-        found["dataset"] = {"": str(facts.get("manifest_sha256"))}
-    except UserError:
-        found["dataset"] = {}
+    fs, root = url_to_fs(run.config.run_url)
+    root = root.rstrip("/")
+    found[""] = _stamps(fs, f"{root}/{FOLDER}", ".jsonl") | _stamps(fs, root, FILE)
+    with suppress(UserError):  # none was published yet
+        found[""]["dataset"] = str(open_dataset(run.config.run_url).facts.get("manifest_sha256"))
     return found
 
 
 def part_stamps(store: PartStore) -> dict[str, str]:
     """The parts that are there, each with what changes when it is written; one request of a bucket."""
     ending = ".parquet"
-    if isinstance(store.fs, LocalFileSystem):  # ten times faster than fsspec
-        try:
-            with os.scandir(store.root) as entries:
+    return {name.removesuffix(ending): stamp for name, stamp in _stamps(store.fs, store.root, ending).items()}
+
+
+def _stamps(fs: fsspec.AbstractFileSystem, folder: str, ending: str) -> dict[str, str]:
+    """The files of a folder with this ending by name, but hidden ones, each with what changes when it is written."""
+    try:
+        if isinstance(fs, LocalFileSystem):  # ten times faster than fsspec
+            with os.scandir(folder) as entries:
                 found = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(ending)]
-        except FileNotFoundError:
-            return {}
-        stamps = {name: f"{status.st_size} {status.st_mtime_ns} {status.st_ino}" for name, status in found}
-    else:
-        try:
-            files = store.fs.ls(store.root, detail=True)
-        except FileNotFoundError:
-            return {}
-        stamps = {
-            str(file["name"]).rpartition("/")[2]: f"{file.get('size')} {file.get('ETag') or file.get('LastModified')}"
-            for file in files
-        }
-    return {n.removesuffix(ending): s for n, s in stamps.items() if n.endswith(ending) and not n.startswith(".")}
+            stamps = {name: f"{status.st_size} {status.st_mtime_ns} {status.st_ino}" for name, status in found}
+        else:
+            files = fs.ls(folder, detail=True)
+            stamps = {
+                str(f["name"]).rpartition("/")[2]: f"{f.get('size')} {f.get('ETag') or f.get('LastModified')}"
+                for f in files
+            }
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {name: stamp for name, stamp in stamps.items() if name.endswith(ending) and not name.startswith(".")}
 
 
 def _columns_of(store: PartStore, part: str, names: Sequence[str] | None) -> pa.Table | None:

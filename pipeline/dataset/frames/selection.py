@@ -29,7 +29,7 @@ from pipeline.dataset.frames.decisions import Compared
 from pipeline.dataset.frames.run_columns import RunColumns
 from pipeline.dataset.picture_reader import PictureReader
 from pipeline.dataset.publish import ShardMembers, contents_of
-from pipeline.dataset.sharding import assign
+from pipeline.dataset.sharding import assign, may_be_held
 from pipeline.dataset.versions import FIRST as FIRST_VERSION
 from pipeline.jobs import pool_digest
 
@@ -40,10 +40,11 @@ FOLDER = "selections"
 def save(columns: Columns, rows: np.ndarray, conditions: Sequence[str], out: str, shards: bool = False) -> str:
     """Write the samples in ``rows``, in the order of the plan, into the folder ``out`` of this machine. Returns it.
 
-    ``conditions`` are those by which they were chosen.
+    ``conditions`` are those by which they were chosen. A sample with a planted fault gets into no shard, as in the
+    run's own dataset.
 
     Raises UserError if it is there already, if no sample was chosen, if one is not decided yet, or if shards are asked
-    for and one has no pictures.
+    for and one has no pictures, or none may be in a shard.
     """
     target = new_folder(out)
     rows = np.sort(rows)
@@ -99,13 +100,19 @@ def _with_shards(columns: Columns, rows: np.ndarray, table: pa.Table, folder: Pa
             f"{int(failed.sum())} of the {len(rows)} chosen samples have no pictures, because a stage failed on them; "
             "choose those with decision != error"
         )
+    settings, splits = run.config.shards, table["split"].to_pylist()
+    held = [number for number, may in enumerate(may_be_held(splits, table, settings.unfiltered)) if may]
+    if not held:
+        raise UserError(
+            f"none of the {len(rows)} chosen samples may be in a shard, as each has a planted fault; save a manifest, "
+            "or choose those with planted_fault = none"
+        )
     reader = PictureReader(run, pool_digest(run))
     scores = table.select([name for name in table.column_names if name not in {c.name for c in MANIFEST.columns}])
     digests: dict[str, str] = {}
     shard_of: list[str | None] = [None] * len(rows)
     content_of: list[str | None] = [None] * len(rows)
-    held = assign(range(len(rows)), table["split"].to_pylist(), run.config.shards.samples_per_shard)
-    for name, numbers in held.items():
+    for name, numbers in assign(held, splits, settings.samples_per_shard).items():
         plans, own = (side.take(numbers).to_pylist() for side in (table, scores))
         members = ShardMembers(reader, {p[FIRST]: (p, s) for p, s in zip(plans, own, strict=True)})
         with open(folder / f"{name}.tar", "wb") as file:

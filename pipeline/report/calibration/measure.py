@@ -7,7 +7,7 @@ it. The run is not changed; ``<run>/calibration/<stage>/`` gets a page, the scor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -21,7 +21,7 @@ from pipeline.config import CurationConfig
 from pipeline.core.parts import Part
 from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Stage
-from pipeline.jobs import need_part
+from pipeline.jobs import planned_part
 from pipeline.report.calibration.figures import RuleFigures, rule_figures
 from pipeline.report.calibration.floor import floor_rows
 from pipeline.report.calibration.labels import counted, labels_of
@@ -76,12 +76,14 @@ def measure(config: CurationConfig, stage_name: str, floor_samples: int = 64) ->
         known = [name for name, stage in scored.items() if stage.rules]
         raise UserError(f"calibrate {stage_name}: no stage with rules has this name; {suggest(stage_name, known)}")
     stage = scored[stage_name]
-    parts = {p: part for p in run.parts() if (part := run.store(stage_name).read(p)) is not None}
+    plans = {p: part for p in run.parts() if (part := run.store("plan").read(p)) is not None}
+    parts = {p: part for p, plan in plans.items() if (part := planned_part(run, stage_name, p, plan)) is not None}
     if not parts:
         raise UserError(f"{config.run_url}: stage {stage_name} has no finished part; run the curation first")
-    frames = {stage_name: _frame(list(parts.values()))} | _other_frames(run, stage_name, list(parts))
+    plans = {p: plans[p] for p in parts}
+    frames = {stage_name: _frame(list(parts.values()))} | _other_frames(run, stage_name, plans)
     own = frames[stage_name]
-    rows = _plan_rows(run, list(parts))
+    rows = [row for part in plans.values() for row in part.rows()]
     plan = pd.DataFrame(rows).set_index("sample_id")[["reference_0_id", "reference_1_id"]]
     names = [column.name for column in score_columns(stage)]
     seen = own[own.status == "ok"].join(plan, on="sample_id").assign(kind="run")
@@ -108,19 +110,15 @@ def _frame(parts: Sequence[Part]) -> pd.DataFrame:
     return pa.concat_tables([part.table.replace_schema_metadata() for part in parts]).to_pandas()
 
 
-def _other_frames(run: Run, but: str, parts: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The rows of the other stages that have rules, if all these parts of theirs exist."""
+def _other_frames(run: Run, but: str, plans: Mapping[str, Part]) -> dict[str, pd.DataFrame]:
+    """The rows of the other stages that have rules, if they made all these parts of the plan."""
     frames = {}
     for stage in run.stages():
         if stage.rules and stage.name != but:
-            found = [part for p in parts if (part := run.store(stage.name).read(p)) is not None]
-            if len(found) == len(parts):
+            found = [made for p, plan in plans.items() if (made := planned_part(run, stage.name, p, plan)) is not None]
+            if len(found) == len(plans):
                 frames[stage.name] = _frame(found)
     return frames
-
-
-def _plan_rows(run: Run, parts: Sequence[str]) -> list[dict]:
-    return [row for part in parts for row in need_part(run, "plan", part).rows()]
 
 
 def score_columns(stage: Stage) -> list[Column]:

@@ -1,10 +1,12 @@
 """What the explorer's page asks for over HTTP: samples, comparisons, stories, selections; and what it refuses."""
 
+import datetime
 import json
 import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from commands import run_here
 from fastapi.testclient import TestClient
@@ -13,10 +15,12 @@ from troubled.runs import PLANNED, config
 
 from data_schemas.errors import UserError
 from data_schemas.serving import Guarded
+from data_schemas.tables import REVIEW
 from pipeline import cli
 from pipeline.curate import curate
 from pipeline.pages.explore import explore_app
 from pipeline.pages.explorer import Explorer
+from pipeline.review.log import ReviewLog
 
 HOSTILE = "</script><b>\u202eevil\x07"
 SCORED = {"filters": [{"use": "troubled.stages:Scored", "config": {}}]}
@@ -94,6 +98,29 @@ def test_other_thresholds_are_compared_without_a_model_and_applied_by_the_comman
     done = run_here(cli.main, *words)
     assert done.returncode == 0, done.stderr
     assert (manifest(tmp_path, "stubs").decision == after.decision).all()
+
+
+def test_verdicts_count_from_the_next_look_on(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.pages.explorer.FRESH", 0.0)
+    shutil.copytree(root / "stubs", tmp_path / "stubs", symlinks=True)
+    kept = manifest(root, "stubs").query("decision == 'kept'").index
+    assert len(kept) >= 2
+    blank = dict.fromkeys(("alpha_threshold", "matte", "reason")) | {"verdict": "rejected", "reviewer": "eve"}
+    row = {**blank, "sample_id": kept[0], "time": datetime.datetime.now(datetime.UTC)}
+    with client_of(tmp_path / "stubs") as client:
+
+        def left():
+            return client.get("/api/compare", params={"set": "score_0_low=0.3"}).json()["before"]["counts"]["kept"]
+
+        assert left() == len(kept)
+        pq.write_table(REVIEW.table([row]), tmp_path / "stubs/review.parquet")
+        assert left() == len(kept) - 1
+        said = {"id": "0" * 8, "sample_id": kept[1], "action": "verdict", "value": "rejected", "reviewer": "ada"}
+        ReviewLog(str(tmp_path / "stubs")).append(said)
+        assert left() == len(kept) - 2
+        found = client.get("/api/rows", params={"set": "score_0_low=0.3", "where": "before = kept"}).json()
+        assert {sample["sample_id"] for sample in found["rows"]} == set(kept[2:])
+        assert client.get("/api/about").json()["missing"] == {}
 
 
 def test_two_runs_are_compared_by_sample(client, root):

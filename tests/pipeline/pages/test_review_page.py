@@ -9,10 +9,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from small.curation import made, small_config
+from troubled.runs import PLANNED, config, stopped_before
 
 from data_schemas.serving import Guarded
+from data_schemas.tables import STATUS_COLUMNS
 from pipeline.curate import curate
 from pipeline.dataset.curated import open_run
+from pipeline.pages.explore import explore_app
+from pipeline.pages.explorer import Explorer
 from pipeline.pages.review import review_app
 from pipeline.pages.samples import Samples
 from pipeline.run import Run
@@ -88,15 +92,34 @@ def test_two_reviewers_see_each_other_but_not_when_blind(client, copied):
     assert blind.get(f"/api/opinions/{first}").json() == {"mine": {}, "others": {}, "last": None}
 
 
-def test_blind_hides_all_that_filters_decided(copied):
-    client = client_of(Run.of(small_config(copied)), blind=True)
-    story = client.get(f"/api/story/{ids(client, 'audit')[0]}").json()
-    assert story["decide"] is None
-    assert story["rules"] == []
-    assert {stage["name"] for stage in story["stages"]} == {"synthesis", "matting"}
-    assert "planted_fault" not in str(story)
+def test_blind_hides_all_that_filters_decided_and_what_was_planted(copied):
+    run = Run.of(small_config(copied))
+    client = client_of(run, blind=True)
+    for sample_id in ids(client, "all"):
+        story = client.get(f"/api/story/{sample_id}").json()
+        assert story["decide"] is None
+        assert story["rules"] == []
+        told = {stage["name"]: stage["row"].keys() for stage in story["stages"]}
+        shown = {"sample_id", *(column.name for column in STATUS_COLUMNS), "model"}
+        assert told == {"synthesis": shown, "matting": shown}
+        assert {"prompt", "box_0", "reference_1_name"} <= story["plan"].keys()
+        assert not {"index", "seed", "other_reference_id"} & story["plan"].keys(), "every fifth of a plan has a fault"
     assert client.get("/api/review").json()["queues"] == ["audit", "flagged", "all"]
     assert "not while reviewing blind" in client.get("/api/queue", params={"name": "errors"}).json()["error"]
+
+
+def test_the_order_of_a_blind_queue_tells_neither_decision_nor_place_in_the_plan(copied):
+    run = Run.of(small_config(copied))
+    blind, open_eyed = client_of(run, blind=True), client_of(run)
+    audit, whole = ids(blind, "audit"), ids(blind, "all")
+    assert sorted(audit) == sorted(ids(open_eyed, "audit"))
+    assert audit != ids(open_eyed, "audit"), "where kept and rejected ones come in turns"
+    assert sorted(whole) == sorted(ids(open_eyed, "all"))
+    assert whole != ids(open_eyed, "all"), "which has the order of the plan"
+    assert [i for i in whole if i in audit] == audit, "the same whatever was decided"
+    for sample_id in whole:
+        say(blind, sample_id, "flag", True)
+    assert ids(blind, "flagged") == whole
 
 
 @pytest.mark.parametrize(
@@ -143,6 +166,23 @@ def test_a_run_that_is_half_made_shows_what_is_there(copied):
     assert story["pictures"] == {"reference_0": True, "reference_1": True, "target": True, "foreground": False,
                                  "background": False, "alpha": False}  # fmt: skip
     assert client.get(f"/picture/{planned[-1]}/alpha").status_code == 404
+
+
+def test_a_run_that_is_being_grown_shows_what_stages_have_of_its_new_samples(tmp_path):
+    scored = {"filters": [{"use": "troubled.stages:Scored", "config": {}}]}
+    curate(config(tmp_path, samples=10, **scored))
+    run = stopped_before("scored", config(tmp_path, **scored))
+    explorer = Explorer(run.config.run_url)
+    planned = list(explorer.samples.part_of())
+    assert len(planned) == PLANNED
+    for client in (client_of(run), client_of(run, blind=True), TestClient(explore_app(explorer))):
+        for place, sample_id in enumerate(planned):
+            story = client.get(f"/api/story/{sample_id}").json()
+            made = {stage["name"]: stage["made"] for stage in story["stages"]}
+            assert made["matting"] is True
+            assert made.get("scored", place < 10) is (place < 10), "the last part has the old samples yet"
+            assert client.get(f"/picture/{sample_id}/target").status_code == 200
+            assert client.get(f"/api/row/{sample_id}").status_code in (200, 404)
 
 
 def test_pictures_come_as_they_are_stored_or_small(client, small_run):

@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small.curation import small_config
+from troubled.runs import config, stopped_before
 
 from data_schemas.errors import UserError
 from data_schemas.schema import validate
@@ -283,6 +285,24 @@ def test_a_run_that_is_not_finished_is_measured_as_far_as_it_is(copied):
     assert (semantics.samples, semantics.judged_by) == (12, ["semantics", "matting", "quality"])
     assert semantics.figures[0].note.endswith("There is no floor to compare with.")
     assert semantics.figures[0].suggested is None
+
+
+def test_a_run_that_is_being_grown_is_measured_where_its_parts_are_of_its_plan(tmp_path):
+    both = {"filters": [{"use": f"troubled.stages:{name}", "config": {}} for name in ("Scored", "Trouble")]}
+    curate(config(tmp_path, samples=9, **both))
+    grown = config(tmp_path, **both)
+    run = stopped_before("trouble", grown)
+    scored, trouble = (measure(grown, stage, floor_samples=4) for stage in ("scored", "trouble"))
+    assert (scored.samples, scored.judged_by) == (12, ["scored"]), "trouble has one sample of the last part"
+    assert (trouble.samples, trouble.judged_by) == (8, ["trouble", "scored"])
+
+    curate(grown)
+    path = run.store("trouble").path("part-00001", "parquet")  # as if another sample had stood in the plan
+    table = pq.read_table(path)
+    ids = ["other", *table["sample_id"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(ids)), path)
+    assert measure(grown, "trouble", floor_samples=0).samples == 8
+    assert measure(grown, "scored", floor_samples=0).judged_by == ["scored"]
 
 
 def test_what_cannot_be_calibrated_is_said_in_one_line(copied, tmp_path_factory):

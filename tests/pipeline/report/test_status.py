@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from commands import run_here
@@ -30,6 +31,32 @@ def test_a_whole_run_tells_its_parts_errors_and_hours(tmp_path):
     told = ask(tmp_path).stdout
     assert "ValueError 8" in told
     assert re.search(r"whole; kept 4, for a thousand \d\.\d+ worker-hours without a GPU$", told.strip())
+
+
+def test_damaged_parts_are_left_to_be_made_and_damaged_notes_are_no_hours(tmp_path):
+    run = curate(config(tmp_path, filters=[{"use": "troubled.stages:Scored", "config": {}}])).run
+    whole = json.loads(ask(tmp_path, "--json").stdout)["stages"]
+
+    def damage(stage, part, suffix, data=None):
+        path = Path(run.store(stage).path(part, suffix))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if data is None else data)
+
+    damage("scored", "part-00000", "parquet")
+    damage("decide", "part-00002", "parquet", b"no table")
+    for part, notes in zip(run.parts(), (b"{", b"\xff", b'{"gpu": "much", "samples": [1]}'), strict=True):
+        damage("synthesis", part, "notes.json", notes)
+    answer = ask(tmp_path, "--json")
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    stages = found["stages"]
+    assert [(stages[s]["done"], stages[s]["left"], stages[s]["samples"]) for s in ("matting", "scored", "decide")] == [
+        (3, 0, 12), (2, 1, 8), (2, 1, 8),
+    ]  # fmt: skip
+    assert stages["synthesis"] == whole["synthesis"] | {"worker_hours": 0}
+    assert stages["matting"] == whole["matting"]
+    assert found["working"]["stage"] == "scored"
+    assert found["kept"] is None
+    assert "scored is not whole" in ask(tmp_path).stdout
 
 
 @pytest.mark.slow

@@ -5,14 +5,19 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import cohen_kappa_score
 from small.curation import small_config
+from troubled.runs import config, stopped_before
 
 from pipeline.curate import curate
+from pipeline.jobs import read_all
 from pipeline.report.results import read_manifest, write_results
 from pipeline.review.agreement import agreement, filters, interval, kappa
 from pipeline.review.log import ReviewLog
+from pipeline.review.opinions import opinions, verdicts
 
 
 def test_kappa_is_scikit_learns_and_its_interval_is_the_bootstraps():
@@ -53,6 +58,23 @@ def test_people_are_compared_with_each_other_and_with_what_the_filters_alone_say
     assert rows["people", "all filters"]["kappa"] < 1, "bob's verdicts came last"
     assert {"judge", "identity filter"} <= {other for _, other in rows}
     assert filters(run, decided)["all filters"] == decided
+
+
+def test_samples_of_a_part_that_is_not_of_the_plan_are_not_compared(tmp_path):
+    both = {"filters": [{"use": f"troubled.stages:{name}", "config": {}} for name in ("Scored", "Trouble")]}
+    run = curate(config(tmp_path, samples=9, **both)).run
+    judged(ReviewLog(run.config.run_url), "ada", dict.fromkeys(read_all(run, "plan")["sample_id"].to_pylist(), True))
+    before = filters(run, verdicts(opinions(ReviewLog(run.config.run_url).rows()))["ada"])["all filters"]
+    assert len(before) == 9
+    run = stopped_before("trouble", config(tmp_path, **both))
+    ids = read_all(run, "plan")["sample_id"].to_pylist()
+    found = filters(run, dict.fromkeys(ids))["all filters"]
+    assert found == {i: before[i] for i in ids[:8]}, "of the last part one stage has one sample, the other four"
+
+    path = run.store("scored").path("part-00000", "parquet")  # as if another sample had stood in the plan
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(["other", *ids[1:4]])), path)
+    assert filters(run, dict.fromkeys(ids))["all filters"] == {i: before[i] for i in ids[4:8]}
 
 
 @pytest.mark.slow

@@ -134,6 +134,31 @@ def test_a_table_written_by_hand_is_taken_into_the_log_once(log):
     assert len(log.rows()) == 3
 
 
+def by_hand(log, **row):
+    blank = dict.fromkeys(("alpha_threshold", "matte", "verdict", "reason"))
+    long_ago = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    os.makedirs(log.run_url, exist_ok=True)
+    rows = [{**blank, "sample_id": "s1", "reviewer": "eve", "time": long_ago, **row}]
+    pq.write_table(REVIEW.table(rows), f"{log.run_url}/review.parquet")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_every_threshold_that_a_table_may_have_is_taken_into_the_log(log, value):
+    log.append(said("s2"))
+    by_hand(log, alpha_threshold=value)
+    assert table(log)["s1"]["alpha_threshold"] == value
+    assert log.append(said("s3", "alpha_threshold", value)).value == value
+    assert table(ReviewLog(log.run_url))["s3"]["alpha_threshold"] == value
+
+
+def test_a_row_by_hand_that_cannot_be_taken_is_named(log):
+    log.append(said("s2"))
+    by_hand(log, verdict="kept", reviewer="x" * 101)
+    with pytest.raises(UserError, match=r"^\S*review\.parquet: sample s1: reviewer: .*; correct that row") as told:
+        log.adopt()
+    assert "\n" not in str(told.value)
+
+
 def test_verdicts_are_there_before_the_table_is_made_and_gone_when_they_are_undone(log):
     blank = dict.fromkeys(("alpha_threshold", "matte", "verdict", "reason"))
     long_ago = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)

@@ -6,6 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.config import CurationConfig
+from pipeline.curate import curate
+from pipeline.engines.workers import make_parts
+from pipeline.run import Run
 from troubled.stages import STUBS
 
 PLANNED = 12
@@ -20,6 +23,25 @@ def config(root, engine="threads", **changes) -> CurationConfig:
     if trouble is not None:
         settings["filters"] = [{"use": "troubled.stages:Trouble", "config": trouble}]
     return CurationConfig.parse(settings, "test")
+
+
+class Killed(BaseException):
+    """What ends a curation at once."""
+
+
+def stopped_before(stage: str, settings: CurationConfig) -> Run:
+    """The run of a curation that was killed when it came to this stage."""
+
+    def engine(jobs, progress, workers):
+        if jobs and jobs[0].stage == stage:
+            raise Killed
+        return make_parts(jobs, progress, workers)
+
+    try:
+        curate(settings, engine)
+    except Killed:
+        return Run.of(settings)
+    raise AssertionError(f"nothing of {stage} had to be made")
 
 
 def contents(root) -> dict[str, str]:

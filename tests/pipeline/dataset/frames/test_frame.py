@@ -12,10 +12,13 @@ from small.datasets import row, write_dataset
 from data_schemas.errors import UserError
 from data_schemas.shards import read_shard
 from pipeline import cli
+from pipeline.config import ShardsConfig
 from pipeline.dataset.curated import open_run
 from pipeline.dataset.frames.columns import DatasetColumns
 from pipeline.dataset.frames.frame import Frame
+from pipeline.dataset.frames.run_columns import RunColumns
 from pipeline.dataset.opened import open_dataset
+from pipeline.run import Run
 from pipeline.upkeep.diff import diff
 from tokenar.data.samples import read_samples
 
@@ -70,16 +73,37 @@ def test_a_saved_selection_is_a_dataset_with_the_same_pictures(opened, tmp_path)
     own = opened.manifest.set_index("sample_id").loc[table.sample_id]
     assert set(table.sample_id) == set(frame.ids)
     assert table["index"].is_monotonic_increasing, "in the order of the plan"
-    clean = own.shard.notna()  # a planted fault is in no shard of the run
-    assert (table.set_index("sample_id").content == own.content)[clean].all(), "the same files"
+    held = table.set_index("sample_id").shard.notna()
+    assert held.any()
+    assert (held == own.shard.notna()).all(), "a planted fault is in no shard of the run, and in none of these"
+    assert (table.set_index("sample_id").content == own.content)[held].all(), "the same files"
     for column in ("similarity_min", "decision", "prompt", "seed"):
         assert table[column].tolist() == own[column].tolist()
     samples = list(read_samples(f"{out}/train-*.tar"))
-    assert [sample.sample_id for sample in samples] == table.sample_id.tolist()
+    assert [sample.sample_id for sample in samples] == table[table.shard.notna()].sample_id.tolist()
     stated = json.loads(Path(out, "run.json").read_text())
     assert stated["selection"] == {"conditions": ["decision = kept", "split = train"], "samples": len(frame)}
-    assert set(stated["shards"]) == set(table.shard)
+    assert set(stated["shards"]) == set(table.shard.dropna())
     assert diff(open_dataset(opened.run.config.run_url), saved)["dropped"]["count"] == 12 - len(frame)
+
+
+def test_planted_faults_are_chosen_for_the_manifest_but_for_no_shard(opened, tmp_path):
+    run, faults = opened.run, opened.manifest.set_index("sample_id").planted_fault
+    faulty = set(faults.index[faults != "none"])
+    assert len(faulty) == 2, "both in the train split"
+    out = opened.frame.save(str(tmp_path / "all"), shards=True)
+    table = pq.read_table(f"{out}/manifest.parquet").to_pandas().set_index("sample_id")
+    assert set(table.index[table.shard.isna()]) == faulty
+    held = {sample.sample_id for path in Path(out).glob("*.tar") for sample in read_shard(str(path))}
+    assert held == set(faults.index) - faulty
+    with pytest.raises(UserError, match=r"none of the 2 chosen samples may be in a shard.*planted fault"):
+        opened.frame.where("planted_fault != none").save(str(tmp_path / "faulty"), shards=True)
+    assert not (tmp_path / "faulty").exists()
+
+    unfiltered = run.config.model_copy(update={"shards": ShardsConfig(samples_per_shard=4, unfiltered=True)})
+    frame = Frame.of(RunColumns(Run.of(unfiltered)), lambda *_: None)
+    out = frame.save(str(tmp_path / "unfiltered"), shards=True)
+    assert pq.read_table(f"{out}/manifest.parquet")["shard"].null_count == 0
 
 
 def test_the_same_choice_gives_the_same_bytes(opened, tmp_path):

@@ -11,6 +11,7 @@ from pipeline.curate import curate
 from pipeline.dataset.frames import run_columns
 from pipeline.dataset.frames.decisions import decided, stored
 from pipeline.dataset.frames.run_columns import RunColumns
+from pipeline.review.log import ReviewLog
 from pipeline.run import Run
 
 SCORED = {"filters": [{"use": "troubled.stages:Scored", "config": {}}]}
@@ -80,6 +81,19 @@ def test_a_refresh_reads_nothing_but_what_is_new(run, monkeypatch):
     assert now.column("score_0").to_pylist()[:8] == columns.column("score_0").to_pylist()[:8]
     assert now.column("prompt").equals(columns.column("prompt"))
     assert read == ["part-00002"]
+
+    read.clear()
+    said = {"id": "0" * 8, "sample_id": now.ids[0].as_py(), "action": "verdict", "value": "kept", "reviewer": "ada"}
+    ReviewLog(run.config.run_url).append(said)
+    after = now.refreshed()
+    assert after is not now
+    assert after.standing().verdicts.tolist() == ["kept", *[None] * (PLANNED - 1)]
+    assert after.column("score_0").equals(now.column("score_0"))
+    assert set(read) <= {f"part-0000{k}" for k in range(3)}, read
+    read.clear()
+    assert after.refreshed() is after
+    after.load(["score_0", "prompt"])
+    assert read == [], "a verdict changes no part"
 
 
 def test_a_part_of_an_earlier_plan_is_matched_by_sample(run):
