@@ -264,9 +264,8 @@ def _folder_sources(root: Place, pool: PoolConfig, prefix: str) -> list[Source]:
             f"references.pool {where}: holds no picture and no Parquet file (there is: {others}); put "
             f"{', '.join(SUFFIXES)} files into it, in one sub-folder a category, and unpack archives"
         )
-    own_name = (pool.hub_id or (top if top != root else top.resolve()).name or Path(pool.source).stem).rpartition("/")[
-        2
-    ]
+    of_folder = (top if top != root else top.resolve()).name
+    own_name = (pool.hub_id or of_folder or Path(pool.source).stem).rpartition("/")[2]
 
     def contents(path: Place) -> tuple[str, str, Place | None, str]:
         """What is read for a picture: its digest, its note, and its mask with a digest."""
