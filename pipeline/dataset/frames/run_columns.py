@@ -23,7 +23,6 @@ from fsspec.implementations.local import LocalFileSystem
 from data_schemas.errors import UserError
 from data_schemas.tables import DECIDE, MANIFEST, PLAN, STATUS_COLUMNS
 from pipeline.core.parts import NOT_WHOLE, PartStore
-from pipeline.core.rules import resolve_rules
 from pipeline.dataset.frames.columns import FIRST, Standing, need_column
 from pipeline.dataset.opened import open_dataset
 from pipeline.review.log import ReviewLog
@@ -53,7 +52,7 @@ class RunColumns:
 
     def __init__(self, run: Run, listed: Listed | None = None, cells: dict[tuple[str, str], _Cell] | None = None):
         self.run = run
-        self.rules = resolve_rules(run.stages(), run.config.decide.all_thresholds())
+        self.rules = list(run.rules)
         self.listed = _listed(run) if listed is None else listed
         self.parts = [part for part in run.parts() if part in self.listed["plan"]]
         self.fields, self.places = _fields(run)
