@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small.curation import made, small_config
+from troubled.runs import config
 
 from data_schemas.shards import expand_shards, sample_ids
 from data_schemas.tables import REVIEW
@@ -137,6 +138,22 @@ def test_a_threshold_reads_no_tar_for_scores_and_only_kept_pictures_for_shards(c
     read.clear()
     curate(small_config(copied, decide={"thresholds": {"identity_low": 0.0}}))
     assert not read, "what is cached is not read"
+
+
+def test_a_run_at_home_lies_in_one_place(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    for root in ("~/runs", f"file://{home}/runs"):
+        places = write_results(curate(config(root)))
+        assert expand_shards(places["shards"])
+        assert Path(places["report"]).is_file()
+    assert not list(here.iterdir())
+    assert [path.name for path in (home / "runs" / "stubs" / "datasets").glob("[!v]*")] == [
+        (home / "runs" / "stubs" / "dataset").resolve().name
+    ]
 
 
 def test_shard_names_are_without_gaps():
