@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 
 from data_schemas import commands
+from data_schemas.errors import UserError
 from data_schemas.io.files import write_atomically
 from flows.curate import curate_instructar
 from flows.train import train_tokenar
@@ -28,6 +29,8 @@ from tokenar.model.folder import FILES, START
 
 PROFILE = "pretrain"
 LOG = "metrics.jsonl"
+TESTED, FEWEST = 4, 8
+"""Samples that the model is at least measured on, and that are at least curated: half of them may be for testing."""
 CARD = """---
 license: mit
 library_name: tokenar
@@ -65,15 +68,17 @@ def pretrain(root: str, samples: int | None = None, steps: int | None = None, ou
     """Curate, train, measure, and copy model, card, log and settings to ``out``.
 
     Of fewer ``samples`` than the profile's there are fewer subjects, too: half as many. At least four samples show
-    subjects for testing, for the model to be measured on.
+    subjects for testing, for the model to be measured on; UserError if that were more than half of them.
     """
+    if samples is not None and samples < FEWEST:
+        raise UserError(f"--samples {samples}: too few to test on; give at least {FEWEST}")
     given: dict[str, object] = {"root": root}
     if samples is not None:
         profile = CurationConfig.load(PROFILE)
         (pool,) = profile.references.pools()
         fewer = pool.model_copy(update={"count": max(8, samples // 2)})
         given |= {"samples": samples, "references.pool": [fewer.model_dump(exclude_none=True)]}
-        given |= {"planning.test_share": max(profile.planning.test_share, 4 / samples)}
+        given |= {"planning.test_share": max(profile.planning.test_share, TESTED / samples)}
     curation = CurationConfig.load(PROFILE, given=given)
     results = curate_instructar.fn(curation, PROFILE)
     training = Path(curation.run_url) / "training"

@@ -110,3 +110,5 @@ def _check_stage(stage: Stage, before: Sequence[str]) -> None:
     for name in stage.reads:
         if name not in before:
             raise UserError(f"it reads {name!r}, which is no stage before it; {suggest(name, before)}")
+    if "plan" not in stage.reads:
+        raise UserError(f"it reads {', '.join(stage.reads) or 'nothing'}; add 'plan' to them, which names the samples")

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 
 from data_schemas.errors import UserError
 from data_schemas.io import documents
+from data_schemas.io.storage import plain
 from data_schemas.settings import Settings, suggest
 from pipeline.core.names import LARGEST_PART, check_name
 from pipeline.core.stage import StageConfig, any_of
@@ -212,7 +213,7 @@ class CurationConfig(Settings):
                 get_filesystem_class(protocol)
             except (ImportError, ValueError) as error:  # an unknown protocol, or its package is not installed
                 raise ValueError(f"{error}; give a folder, or the URL of a bucket such as s3://name/folder") from error
-        return root
+        return plain(root)
 
     @model_validator(mode="after")
     def _parts_can_be_counted(self) -> Self:

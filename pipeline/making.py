@@ -22,7 +22,7 @@ from pipeline.core import review, sharing
 from pipeline.core.inputs import Inputs
 from pipeline.core.parts import Part, PartStore, join_digests
 from pipeline.core.review import Reviews
-from pipeline.core.rules import decide, resolve_rules
+from pipeline.core.rules import decide
 from pipeline.dataset import publish
 from pipeline.jobs import PartJob, cutout_reader, need_part, pool_rows
 from pipeline.planning import planning
@@ -200,11 +200,9 @@ def _made_before(
 
 
 def _make_decisions(job: PartJob, store: PartStore) -> Part:
-    stages = job.run.stages()
-    parts = {s.name: need_part(job.run, s.name, job.part) for s in stages}
+    parts = {s.name: need_part(job.run, s.name, job.part) for s in job.run.stages()}
     frames = {name: part.table.to_pandas() for name, part in parts.items()}
-    rules = resolve_rules(stages, job.run.config.decide.all_thresholds())
-    rows = decide(frames, rules, Reviews(job.run.config.run_url).rows)
+    rows = decide(frames, job.run.rules, Reviews(job.run.config.run_url).rows)
     return store.commit(job.part, rows, None, job.made_from)
 
 

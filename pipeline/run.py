@@ -16,7 +16,7 @@ from pipeline.config import CurationConfig
 from pipeline.core.names import part_bounds, part_names
 from pipeline.core.parts import PartStore, fingerprint
 from pipeline.core.rules import resolve_rules
-from pipeline.core.stage import Stage
+from pipeline.core.stage import Rule, Stage
 from pipeline.planning import planning
 from pipeline.references import cutouts
 from pipeline.references.sources import Source
@@ -29,10 +29,15 @@ POOL_FILE = "pool.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A config together with the fingerprint of every stage."""
+    """A config together with the fingerprint of every stage, and the rules of ``decide`` with their stages.
+
+    The rules are what the thresholds file said when the fingerprint was made, and go with the run wherever a part is
+    made: the file may be written again while the run is at work.
+    """
 
     config: CurationConfig
     fingerprints: tuple[tuple[str, str], ...]
+    rules: tuple[tuple[str, Rule], ...]
 
     def __hash__(self) -> int:  # the config holds lists, so it has no hash of its own
         return hash((self.config.run_url, self.fingerprints))
@@ -56,22 +61,22 @@ class Run:
             inputs=known["references"],
         )
         stages = build_stages(config)
+        rules = resolve_rules(stages, config.decide.all_thresholds())
         for stage in stages:
             known[stage.name] = stage.fingerprint({name: known[name] for name in stage.reads})
         known["decide"] = fingerprint(
             stage="decide",
             version=DECIDE_VERSION,
-            rules=[[name, rule.column, rule.bound, rule.threshold, rule.reason]
-                   for name, rule in resolve_rules(stages, config.decide.all_thresholds())],
+            rules=[[name, rule.column, rule.bound, rule.threshold, rule.reason] for name, rule in rules],
             inputs={s.name: known[s.name] for s in stages},
-        )  # fmt: skip
+        )
         known["shards"] = fingerprint(
             stage="shards",
             version=SHARDS_VERSION,
             config=config.shards.model_dump(mode="json"),
             inputs=known["decide"],
         )
-        return cls(config, tuple(known.items()))
+        return cls(config, tuple(known.items()), tuple(rules))
 
     def store(self, stage: str) -> PartStore:
         """The part store of a stage."""

@@ -137,7 +137,10 @@ class _Plain:
             raise self._refused(keys, f"{what}, not text or a number; put it in quotes")
         if kind == "int" and len(node.value) > MAX_DIGITS:
             raise self._refused(keys, f"a number of {len(node.value)} digits")
-        value = self.loader.construct_object(node)
+        try:
+            value = self.loader.construct_object(node)
+        except (ValueError, LookupError) as error:  # a tag that its text does not fit
+            raise self._refused(keys, f"{one_line(node.value, 40)!r} is no {kind}; mend it") from error
         if isinstance(value, float) and not math.isfinite(value):
             raise self._refused(keys, f"{node.value} is not a finite number")
         return value

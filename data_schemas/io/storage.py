@@ -62,6 +62,19 @@ def url_of(fs: fsspec.AbstractFileSystem, path: str) -> str:
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
 
+def plain(url: str) -> str:
+    """A place on the local disk as a path that the system understands as well, not only fsspec: without ``file://``
+    and ``~``. The URL of a bucket stays as it is. Raises UserError for the home of nobody, and for no place at all.
+    """
+    on_disk = [f"{protocol}{sep}" for protocol in LocalFileSystem.protocol for sep in ("://", ":")]
+    path = os.path.expanduser(url.removeprefix(next((prefix for prefix in on_disk if url.startswith(prefix)), "")))
+    if path.startswith("~"):
+        raise UserError(f"{shown(url)}: there is no user {path.partition('/')[0][1:]!r}; give a folder")
+    if not path:
+        raise UserError(f"{shown(url)}: names no folder; give one, such as file:///data/runs")
+    return path
+
+
 def in_bucket(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether a file system is an object store."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)

@@ -18,9 +18,10 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
@@ -253,7 +254,8 @@ class PartPictures:
         self.entries = entries
         self._store, self._part = store, part
         self._here: str | None = store.path(part, "tar") if isinstance(store.fs, LocalFileSystem) else None
-        self._together = lru_cache(maxsize=4)(self._of_sample)
+        # not of a method: in a circle with its cache, this object and its file would wait for the garbage collector
+        self._together = lru_cache(maxsize=4)(partial(_of_sample, store.fs, store.path(part, "tar"), entries))
 
     def fetch(self) -> None:
         """Bring the whole tar here if it is in a bucket: one long request in the place of one for each sample."""
@@ -284,16 +286,16 @@ class PartPictures:
         with open(self._here, "rb", buffering=0) as file:  # ten times faster than fsspec
             return os.pread(file.fileno(), entry.size, entry.offset)
 
-    def _of_sample(self, sample_id: str) -> tuple[int, bytes]:
-        """Where a sample's first picture begins in the tar, and all bytes from there to the end of its last."""
-        own = self.entries[sample_id].values()
-        first, last = min(own), max(own)
-        path = self._store.path(self._part, "tar")
-        return first.offset, self._store.fs.cat_file(path, start=first.offset, end=last.offset + last.size)
-
     def of(self, sample_id: str) -> Mapping[str, bytes]:
         """The pictures of one sample by name. Pictures are read on access; empty if the sample has none."""
         return _SamplePictures(self, sample_id, tuple(self.entries.get(sample_id, ())))
+
+
+def _of_sample(fs: fsspec.AbstractFileSystem, tar: str, entries: Entries, sample_id: str) -> tuple[int, bytes]:
+    """Where a sample's first picture begins in a tar, and all bytes from there to the end of its last."""
+    own = entries[sample_id].values()
+    first, last = min(own), max(own)
+    return first.offset, fs.cat_file(tar, start=first.offset, end=last.offset + last.size)
 
 
 class _SamplePictures(Mapping[str, bytes]):

@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from data_schemas.errors import UserError
 from data_schemas.progress import Progress, tell
@@ -29,8 +30,24 @@ def log_parts_to(path: str) -> None:
             f"--log-file {path}: cannot be written ({reason}); give a file in a folder that is there"
         ) from error
     os.set_blocking(file, True)
-    PARTS.addHandler(logging.StreamHandler(os.fdopen(file, "w", encoding="utf-8")))
+    PARTS.addHandler(_LogFile(path, os.fdopen(file, "w", encoding="utf-8")))
     PARTS.setLevel(logging.INFO)
+
+
+class _LogFile(logging.StreamHandler):
+    """Says once that the file cannot be written any more, where logging would print a traceback for every line."""
+
+    def __init__(self, path: str, file: TextIO):
+        super().__init__(file)
+        self.path = path
+
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
+        error = sys.exception()
+        PARTS.removeHandler(self)
+        with suppress(OSError):  # it writes what it still holds
+            self.stream.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        tell(f"--log-file {self.path}: {reason}; no more lines are written to it")
 
 
 def _line(summary: Any) -> str:

@@ -45,7 +45,12 @@ class Weights:
     @property
     def is_local(self) -> bool:
         """Whether ``source`` is a path: it exists on this machine, or it does not look like a Hugging Face id."""
-        return not HUB_ID.fullmatch(self.source) or Path(self.source).expanduser().exists()
+        return not HUB_ID.fullmatch(self.source) or os.path.exists(self.path)
+
+    @property
+    def path(self) -> Path:
+        """Where ``source`` is if it is local."""
+        return Path(os.path.expanduser(self.source))  # Path's own raises for the home of nobody
 
     @property
     def patterns(self) -> list[str]:
@@ -57,7 +62,7 @@ class Weights:
         """The name stored with the data: the id on the hub, or a local file's or folder's own name without its
         location.
         """
-        return os.path.basename(os.path.abspath(os.path.expanduser(self.source))) if self.is_local else self.source
+        return os.path.basename(os.path.abspath(self.path)) if self.is_local else self.source
 
     @property
     def text(self) -> str:
@@ -87,10 +92,10 @@ def identity(weights: Weights) -> str:
 def look(weights: Weights) -> Path | str:
     """The folder or file that holds the weights, or a text that says what is missing."""
     if weights.is_local:
-        path = Path(weights.source).expanduser()
-        if path.is_file():
+        path = weights.path
+        if os.path.isfile(path):  # also says no where a name is too long, or holds what none can
             return path
-        if not path.is_dir():
+        if not os.path.isdir(path):
             return "no such file or folder"
     else:
         try:
@@ -104,8 +109,12 @@ def look(weights: Weights) -> Path | str:
         if not matches:
             return f"{pattern} is missing in {path}"
         for index in (m for m in matches if m.name.endswith(".index.json")):
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-            if lost := sorted(s for s in shards if not (index.parent / s).is_file()):
+            try:
+                shards = set(json.loads(index.read_text())["weight_map"].values())
+                lost = sorted(s for s in shards if not (index.parent / s).is_file())
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                return f"{index.name} in {index.parent} is damaged; download it again"
+            if lost:
                 return f"{lost[0]} is missing in {index.parent}"
     return path
 

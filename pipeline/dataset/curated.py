@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from data_schemas.errors import UserError
+from data_schemas.io.storage import plain
 from pipeline.config import CurationConfig
 from pipeline.dataset.frames.frame import Frame, Shown
 from pipeline.dataset.frames.run_columns import RunColumns
@@ -76,7 +78,7 @@ def open_run(url: str) -> CuratedRun:
 
 def config_of(url: str) -> CurationConfig:
     """The settings of the last curation of the run in a folder or bucket; UserError if none was curated there."""
-    root, _, name = url.rstrip("/").rpartition("/")
+    root, name = os.path.split(plain(url).rstrip("/"))  # of "/name" the root is "/"
     config = CurationConfig.parse({"name": name, "root": root or "."}, url)
     settings = remembered(config)
     if settings is None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Stage
 from pipeline.references import cutouts
 from pipeline.run import DECIDE_VERSION, PLAN_VERSION, SHARDS_VERSION, Run
@@ -34,7 +33,7 @@ def stated(run: Run) -> dict[str, Any]:
     }
     rules = [
         {"stage": stage, "column": rule.column, "bound": rule.bound, "threshold": rule.threshold, "reason": rule.reason}
-        for stage, rule in resolve_rules(run.stages(), run.config.decide.all_thresholds())
+        for stage, rule in run.rules
     ]
     return {"stages": stages, "rules": rules}
 

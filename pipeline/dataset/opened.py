@@ -35,7 +35,7 @@ GIVE = "give a run, or a dataset's folder with manifest.parquet and run.json"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset's folder. ``url`` is what the user gave, ``facts`` the content of run.json."""
+    """A dataset's folder, never a link to it. ``url`` is what the user gave, ``facts`` the content of run.json."""
 
     url: str
     fs: fsspec.AbstractFileSystem
@@ -151,6 +151,8 @@ def open_dataset(url: str) -> Dataset:
         folder = root if fs.exists(f"{root}/run.json") else _newest(fs, root)
         if folder is None:
             raise UserError(f"{shown(url)}: no dataset is there; {GIVE}")
+    if isinstance(fs, LocalFileSystem):  # a curation that ends meanwhile switches the link to another dataset
+        folder = os.path.realpath(folder)
     text = read_bounded(fs, f"{folder}/run.json", GIVE, MAX_BYTES).decode(errors="replace")
     facts = parse_json(text, shown(f"{url}: run.json"))
     if not isinstance(facts, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from PIL import Image
 
@@ -11,6 +11,11 @@ from data_schemas.io import pictures
 from pipeline.core.parts import PartPictures
 from pipeline.jobs import cutout_reader, need_part
 from pipeline.run import Run
+
+
+def part_pictures(run: Run, stage: str, part: str) -> PartPictures:
+    """The pictures that a stage saved for a part."""
+    return run.store(stage).pictures(part, need_part(run, stage, part))
 
 
 class PictureReader:
@@ -29,11 +34,7 @@ class PictureReader:
             ids, *references = (table[n].to_pylist() for n in ("sample_id", "reference_0_id", "reference_1_id"))
             self.part_of |= dict.fromkeys(ids, part)
             self._references |= dict(zip(ids, zip(*references, strict=True), strict=True))
-        self._pictures = lru_cache(maxsize=8)(self.of_part)
-
-    def of_part(self, stage: str, part: str) -> PartPictures:
-        """The pictures that a stage saved for a part."""
-        return self.run.store(stage).pictures(part, need_part(self.run, stage, part))
+        self._pictures = lru_cache(maxsize=8)(partial(part_pictures, run))
 
     def files(self, stage: str, sample_id: str) -> Mapping[str, bytes]:
         """The pictures that a stage saved for a sample, by name; empty if it saved none."""

@@ -23,7 +23,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ from pipeline.core.tar_writer import Entries
 from pipeline.dataset import versions
 from pipeline.dataset.facts import stated
 from pipeline.dataset.leaks import check_leaks
-from pipeline.dataset.picture_reader import PictureReader
+from pipeline.dataset.picture_reader import PictureReader, part_pictures
 from pipeline.dataset.sharding import assign, manifest_bytes, may_be_held, sample_info, score_columns, shard_members
 from pipeline.jobs import PartJob, need_part, pool_digest, pool_rows, read_all
 from pipeline.run import Run
@@ -173,12 +173,9 @@ class ShardMembers(Mapping[str, dict[str, bytes]]):
 
     def __init__(self, pictures: PictureReader, rows: Mapping[str, tuple[dict, dict]]):
         self._pictures, self._rows = pictures, rows
-        self._fetched = lru_cache(maxsize=2)(self._fetch)  # a part's pictures of two stages are read at a time
-
-    def _fetch(self, stage: str, part: str) -> PartPictures:
-        pictures = self._pictures.of_part(stage, part)
-        pictures.fetch()
-        return pictures
+        # A part's pictures of two stages are read at a time. The cache is not of a method: its files would outlive it
+        # until the garbage collector comes.
+        self._fetched = lru_cache(maxsize=2)(partial(_fetched, pictures.run))
 
     def _files(self, stage: str, sample_id: str) -> Mapping[str, bytes]:
         return self._fetched(stage, self._pictures.part_of[sample_id]).of(sample_id)
@@ -200,6 +197,13 @@ class ShardMembers(Mapping[str, dict[str, bytes]]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _fetched(run: Run, stage: str, part: str) -> PartPictures:
+    """The pictures that a stage saved for a part, all of them on this machine."""
+    pictures = part_pictures(run, stage, part)
+    pictures.fetch()
+    return pictures
 
 
 def make_manifest(tables: Tables) -> bytes:

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from data_schemas.io.storage import Unreadable
 from data_schemas.io.text import one_line
 from pipeline.core.parts import Part, PartStore
-from pipeline.core.rules import resolve_rules
 from pipeline.dataset.frames.run_columns import part_stamps
 from pipeline.jobs import cutout_reader, pool_digest
 from pipeline.run import Run
@@ -36,7 +35,7 @@ class Samples:
 
     def __init__(self, run: Run):
         self.run = run
-        self.rules = resolve_rules(run.stages(), run.config.decide.all_thresholds())
+        self.rules = run.rules
         self._read = lru_cache(maxsize=24)(self._part)
         self._ids = lru_cache(maxsize=8192)(self._ids_of)
         self._parts = lru_cache(maxsize=1)(self._parts_of)

@@ -20,7 +20,6 @@ from data_schemas.io.documents import parse_json
 from data_schemas.io.storage import patiently, read_facts, url_to_fs, write_file
 from data_schemas.io.text import one_line
 from pipeline.config import CurationConfig
-from pipeline.core.rules import resolve_rules
 from pipeline.curate import CurationResult, curate
 from pipeline.dataset.facts import licences
 from pipeline.dataset.picture_reader import PictureReader
@@ -79,7 +78,7 @@ def yields(manifest: pd.DataFrame, run: Run) -> dict[str, float]:
     A sample that a person rejected, or that lacks a score, is lost after the last stage.
     """
     stages = [stage.name for stage in run.stages()]
-    stage_of = {rule.reason: stage for stage, rule in resolve_rules(run.stages(), {})}
+    stage_of = {rule.reason: stage for stage, rule in run.rules}
     lost: Counter[str] = Counter()
     for decision, reasons, failed in manifest[["decision", "reasons", "error_stage"]].itertuples(index=False):
         at = [failed] if decision == "error" else [stage_of[reason] for reason in reasons if reason in stage_of]
@@ -180,7 +179,7 @@ def card_of(result: CurationResult, manifest: pd.DataFrame, metrics: dict[str, A
         fingerprints=dict(run.fingerprints),
         models={stage.name: stage.model_name() for stage in run.stages()},
         licences=licences(run.stages()),
-        rules=resolve_rules(run.stages(), config.decide.all_thresholds()),
+        rules=run.rules,
         pools=pool_facts(
             config.references,
             pool_rows(run),
@@ -207,9 +206,7 @@ def report_run(config: CurationConfig, against: str | None = None) -> str:
 
 def _write_report(run: Run, manifest: pd.DataFrame, metrics: dict[str, Any], against: Against | None = None) -> str:
     config = run.config
-    rules = [
-        RuleLine(**vars(r), stage=stage) for stage, r in resolve_rules(run.stages(), config.decide.all_thresholds())
-    ]
+    rules = [RuleLine(**vars(r), stage=stage) for stage, r in run.rules]
     reader = PictureReader(run, pool_digest(run))
     data = ReportData(
         config.name, manifest, rules, metrics, reader.picture, config.model_dump(mode="json"),

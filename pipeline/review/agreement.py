@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
-from pipeline.core.rules import decide, resolve_rules
+from pipeline.core.rules import decide
 from pipeline.jobs import planned_part
 from pipeline.review.log import ReviewLog
 from pipeline.review.opinions import opinions, settled, verdicts
@@ -44,15 +44,13 @@ def agreement(run: Run) -> list[dict[str, Any]]:
 
 def filters(run: Run, samples: Mapping[str, object]) -> dict[str, Labels]:
     """What judge, identity filter and all filters together would do with these samples, were there no reviewer."""
-    stages = run.stages()
-    rules = resolve_rules(stages, run.config.decide.all_thresholds())
-    judges = {"judge": ["semantics"], "identity filter": ["identity"], "all filters": [s.name for s in stages]}
+    judges = {"judge": ["semantics"], "identity filter": ["identity"], "all filters": [s.name for s in run.stages()]}
     found: dict[str, Labels] = {name: {} for name in judges}
     for part in run.parts():
         frames = _frames_of(run, part, samples)
         for name, members in judges.items() if frames else ():
             own = {stage: frames[stage] for stage in members if stage in frames}
-            asked = [(stage, rule) for stage, rule in rules if stage in own]
+            asked = [(stage, rule) for stage, rule in run.rules if stage in own]
             if asked:  # a stage without rules has no say
                 decided = decide(own, asked)
                 found[name] |= {r["sample_id"]: r["decision"] == "kept" for r in decided if r["decision"] in KNOWN}

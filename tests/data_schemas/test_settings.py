@@ -6,6 +6,7 @@ import pytest
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from data_schemas.errors import UserError
+from data_schemas.io.documents import parse_yaml
 from data_schemas.settings import Settings, redacted, suggest
 
 
@@ -95,3 +96,9 @@ def test_a_suggestion_needs_to_be_close():
     assert suggest("papr", ["embedded", "paper"]) == "did you mean paper? There is: embedded, paper"
     assert suggest("sharpen", ["shards", "plan"]) == "there is: shards, plan"
     assert suggest("x", []) == "there is none"
+
+
+@pytest.mark.parametrize("text", ['!!int ""', "!!int _", "!!bool foo", "!!float ''", "!!float x"])
+def test_a_tag_that_its_text_does_not_fit_is_named_with_its_key(text):
+    with pytest.raises(UserError, match=r"^--set a: b\.c: '.*' is no (int|bool|float); mend it$"):
+        parse_yaml(f"b: {{c: {text}}}", "--set a")

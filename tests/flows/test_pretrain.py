@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import run_here
 from paths import ROOT
+
+from flows.pretrain import main
 
 TINY = """
 import sys
@@ -72,3 +75,10 @@ def test_it_goes_on_after_a_kill_and_packages_what_it_made(tmp_path):
     recipe = json.loads((tmp_path / "start-a/recipe.json").read_text())
     assert recipe["curation"]["samples"] == 60
     assert recipe["training"]["steps"] == 200
+
+
+@pytest.mark.parametrize("samples", ["0", "-3", "7"])
+def test_too_few_samples_are_one_line(tmp_path, samples):
+    done = run_here(main, "pretrain", "--root", tmp_path, "--samples", samples, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr == f"error: --samples {samples}: too few to test on; give at least 8\n"

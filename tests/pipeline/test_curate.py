@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,17 +11,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from paths import SUPPORT
 from small.curation import SMALL, made, small_config
+from troubled.runs import PLANNED, config
+from troubled.stages import SCORES
 
 from data_schemas.errors import UserError
 from data_schemas.shards import expand_shards, read_shard
 from pipeline.core.parts import PartPictures
 from pipeline.core.stage import Stage
 from pipeline.curate import check_inputs, curate
+from pipeline.engines.workers import make_parts
 from pipeline.jobs import pool_rows
 from pipeline.references import cutouts, pools
-from pipeline.report.results import report_run
+from pipeline.report.results import report_run, write_results
 
 SCORED = ["synthesis", "matting", "semantics", "identity", "quality"]
 EVERY = ["references", "plan", *SCORED, "decide", "shards"]
@@ -288,3 +293,37 @@ def test_runs_are_timed_apart_from_what_is_cached(small_run):
     timing = result.run.store("identity").notes("part-00000")
     assert len(timing["samples"]) == 4
     assert all(0 < s < 60 for s in timing["samples"].values())
+
+
+@pytest.mark.parametrize("engine", ["threads", pytest.param("local", marks=pytest.mark.slow)])
+def test_a_run_decides_by_the_thresholds_it_began_with(tmp_path, engine):
+    """Somebody, or ``instructar calibrate``, writes the file while a run is at work."""
+    file = tmp_path / "thresholds.yaml"
+    few = {"pool": [{"source": "generated", "count": 8}], "size": 64}
+    settings = config(
+        tmp_path / "runs", engine, references=few, filters=[{"use": "troubled.stages:Scored"}],
+        decide={"thresholds_file": str(file)},
+    )  # fmt: skip
+
+    def write(threshold):
+        file.write_text(yaml.safe_dump({"thresholds": {f"{SCORES[0]}_low": threshold}}))
+
+    def edited(jobs, progress, workers):
+        if "scored" in {job.stage for job in jobs}:
+            write(0.0)
+        return make_parts(jobs, progress, workers)
+
+    def below(result):
+        """How many samples the edited threshold rejected, and what run.json and the card say that it was."""
+        reasons = pd.read_parquet(result.manifest_url).reasons.explode()
+        write_results(result)
+        told = json.loads(Path(result.dataset_url, "run.json").read_text())["rules"]
+        (card,) = re.findall(rf"`{SCORES[0]}` >= ([0-9.]+)", Path(result.dataset_url, "README.md").read_text())
+        (threshold,) = (rule["threshold"] for rule in told if rule["column"] == SCORES[0])
+        return int((reasons == f"{SCORES[0]}_low").sum()), threshold, float(card)
+
+    write(1.0)
+    assert below(curate(settings, edited)) == (PLANNED, 1.0, 1.0)
+    assert below(curate(settings)) == (0, 0.0, 0.0), "the next run decides by what the file says now"
+    write(1.0)
+    assert below(curate(settings)) == (PLANNED, 1.0, 1.0), "and finds the first one's decisions as they were"

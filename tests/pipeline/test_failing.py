@@ -225,3 +225,9 @@ def test_stages_that_save_no_picture_at_all_are_one_line_when_shards_are_written
     stages = {"synthesis": {"use": "troubled.stages:Nothing"}, "matting": {"use": "troubled.stages:NothingCut"}}
     with pytest.raises(UserError, match=r"stage synthesis: it saved no picture target .*set saves_pictures"):
         curate(config(tmp_path, **stages))
+
+
+def test_a_stage_that_reads_no_plan_is_refused_before_any_work(tmp_path):
+    with pytest.raises(UserError, match=r"filter 'troubled\.stages:Aimless': it reads .*add 'plan' to them"):
+        curate(config(tmp_path, filters=[{"use": "troubled.stages:Aimless"}]))
+    assert not list(tmp_path.iterdir())

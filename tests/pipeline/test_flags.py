@@ -29,7 +29,7 @@ def config(**options):
 def test_flags_are_text(text):
     settings = config(pool=text, root=text)
     assert settings.references.pool == text
-    assert settings.root == text
+    assert settings.root == os.path.expanduser(text)
 
 
 @pytest.mark.parametrize("name", ["007", "2024", "yes", "null", "1e3", "2024-01-01"])
@@ -51,6 +51,26 @@ def test_a_profile_cannot_be_a_path():
 def test_an_address_that_nobody_knows():
     with pytest.raises(UserError, match="root: Protocol not known: foo"):
         CurationConfig.load(given={"root": "foo://bucket"})
+
+
+@pytest.mark.parametrize(
+    ("root", "place"),
+    [
+        ("~/runs", "/home/of-me/runs"), ("file:///data/runs", "/data/runs"), ("file:/data/runs", "/data/runs"),
+        ("file://~/runs", "/home/of-me/runs"), ("local:///data", "/data"), ("/", "/"), ("runs/../x/", "runs/../x/"),
+        ("./~nobody-of-this-name", "./~nobody-of-this-name"), ("s3://~bucket/x", "s3://~bucket/x"),
+    ],
+)  # fmt: skip
+def test_a_root_is_one_place_however_it_is_written(root, place, monkeypatch):
+    """Some of what a run writes goes through fsspec, which reads ~ and file:// by itself, and some does not."""
+    monkeypatch.setenv("HOME", "/home/of-me")
+    assert config(root=root).root == place
+
+
+@pytest.mark.parametrize("root", ["~nobody-of-this-name/runs", "file://~nobody-of-this-name", "file://"])
+def test_a_root_that_is_no_place_is_named(root):
+    with pytest.raises(UserError, match=f"root: {root}: .*; give"):
+        config(root=root)
 
 
 def test_a_million_parts_are_enough():

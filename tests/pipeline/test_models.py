@@ -14,6 +14,7 @@ from pipeline.core import stage as core_stage
 from pipeline.core import weights as core_weights
 from pipeline.core.stage import Sample, Stage, StageConfig
 from pipeline.core.weights import Weights
+from pipeline.synthesis.dreamrelation.found import files_here
 
 OWN = '''
 """A filter whose model lies on the hub or in a folder."""
@@ -154,6 +155,24 @@ def test_what_is_missing_is_named(tmp_path):
     folder(tmp_path, **{"model-1.safetensors": b"", "m.index.json": json.dumps(index).encode()})
     with pytest.raises(UserError, match=r"model-2\.safetensors is missing"):
         core_weights.locate(Weights("m", str(tmp_path), (*NEED, "*.index.json")))
+
+
+@pytest.mark.parametrize("source", ["~nobody-of-this-name/x.pth", f"{'a' * 5000}/b/c"])
+def test_a_place_that_cannot_be_is_not_there(source):
+    weights = Weights("m", source, NEED)
+    assert weights.is_local
+    with pytest.raises(UserError, match="no such file or folder"):
+        core_weights.locate(weights)
+    assert files_here(source) is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"weight_map": {"a"', "{}", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}']
+)
+def test_an_index_that_was_half_downloaded_is_named(tmp_path, text):
+    folder(tmp_path, **{"m.index.json": text.encode()})
+    with pytest.raises(UserError, match=r"m\.index\.json in .* is damaged; download it again"):
+        core_weights.locate(Weights("m", str(tmp_path), ("*.index.json",)))
 
 
 class Two(Stage):

@@ -77,6 +77,15 @@ def test_a_log_file_that_cannot_be_is_one_line(tmp_path, kind):
     assert not (tmp_path / "stubs").exists(), "nothing is begun"
 
 
+def test_a_log_file_that_fails_later_is_one_line_and_the_run_goes_on(tmp_path):
+    done = curate_with_log(tmp_path, "/dev/full")
+    assert done.returncode == 0
+    assert done.stderr.count("/dev/full") == 1
+    assert "--log-file /dev/full: No space left on device; no more lines are written to it\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Logging error" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_prefect_has_the_lines_in_the_log_of_the_run(tmp_path):

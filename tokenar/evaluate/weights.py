@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +30,8 @@ def need(package: str, figures: str) -> None:
 def folder_of(option: str, source: str, patterns: Sequence[str]) -> Path:
     """The folder or file that ``source`` names. ``source`` is a path or a Hugging Face id; of an id's repository, files
     that match ``patterns`` are downloaded if they are not on this machine. UserError naming the option."""
-    path = Path(source).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(source))  # Path's own raises for the home of nobody
+    if os.path.exists(path):
         return path
     if not HUB_ID.fullmatch(source):
         raise _cannot_be_had(option, source, "no such file or folder")

@@ -65,12 +65,12 @@ def rules_with(columns: Columns, thresholds: Mapping[str, float]) -> list[tuple[
     """The columns' rules with other thresholds, by reason. Raises UserError for a reason that no rule has, and for a
     threshold that ``decide.thresholds`` would not take."""
     if isinstance(columns, RunColumns):
-        run = columns.run
-        return resolve_rules(run.stages(), {**run.config.decide.all_thresholds(), **thresholds})
-    known = {rule.reason for _, rule in columns.rules}
-    for reason in thresholds:
-        if reason not in known:
-            raise UserError(f"{reason}: no such reason; {suggest(reason, sorted(known))}")
+        resolve_rules(columns.run.stages(), thresholds)  # raises
+    else:
+        known = {rule.reason for _, rule in columns.rules}
+        for reason in thresholds:
+            if reason not in known:
+                raise UserError(f"{reason}: no such reason; {suggest(reason, sorted(known))}")
     return [(stage, replace(r, threshold=thresholds.get(r.reason, r.threshold))) for stage, r in columns.rules]
 
 

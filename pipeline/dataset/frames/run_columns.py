@@ -27,7 +27,6 @@ from data_schemas.io.storage import url_to_fs
 from data_schemas.tables import DECIDE, MANIFEST, PLAN, STATUS_COLUMNS
 from pipeline.core.parts import NOT_WHOLE, PartStore
 from pipeline.core.review import FILE
-from pipeline.core.rules import resolve_rules
 from pipeline.dataset.frames.columns import FIRST, Standing, need_column
 from pipeline.dataset.opened import open_dataset
 from pipeline.review.log import FOLDER, ReviewLog
@@ -58,7 +57,7 @@ class RunColumns:
 
     def __init__(self, run: Run, listed: Listed | None = None, cells: dict[tuple[str, str], _Cell] | None = None):
         self.run = run
-        self.rules = resolve_rules(run.stages(), run.config.decide.all_thresholds())
+        self.rules = list(run.rules)
         self.listed = _listed(run) if listed is None else listed
         self.parts = [part for part in run.parts() if part in self.listed["plan"]]
         self.fields, self.places = _fields(run)

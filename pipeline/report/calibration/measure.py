@@ -19,7 +19,6 @@ from data_schemas.settings import suggest
 from data_schemas.tables import SAMPLE_ID
 from pipeline.config import CurationConfig
 from pipeline.core.parts import Part
-from pipeline.core.rules import resolve_rules
 from pipeline.core.stage import Stage
 from pipeline.jobs import planned_part
 from pipeline.report.calibration.figures import RuleFigures, rule_figures
@@ -93,7 +92,7 @@ def measure(config: CurationConfig, stage_name: str, floor_samples: int = 64) ->
     table = pd.concat([seen[columns], floor.reindex(columns=columns)], ignore_index=True)
     table[names] = table[names].astype(float)
     table = _labelled(table, labels)
-    rules = [(n, r) for n, r in resolve_rules(run.stages(), config.decide.all_thresholds()) if n in frames]
+    rules = [(n, r) for n, r in run.rules if n in frames]
     figures = [rule_figures(rule, table, frames, rules, labels) for name, rule in rules if name == stage_name]
     return Calibration(run, stage, own.model.iloc[0], len(own), list(frames), table, figures)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from huggingface_hub import HfApi, constants
 
@@ -77,10 +78,10 @@ def lora_file(name: str) -> str:
 
 def files_here(source: str) -> list[str] | None:
     """The .safetensors files of a source on this machine; None if it is not here."""
-    place = look(Weights("relation LoRAs", source, (ANY,)))
+    weights = Weights("relation LoRAs", source, (ANY,))
+    place = look(weights)
     if isinstance(place, str):
-        folder = Path(source).expanduser()  # one that is there and holds none has no LoRA
-        return [] if folder.is_dir() else None
+        return [] if os.path.isdir(weights.path) else None  # one that is there and holds none has no LoRA
     if place.is_file():
         return [place.name]
     return sorted(path.relative_to(place).as_posix() for path in place.glob(ANY))[:MAX_FILES]

@@ -1,9 +1,11 @@
 """The folder that trainers read holds the kept samples and no others, whatever was there before."""
 
 import datetime
+import gc
 import json
 import os
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small.curation import made, small_config
+from troubled.runs import config
 
 from data_schemas.shards import expand_shards, sample_ids
 from data_schemas.tables import REVIEW
+from pipeline.core.parts import PartPictures
 from pipeline.curate import curate
 from pipeline.dataset.sharding import assign
 from pipeline.report.results import write_results
@@ -137,6 +141,42 @@ def test_a_threshold_reads_no_tar_for_scores_and_only_kept_pictures_for_shards(c
     read.clear()
     curate(small_config(copied, decide={"thresholds": {"identity_low": 0.0}}))
     assert not read, "what is cached is not read"
+
+
+def test_a_run_at_home_lies_in_one_place(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    for root in ("~/runs", f"file://{home}/runs"):
+        places = write_results(curate(config(root)))
+        assert expand_shards(places["shards"])
+        assert Path(places["report"]).is_file()
+    assert not list(here.iterdir())
+    assert [path.name for path in (home / "runs" / "stubs" / "datasets").glob("[!v]*")] == [
+        (home / "runs" / "stubs" / "dataset").resolve().name
+    ]
+
+
+def test_tars_that_were_brought_from_a_bucket_go_with_their_last_use(tmp_path, monkeypatch):
+    """They may be of gigabytes, and many: none may wait for the garbage collector."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    real, lying = PartPictures.fetch, []
+
+    def fetch(self):
+        real(self)
+        lying.append(len(list(tmp_path.iterdir())))
+
+    monkeypatch.setattr(PartPictures, "fetch", fetch)
+    gc.disable()
+    try:
+        curate(config("memory://brought", part_size=2, workers=1, shards={"samples_per_shard": 12}))
+        assert len(lying) >= 12, "of six parts those of two stages"
+        assert max(lying) <= 4, "the shard, those of a part's two stages, and the next part's first"
+        assert not list(tmp_path.iterdir())
+    finally:
+        gc.enable()
 
 
 def test_shard_names_are_without_gaps():

@@ -2,11 +2,14 @@
 
 import hashlib
 import random
+import subprocess
 import time
+from collections import Counter
 
 import fsspec
 import pytest
 import s3fs
+from chaos import kills
 from chaos.bucket import BUCKET, bucket
 from chaos.curations import Curation, Undisturbed
 from chaos.kills import killed_rounds
@@ -28,6 +31,40 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path
     faults = {"nan": [7], "crash_once": [11]}
     done = killed_rounds("local", 2, random.Random(1), tmp_path, calm, faults, **small)
     assert done["kills"] == sum(done["killed"].values()) == 2
+
+
+class Remade:
+    """A run that makes its only part anew after every kill, of which there are two."""
+
+    root, kills = "remade", 0
+
+    def __init__(self, *_given, **_changes):
+        pass
+
+    def start(self):
+        return self
+
+    def poll(self):
+        return None
+
+    def wait(self, seconds):
+        if self.kills < 2:
+            self.kills += 1
+            raise subprocess.TimeoutExpired("remade", seconds)
+        return 0
+
+    def contents(self):
+        return {}
+
+    def parts(self):
+        return {"part-00000.parquet": f"written {self.kills} times"}
+
+
+def test_a_part_that_is_made_again_between_two_kills_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(kills, "Curation", Remade)
+    monkeypatch.setattr(kills, "_kill", lambda *_: "group")
+    with pytest.raises(AssertionError, match=r"made again, though they were whole: \['part-00000"):
+        killed_rounds("local", 2, random.Random(0), tmp_path, Undisturbed({}, Counter(), 1.0))
 
 
 @pytest.fixture

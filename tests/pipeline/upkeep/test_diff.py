@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import run_here
-from small.datasets import RULES, STAGES, row, table, write_dataset
+from small.datasets import RULES, STAGES, row, table, write_dataset, write_shards
 from troubled.runs import config
 
 from pipeline import cli
@@ -40,6 +40,23 @@ def test_two_that_are_the_same_have_no_difference(tmp_path):
     assert done.stdout.splitlines()[1:] == [
         f"new  {tmp_path}/new  version 1.0.0, kept 2 of 2, 2 in shards", "step: same",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("link", ["dataset", "newest"])
+def test_a_dataset_that_was_opened_stays_the_one_it_was(tmp_path, link):
+    """A curation that ends meanwhile switches the link to another one."""
+    run = tmp_path / "run"
+    old = write_shards(run / "datasets" / "old", [row(0), row(1)])
+    new = write_shards(run / "datasets" / "new", [rejected(0, "jpeg_blocks"), row(1)])
+    (run / "dataset").symlink_to("datasets/old")
+    (run / "newest").symlink_to("dataset")
+    opened = open_dataset(f"{run}/newest" if link == "newest" else str(run))
+    (run / "dataset").unlink()
+    (run / "dataset").symlink_to("datasets/new")
+    assert diff(opened, open_dataset(old))["step"] == "same"
+    assert diff(opened, open_dataset(new))["decided"]["count"] == 1
+    (shard,) = opened.shards
+    assert opened.bring(shard, tmp_path / shard) == opened.shards[shard]
 
 
 def test_samples_that_came_and_went_are_counted_and_ten_are_named(tmp_path):

@@ -177,6 +177,16 @@ def test_what_is_no_run_is_named(tmp_path, where):
     assert f"{where}: no run was curated there" in done.stderr
 
 
+def test_a_run_at_the_top_of_the_disk_is_not_one_of_this_folder(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    run.rename("run-that-only-this-folder-has")
+    for url in ("/run-that-only-this-folder-has", "file:///run-that-only-this-folder-has"):
+        done = ask(url, "--yes")
+        assert done.returncode == 2
+        assert f"{url}: no run was curated there" in done.stderr
+    assert ask("run-that-only-this-folder-has").returncode == 0
+
+
 def test_a_bucket_is_pruned_too():
     root = "memory://pruned"
     for low, version in [(8.0, 1), (4.0, 0)]:

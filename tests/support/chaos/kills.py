@@ -92,7 +92,7 @@ def killed_rounds(
                         process.wait(chance.uniform(0.2, 1.2) * usual)
                     except subprocess.TimeoutExpired:
                         killed[_kill(process, cluster, chance)] += 1
-                        before |= curation.parts()
+                        before = curation.parts() | before  # as first seen
                 whole = process.wait(WHOLE) == 0
             assert (found := curation.contents()) == calm.contents, (
                 f"{curation.root} differs: {found} for {calm.contents}"

@@ -100,7 +100,7 @@ def restarted_rounds(restarts: int, chance: random.Random, folder: Path, calm: U
                         own.stop(chance.choice([signal.SIGTERM, signal.SIGKILL]))
                         time.sleep(LONG_OUTAGE if done % 4 == 0 else chance.uniform(0.0, OUTAGE))
                         own.start()
-                        before |= curation.parts()
+                        before = curation.parts() | before  # as first seen
                         done, disturbed = done + 1, disturbed + 1
                 whole = process.wait(WHOLE) == 0
                 survived, ended = survived + (whole and disturbed > 0), ended + (not whole)

@@ -46,6 +46,7 @@ _CODE = {
         "did you mean score",
     ),
     "reads nothing": (OWN + f"    reads = ('synthesi',)\n{WHOLE}", "did you mean synthesis"),
+    "reads no plan": (OWN + f"    reads = ('synthesis',)\n{WHOLE}", "add 'plan' to them"),
     "config no class": (OWN + f"    Config = 3\n{WHOLE}", "mine:Own"),
     "config a dict": (OWN + f"    Config = dict\n{WHOLE}", "Config"),
     "init leaves": (INIT + f"sys.exit(1)\n{WHOLE}", "SystemExit"),

@@ -161,6 +161,17 @@ class Scored(Stage):
         return {name: digits[k] / 255 for k, name in enumerate(SCORES)}
 
 
+class Aimless(Stage):
+    """Reads no plan, which names the samples."""
+
+    name = "aimless"
+    reads = ("synthesis",)
+    columns = ()
+
+    def process(self, sample: Sample) -> dict:
+        return {}
+
+
 class Fails(Stage):
     """Fails on two of three samples."""
 
