@@ -231,9 +231,17 @@ def read_training(folder: str, run: Run | None = None) -> Training | None:
     name = next((name for name, method in methods.items() if "model" in method), None)
     if name is not None:
         evaluation, drawn = _headline(methods[name]["figures"]), f"{root}/evaluation/{name}/samples"
-    trained_on = (read_facts(fs, f"{root}/summary.json") or {}).get("shards", {})
-    of_other_shards = run is not None and bool(trained_on) and _differ(run, set(trained_on.values()))
+    trained_on = _digests((read_facts(fs, f"{root}/summary.json") or {}).get("shards"))
+    of_other_shards = run is not None and bool(trained_on) and _differ(run, trained_on)
     return Training(log, evaluation, _drawn(fs, drawn), of_other_shards)
+
+
+def _digests(shards: object) -> set[str]:
+    """The digests of the shards that a trainer states: a list, in earlier runs a mapping of names to digests."""
+    if isinstance(shards, dict):
+        return set(map(str, shards.values()))
+    entries = shards if isinstance(shards, list) else []
+    return {str(entry.get("sha256")) for entry in entries if isinstance(entry, dict)}
 
 
 def _differ(run: Run, trained_on: set[str]) -> bool:

@@ -191,11 +191,19 @@ def test_the_report_tells_a_model_of_an_earlier_dataset(copied):
     training = copied / "small" / "training"
     training.mkdir()
     (training / "metrics.jsonl").write_text('{"step": 1, "loss": 4.0}\n{"step": 2, "lo')  # it is being written
-    summary = {"shards": {name: digest for name, digest in shards.items() if name.startswith("train-")}}
-    (training / "summary.json").write_text(json.dumps(summary))
+    digests = {name: digest for name, digest in shards.items() if name.startswith("train-")}
+    stated = json.dumps({"shards": [{"name": name, "sha256": digest} for name, digest in digests.items()]})
+    of_before = json.dumps({"shards": digests})
     told = "trained on other shards"
-    assert told not in Path(write_results(curate(config))["report"]).read_text()
+
+    def tells(summary: str) -> bool:
+        (training / "summary.json").write_text(summary)
+        return told in Path(write_results(curate(config))["report"]).read_text()
+
+    assert not tells(stated)
+    assert not tells(of_before)
     reject(copied, sorted(kept(curate(config)))[:4])
-    assert told in Path(write_results(curate(config))["report"]).read_text()
-    (training / "summary.json").write_text("{}")  # of a trainer that did not say yet
-    assert told not in Path(write_results(curate(config))["report"]).read_text()
+    assert tells(stated)
+    assert tells(of_before)
+    assert not tells("{}"), "of a trainer that did not say yet"
+    assert not tells('{"shards": 3}'), "damaged"
