@@ -179,7 +179,8 @@ def _content(file: IO[bytes], entry: tarfile.TarInfo) -> bytes:
 def expand_shards(pattern: str | Sequence[str]) -> list[str]:
     """The sorted shards that a glob such as ``data/train-*.tar`` (disk or bucket) matches, or those of several globs.
 
-    In a bucket ``<run>/dataset`` stands for the run's newest dataset. Raises UserError if nothing matches.
+    ``<run>/dataset`` stands for the run's newest dataset, and the shards are in that dataset's own folder: a curation
+    that ends while they are read makes another one the newest. Raises UserError if nothing matches.
     """
     if not isinstance(pattern, str):
         return list(dict.fromkeys(url for one in pattern for url in expand_shards(one)))
@@ -199,9 +200,16 @@ def expand_shards(pattern: str | Sequence[str]) -> list[str]:
                     f"{shown(path)}: is a folder, not a shard; give a glob such as '{path.rstrip('/')}/*.tar'"
                 )
             check_file(path, GLOB)
+        paths = [_in_its_folder(path) for path in paths]
     if not paths:
         raise UserError(f"{shown(pattern)}: no shard matches; {GLOB}")
     return sorted(paths)
+
+
+def _in_its_folder(path: str) -> str:
+    """The path of a file without the link to the folder that it is in."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name) if os.path.islink(folder) else path
 
 
 def _no_examples(path: str) -> None:

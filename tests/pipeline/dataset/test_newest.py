@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -42,6 +43,17 @@ def test_the_address_goes_with_the_newest_dataset(bucket):
     manifest = fs.cat_file(first.manifest_url)
     pointer = json.loads(fs.cat_file(f"{bucket}/stubs/dataset.json"))
     assert pointer["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
+
+
+def test_shards_that_were_found_stay_those_of_one_dataset(tmp_path):
+    """Encoding a dataset can take hours, and a curation may end meanwhile."""
+    first = Path(curate(config(tmp_path)).dataset_url).resolve()
+    found = expand_shards(f"{tmp_path}/stubs/dataset/t*.tar")
+    before = [hashlib.sha256(Path(url).read_bytes()).hexdigest() for url in found]
+    curate(config(tmp_path, seed=9))
+    assert [hashlib.sha256(Path(url).read_bytes()).hexdigest() for url in found] == before
+    assert {Path(url).parent for url in found} == {first}
+    assert expand_shards(f"{tmp_path}/stubs/dataset/t*.tar") != found
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"dataset": "../x/datasets/0123456789abcdef"}', b'{"dataset": 3}'])
