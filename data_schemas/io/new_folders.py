@@ -12,7 +12,7 @@ from pathlib import Path
 from fsspec.core import split_protocol
 
 from data_schemas.errors import UserError
-from data_schemas.io.storage import shown
+from data_schemas.io.storage import plain, shown
 
 
 def new_folder(out: str) -> Path:
@@ -29,7 +29,7 @@ def local_folder(out: str) -> Path:
         raise UserError(
             f"--out {shown(out)}: give a folder of this machine, and copy it to the bucket when it is whole"
         )
-    target = Path(os.path.abspath(out.removeprefix("file://")))
+    target = Path(os.path.abspath(plain(out)))
     with _writing(f"--out {out}"), suppress(FileNotFoundError, NotADirectoryError):
         target.lstat()  # a name that is too long is told before the work
     return target

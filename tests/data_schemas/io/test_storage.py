@@ -4,6 +4,7 @@ import fsspec
 import pytest
 
 from data_schemas.errors import UserError
+from data_schemas.io.new_folders import new_folder
 from data_schemas.io.storage import reaching, shown, url_to_fs
 from data_schemas.shards import expand_shards, read_members
 
@@ -57,3 +58,10 @@ def test_a_bucket_that_breaks_while_it_is_read(tmp_path):
 def test_addresses_are_shown_on_one_line():
     assert shown("a\nb\x1b[31m") == "a b [31m"
     assert shown("s3://k:p@b/x") == "s3://***@b/x"
+
+
+def test_an_out_folder_is_the_same_however_it_is_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert {new_folder(out) for out in ("~/made", f"file://{tmp_path}/made", f"{tmp_path}/made")} == {tmp_path / "made"}
+    with pytest.raises(UserError, match="there is no user 'nobody-of-this-name'"):
+        new_folder("~nobody-of-this-name/made")
