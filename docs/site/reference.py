@@ -170,7 +170,8 @@ def _signature(thing: Any, bound: bool = False) -> str:
     signature = inspect.signature(thing)
     own = list(signature.parameters.values())[int(bound) :]
     parameters = [p.replace(annotation=_as_written(p.annotation), default=_default(p)) for p in own]
-    return str(signature.replace(parameters=parameters, return_annotation=_as_written(signature.return_annotation)))
+    made = signature.empty if inspect.isclass(thing) else _as_written(signature.return_annotation)
+    return str(signature.replace(parameters=parameters, return_annotation=made))
 
 
 def _default(parameter: inspect.Parameter) -> Any:
