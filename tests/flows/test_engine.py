@@ -10,6 +10,7 @@ from pipeline.curate import curate
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_a_shell_mended_is_not_taken_as_it_was(tmp_path, monkeypatch):
     """Prefect has results of its own of the parts, from before."""
     settings = config(tmp_path, filters=[{"use": "troubled.stages:FailsAtFirst"}])

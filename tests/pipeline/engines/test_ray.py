@@ -53,6 +53,7 @@ def test_two_nodes_make_the_bytes_that_threads_make_and_one_that_is_lost_costs_n
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_stages_of_this_project_need_nothing_to_be_sent_along(tmp_path):
     some = {"samples": 4, "part_size": 4, "planning": {"test_share": 0.5}}
     curate(small_config(tmp_path / "ray", engine="ray", workers=1, **some))
