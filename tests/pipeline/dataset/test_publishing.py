@@ -100,11 +100,11 @@ def test_a_published_dataset_that_was_tampered_with_is_put_together_again(copied
 
 
 @pytest.mark.slow
-def test_a_bucket_gets_a_dataset_of_exactly_the_kept_samples():
-    config = small_config("memory://publishing", shards={"samples_per_shard": 1})
+def test_a_bucket_gets_a_dataset_of_exactly_the_kept_samples(bucket):
+    config = small_config(bucket, shards={"samples_per_shard": 1})
     first = curate(config)
     assert in_shards(first) == kept(first)
-    second = curate(small_config("memory://publishing", shards={"samples_per_shard": 50}))
+    second = curate(small_config(bucket, shards={"samples_per_shard": 50}))
     assert in_shards(second) == kept(second) == kept(first)
 
 

@@ -187,18 +187,18 @@ def test_a_run_at_the_top_of_the_disk_is_not_one_of_this_folder(run, monkeypatch
     assert ask("run-that-only-this-folder-has").returncode == 0
 
 
-def test_a_bucket_is_pruned_too():
-    root = "memory://pruned"
+@pytest.mark.slow
+def test_a_bucket_is_pruned_too(bucket):
     for low, version in [(8.0, 1), (4.0, 0)]:
-        result = curate(settings(root, low, version))
-    fs, path = fsspec.core.url_to_fs(root)
+        result = curate(settings(bucket, low, version))
+    fs, path = fsspec.core.url_to_fs(bucket)
     before = set(fs.find(path))
-    done = ask(f"{root}/stubs", "--yes")
+    done = ask(f"{bucket}/stubs", "--yes")
     assert done.returncode == 0, done.stderr
     fs.invalidate_cache()
     gone = before - set(fs.find(path))
     assert {name.split("/stubs/")[1].split("/")[0] for name in gone} >= {"trouble", "decide", "shards", "datasets"}
-    assert ask(f"{root}/stubs").stdout == "nothing to remove\n"
+    assert ask(f"{bucket}/stubs").stdout == "nothing to remove\n"
     left = {name.split("/stubs/")[1] for name in fs.find(path)}
     assert {f"{stage}/{own}/part-00000.parquet" for stage, own in result.run.fingerprints[1:-1]} <= left
     assert len(fs.glob(f"{path}/stubs/datasets/*/run.json")) == 1
