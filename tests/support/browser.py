@@ -16,10 +16,13 @@ from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from paths import ROOT
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / "runs/screenshots"))
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+PATIENCE = 120_000
+"""Milliseconds that a page may take for anything: a busy machine is slow, not wrong."""
+expect.set_options(timeout=PATIENCE)
 LOOKS = [(size, scheme) for size in ("wide", "narrow") for scheme in ("light", "dark")]
 
 
@@ -40,7 +43,7 @@ def page_of(browser: Browser, url: str, size: str = "wide", scheme: str = "light
     context = browser.new_context(
         viewport=WIDE if size == "wide" else NARROW, color_scheme=scheme, reduced_motion="reduce"
     )
-    context.set_default_timeout(120_000)  # a busy machine is slow, not wrong
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
