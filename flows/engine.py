@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -127,12 +128,14 @@ def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress, workers: Wo
         return [asdict(summary) for summary in made_in(places, ranges[first], workers, bar.made)]
 
     summaries: dict[str, list[PartSummary]] = {}
+    there: dict[str, list[PartSummary]] = {}
     places = ThreadPoolExecutor(workers.count)
     try:
         with ThreadPoolTaskRunner(max_workers=2) as runner:  # type: ignore[var-annotated]  # one fills the other's gaps
             futures: dict[PrefectFuture, str] = {}
             for first, own in ranges.items():
-                options: dict[str, Any] = {"refresh_cache": not all(job.whole() for job in own)}
+                there[first] = list(filter(None, takewhile(bool, map(kept, own))))  # up to one that has to be made
+                options: dict[str, Any] = {"refresh_cache": len(there[first]) < len(own)}
                 if split_protocol(config.run_url)[0] is None:  # on a bucket: Prefect's own result storage
                     options["result_storage"] = Path(config.run_url).absolute() / "prefect"
                 parameters = {"stage": stage, "first": first, "last": own[-1].part, "key": _key(own)}
@@ -142,8 +145,7 @@ def prefect_engine(jobs: Sequence[PartJob], progress: StageProgress, workers: Wo
                     made = [PartSummary(**summary) for summary in future.result()]
                     if future.state.name == "Cached":
                         # Prefect's results are of the time when it made the parts; a shell may have made them since.
-                        own = ranges[futures[future]]
-                        made = [kept(job) or replace(old, cached=True) for job, old in zip(own, made, strict=True)]
+                        made = there[futures[future]]
                         for summary in made:
                             bar.made(summary)
                     summaries[futures[future]] = made

@@ -39,10 +39,6 @@ class PartJob:
         """Whether a part that was read is complete, is not forced to be made again, and has no errors to retry."""
         return part is not None and not self.force and not (self.retry_errors and _has_errors(part))
 
-    def whole(self) -> bool:
-        """Whether the part on disk is complete, made from this job's input, and may be kept."""
-        return self.may_keep(self.run.store(self.stage).read(self.part, self.made_from))
-
 
 def _has_errors(part: Part) -> bool:
     return "status" in part.table.column_names and "error" in part.table.column("status").to_pylist()
