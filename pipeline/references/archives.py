@@ -9,8 +9,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ from data_schemas.errors import UserError
 from data_schemas.io.files import check_file
 from data_schemas.io.tars import tar_files
 from data_schemas.io.text import one_line
-from pipeline.references.places import BucketPath, Listing
+from pipeline.references.places import BucketPath, GuardedFile, Listing
 
 SUFFIXES = (".tar", ".zip")
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError)
@@ -88,52 +88,23 @@ class Archives(AbstractArchiveFileSystem):
         archive, member = self._members[path]
         if isinstance(member, zipfile.ZipInfo):
             where = f"{self.unstrip_protocol(path)}: cannot be unpacked from {os.path.basename(archive)}"
-            with _unpacking(where):
-                return _Unpacked(self._zips[archive].open(member), where)  # type: ignore[return-value]
+            file = _unpack(where, lambda: self._zips[archive].open(member))
+            return GuardedFile(file, partial(_unpack, where))  # type: ignore[return-value]
         with open(archive, "rb") as file:  # no member has more bytes than a picture may have
             file.seek(member.offset_data)
             return io.BytesIO(file.read(member.size))
 
 
-@contextmanager
-def _unpacking(where: str) -> Iterator[None]:
-    """Turn what a damaged member raises into a UserError.
+def _unpack(where: str, read: Callable[[], Any]) -> Any:
+    """What ``read`` returns; what a damaged member raises becomes a UserError.
 
     It is no OSError, which would be taken for a storage that fails for a moment: asked again, it would stop the run.
     """
     try:
-        yield
+        return read()
     except UserError:
         raise
     except (OSError, *DAMAGED) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's; that of bz2 has no number
             raise
         raise UserError(f"{where} ({one_line(error, 100)}); pack it again, without a password") from error
-
-
-class _Unpacked(io.RawIOBase):
-    """A member of a zip archive while it is read."""
-
-    def __init__(self, file: IO[bytes], where: str):
-        self._file, self._where = file, where
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        with _unpacking(self._where):  # it reads what lies between
-            return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def read(self, size: int = -1, /) -> bytes:
-        with _unpacking(self._where):
-            return self._file.read(size)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

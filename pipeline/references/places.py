@@ -199,14 +199,17 @@ class BucketPath:
     def opened(self) -> BinaryIO:
         """The file opened for reading here and there; each of its reads is tried again if the storage fails."""
         file = patiently(lambda: self.pool.fs.open(self._key, "rb", block_size=AHEAD), str(self))
-        return PatientFile(file, str(self))  # type: ignore[return-value]
+        return GuardedFile(file, lambda read: patiently(read, str(self)))  # type: ignore[return-value]
 
 
-class PatientFile(io.RawIOBase):
-    """A file of fsspec; its position changes only by reads that succeed."""
+class GuardedFile(io.RawIOBase):
+    """A file whose reads and seeks are called by ``guard``, which may try again or raise another error.
 
-    def __init__(self, file: Any, url: str):
-        self._file, self._url = file, url
+    A position changes only by reads that succeed.
+    """
+
+    def __init__(self, file: Any, guard: Callable[[Callable[[], Any]], Any]):
+        self._file, self._guard = file, guard
 
     def readable(self) -> bool:
         return True
@@ -215,13 +218,13 @@ class PatientFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        return int(self._file.seek(offset, whence))
+        return int(self._guard(lambda: self._file.seek(offset, whence)))  # in a zip it reads what lies between
 
     def tell(self) -> int:
         return int(self._file.tell())
 
     def read(self, size: int = -1, /) -> bytes:
-        return patiently(lambda: self._file.read(size), self._url)
+        return self._guard(lambda: self._file.read(size))
 
     def close(self) -> None:
         self._file.close()
